@@ -1,0 +1,24 @@
+//! Segue speaks the etcd v3 API and moves a running application from one key-value store to another.
+
+pub mod store;
+pub mod types;
+
+/// The etcd v3 API as generated from `proto/`.
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    unreachable_pub,
+    reason = "generated code"
+)]
+pub mod proto {
+    /// Keys, values and events.
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    /// Services and their messages.
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+    /// Everything in `proto/` as descriptors, for server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

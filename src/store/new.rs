@@ -1,0 +1,178 @@
+//! What a migration needs of the store that the data goes to.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Result, Store};
+use crate::types::{Answer, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply};
+
+/// A store that a migration can go to.
+///
+/// Besides its keys it holds the **line** (epoch, whether claims are left, where the revisions go on)
+/// and named **records**, in which the migration keeps its state. Records are no keys: they are
+/// never seen by ranges, counts and watches, and where the store assigns revisions by itself they
+/// take none.
+#[async_trait]
+pub trait NewStore: Send + Sync + 'static {
+    /// What makes this store the one it is; see [`super::OldStore::identity`].
+    async fn identity(&self) -> Result<String>;
+
+    /// A handle on the store whose every operation holds to `guard`.
+    fn guarded(&self, guard: Guard) -> Arc<dyn GuardedStore>;
+
+    /// The line as it stands now; nothing before a migration has set it, and after settle.
+    async fn line(&self) -> Result<Option<Line>>;
+
+    /// All records whose names begin with `prefix`, in the order of their names, in one snapshot.
+    async fn records(&self, prefix: &str) -> Result<Vec<Record>>;
+
+    /// Carries out `txn` if all that it expects holds; answers whether it did.
+    async fn write_records(&self, txn: RecordTxn) -> Result<bool>;
+
+    /// Whether the store holds no keys, claims and records at all.
+    async fn is_empty(&self) -> Result<bool>;
+
+    /// Removes all claims of deleted keys (and, where they are records of their own, those of live
+    /// ones). Only after the line was removed. May take long; can be interrupted and repeated.
+    async fn drop_claims(&self) -> Result<()>;
+}
+
+/// What every operation through a handle holds to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing: a store without a migration, or one that is settled.
+    None,
+    /// The store's epoch is this one, in the same transaction or snapshot; else the operation fails
+    /// with [`super::StoreError::StaleEpoch`].
+    Epoch {
+        /// The epoch.
+        epoch: Epoch,
+        /// Every write leaves a claim (equal to the line's `claims` of that epoch).
+        claims: bool,
+    },
+}
+
+/// Where the store stands in the migration. Changed only together with the state record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The only epoch whose operations the store carries out.
+    pub epoch: Epoch,
+    /// Keys that are written, deleted, or expire leave a claim.
+    pub claims: bool,
+    /// The last revision that belongs to the old store: the next change is the one after it or a
+    /// later one. A store that assigns revisions by itself translates by a fixed offset from here.
+    pub base: Revision,
+}
+
+/// A named piece of the migration's own state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name, in segments set apart by `/`.
+    pub name: String,
+    /// What it says.
+    pub value: Bytes,
+    /// Changes with every write of the record; never 0.
+    pub version: i64,
+}
+
+/// Compare-and-put on records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordTxn {
+    /// Versions that the named records must have now; 0 is "does not exist".
+    pub expect: Vec<(String, i64)>,
+    /// What is written then.
+    pub writes: Vec<RecordWrite>,
+    /// What becomes of the line: left alone, or set, or removed.
+    pub line: Option<Option<Line>>,
+}
+
+/// A write of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordWrite {
+    /// Which.
+    pub name: String,
+    /// The new value; nothing removes it.
+    pub value: Option<Bytes>,
+}
+
+/// A handle on a new store: the store's operations, and those that know of claims, all of them
+/// under the [`Guard`] that the handle was made with.
+#[async_trait]
+pub trait GuardedStore: Store {
+    /// Several reads in one snapshot. Replies are in the order of the reads.
+    ///
+    /// `at` as in [`Range::at`], which the reads themselves leave empty. A claimed key shows its
+    /// state at that revision; one that was copied up later, the state it was copied up in.
+    async fn snapshot(
+        &self,
+        at: Option<Revision>,
+        reads: Vec<Read>,
+    ) -> Result<Answer<Vec<ReadReply>>>;
+
+    /// Copies up `copies`, each only if its key is unclaimed, then runs `txn`. Copies that were
+    /// made stay made if the transaction fails.
+    async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>>;
+
+    /// Copies up many keys, each only if it is unclaimed, together with a record (the backfill's
+    /// cursor), in one transaction. Answers how many were unclaimed, or nothing if the record was
+    /// not in the expected version, and then nothing was done.
+    ///
+    /// Fails with [`super::RequestError::LeaseNotFound`] if a copy's lease does not exist: callers
+    /// grant leases first.
+    async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>>;
+}
+
+/// One of several reads in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Live keys, as a client would read them.
+    Range(Range),
+    /// Everything that is claimed, live or deleted, in key order; reserved keys are hidden as from
+    /// a range.
+    Claims {
+        /// Which keys.
+        keys: KeyRange,
+        /// How many live pairs, from the first, come with their values; the rest without.
+        values: usize,
+    },
+}
+
+/// The reply to a [`Read`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadReply {
+    /// To [`Read::Range`].
+    Range(RangeReply),
+    /// To [`Read::Claims`].
+    Claims(Vec<Claim>),
+}
+
+/// What the new store has decided about a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is live there.
+    Live(KeyValue),
+    /// It is deleted: a whiteout.
+    Whiteout(Bytes),
+}
+
+impl Claim {
+    /// The claimed key.
+    #[must_use]
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Live(kv) => &kv.key,
+            Self::Whiteout(key) => key,
+        }
+    }
+}
+
+/// Keys on their way from the old store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyUp {
+    /// The pairs as they were in the old store, numbers included.
+    pub kvs: Vec<KeyValue>,
+    /// A record to write in the same transaction, and the version that it must have before.
+    pub record: Option<(RecordWrite, i64)>,
+}

@@ -1,0 +1,70 @@
+//! A watch as stores offer it.
+
+use std::sync::Arc;
+
+use futures_util::stream::BoxStream;
+use tokio::sync::Notify;
+
+use crate::types::{EventBatch, KeyRange, Revision};
+
+/// A request for the changes of some keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Which keys.
+    pub keys: KeyRange,
+    /// First revision to deliver, which may lie ahead; nothing is "from now".
+    pub start: Option<Revision>,
+    /// Deliver puts.
+    pub puts: bool,
+    /// Deliver deletes.
+    pub deletes: bool,
+    /// Deliver the pair before each change, where it is not compacted.
+    pub prev_kv: bool,
+}
+
+impl Watch {
+    /// Every change of `keys` from `start` on.
+    #[must_use]
+    pub fn of(keys: KeyRange, start: Option<Revision>) -> Self {
+        Self {
+            keys,
+            start,
+            puts: true,
+            deletes: true,
+            prev_kv: false,
+        }
+    }
+}
+
+/// An open watch. Dropping it closes it.
+pub struct Watching {
+    /// The store's current revision when the watch was opened. A watch "from now" delivers
+    /// everything above it.
+    pub revision: Revision,
+    /// What happens, in order, nothing left out and nothing twice. Ends only behind an
+    /// [`WatchItem::End`]. A consumer that is slow is waited for or ended, never skipped.
+    pub items: BoxStream<'static, WatchItem>,
+    /// A notification makes the watch yield one [`WatchItem::Progress`] as soon as it has delivered
+    /// everything up to the store's revision of that moment.
+    pub progress: Arc<Notify>,
+}
+
+/// What an open watch yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchItem {
+    /// The changes of one revision.
+    Events(EventBatch),
+    /// Everything up to this revision has been delivered.
+    Progress(Revision),
+    /// The watch is over.
+    End(WatchEnd),
+}
+
+/// Why a watch is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchEnd {
+    /// What would come next was compacted; the oldest revision that a watch can start at.
+    Compacted(Revision),
+    /// The store is gone; a new watch from the last delivered revision + 1 may work later.
+    Lost(String),
+}
