@@ -3,6 +3,11 @@
 pub mod store;
 pub mod types;
 
+#[allow(
+    missing_docs,
+    clippy::pedantic,
+    reason = "generated code; how much of it offends depends on the generator"
+)]
 /// The etcd v3 API as generated from `proto/`.
 #[expect(
     missing_docs,
