@@ -2,6 +2,7 @@
 
 pub mod store;
 pub mod types;
+pub mod wire;
 
 /// The etcd v3 API as generated from `proto/`.
 #[allow(
