@@ -1,0 +1,6 @@
+//! Integration tests: one binary, so that it links once. They start the servers that they need.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod servers;
+mod support;

@@ -1,0 +1,18 @@
+//! Real servers for tests and benches, started on free loopback ports and stopped on drop.
+//!
+//! Benches use it with `#[path = "../tests/it/support/mod.rs"] mod support;`.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::missing_panics_doc,
+    reason = "a toolbox: each user needs a part of it, and a helper that cannot help panics"
+)]
+
+pub mod etcd;
+pub mod ports;
+pub mod process;
+pub mod wait;
+
+pub use etcd::Etcd;
+pub use wait::eventually;
