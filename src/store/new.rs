@@ -73,7 +73,8 @@ pub struct Record {
     pub name: String,
     /// What it says.
     pub value: Bytes,
-    /// Changes with every write of the record; never 0.
+    /// Counts the record's writes: 1 when it is made, one more with each write; from 1 again if it
+    /// was removed in between.
     pub version: i64,
 }
 
@@ -120,7 +121,9 @@ pub trait GuardedStore: Store {
     /// not in the expected version, and then nothing was done.
     ///
     /// Fails with [`super::RequestError::LeaseNotFound`] if a copy's lease does not exist: callers
-    /// grant leases first.
+    /// grant leases first. Fails with [`super::RequestError::TooManyOperations`] or
+    /// [`super::RequestError::TooLarge`] if it is more than the store takes at once: callers try
+    /// again with fewer pairs.
     async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>>;
 }
 
