@@ -1,6 +1,7 @@
 //! Segue speaks the etcd v3 API and moves a running application from one key-value store to another.
 
 pub mod store;
+pub mod tasks;
 pub mod types;
 pub mod wire;
 

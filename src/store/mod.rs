@@ -8,6 +8,7 @@
 pub mod error;
 pub mod new;
 pub mod old;
+pub mod url;
 pub mod watch;
 
 use async_trait::async_trait;
@@ -23,6 +24,7 @@ pub use new::{
     RecordWrite,
 };
 pub use old::{OldLease, OldStore, Page};
+pub use url::StoreUrl;
 pub use watch::{Watch, WatchEnd, WatchItem, Watching};
 
 /// A key-value store with etcd's semantics: strictly serializable, one revision per transaction

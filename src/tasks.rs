@@ -1,0 +1,172 @@
+//! Background tasks: each has a name and an owner that cancels it and waits for it, but not forever.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, debug_span, warn};
+
+/// The tasks of one owner. Clones are the same owner.
+#[derive(Clone, Default)]
+pub struct Tasks {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+    /// Names of the tasks that run, by the order in which they were started.
+    running: Mutex<BTreeMap<u64, String>>,
+    started: AtomicU64,
+}
+
+impl Tasks {
+    /// No tasks.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `task` in the background under `name`. It is expected to end soon after
+    /// [`Self::cancelled`].
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let name = name.into();
+        let span = debug_span!("task", name);
+        let running = Running::enter(&self.inner, name);
+        let task = async move {
+            let _running = running;
+            task.await
+        };
+        spawn_owned(self.inner.tracker.track_future(task).instrument(span))
+    }
+
+    /// Resolves when the tasks are to end.
+    pub async fn cancelled(&self) {
+        self.inner.cancel.cancelled().await;
+    }
+
+    /// The token that is cancelled when the tasks are to end.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.inner.cancel
+    }
+
+    /// Tells the tasks to end, without waiting.
+    pub fn cancel(&self) {
+        self.inner.cancel.cancel();
+    }
+
+    /// The names of the tasks that run, in the order in which they were started.
+    #[must_use]
+    pub fn running(&self) -> Vec<String> {
+        let running = self.inner.running.lock();
+        let running = running.unwrap_or_else(PoisonError::into_inner);
+        running.values().cloned().collect()
+    }
+
+    /// Tells the tasks to end and waits until they have, at most for `deadline`. Names those that
+    /// have not in the log and in the answer.
+    pub async fn shut_down(&self, deadline: Duration) -> Vec<String> {
+        self.cancel();
+        self.inner.tracker.close();
+        let done = self.inner.tracker.wait();
+        if tokio::time::timeout(deadline, done).await.is_ok() {
+            return Vec::new();
+        }
+        let blocking = self.running();
+        warn!(?deadline, tasks = ?blocking, "these tasks did not end in time and are left behind");
+        blocking
+    }
+}
+
+/// Runs `task` in the background for an owner that holds on to the handle, or to what the task
+/// reads from, and so ends it. Everything else belongs to a [`Tasks`].
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place that others are sent to"
+)]
+pub fn spawn_owned<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::spawn(task)
+}
+
+/// A task's entry in the list of those that run, gone when the task has ended, was aborted or
+/// panicked.
+struct Running {
+    owner: Arc<Inner>,
+    number: u64,
+}
+
+impl Running {
+    fn enter(owner: &Arc<Inner>, name: String) -> Self {
+        let number = owner.started.fetch_add(1, Ordering::Relaxed);
+        let running = owner.running.lock();
+        let mut running = running.unwrap_or_else(PoisonError::into_inner);
+        running.insert(number, name);
+        Self {
+            owner: owner.clone(),
+            number,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let running = self.owner.running.lock();
+        let mut running = running.unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn shutting_down_waits_for_tasks_that_end() {
+        let tasks = Tasks::new();
+        let owner = tasks.clone();
+        let task = tasks.spawn("polite", async move {
+            owner.cancelled().await;
+            tokio::task::yield_now().await;
+            7
+        });
+        assert_eq!(tasks.running(), ["polite"]);
+        assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
+        assert_eq!(task.await.unwrap(), 7);
+        assert_eq!(tasks.running(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn shutting_down_names_who_blocks() {
+        let tasks = Tasks::new();
+        let owner = tasks.clone();
+        tasks.spawn("polite", async move { owner.cancelled().await });
+        let stubborn = tasks.spawn("stubborn", std::future::pending::<()>());
+        assert_eq!(tasks.shut_down(SOON).await, ["stubborn"]);
+        stubborn.abort();
+        assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panicked_blocks_nobody() {
+        let tasks = Tasks::new();
+        let task = tasks.spawn("unlucky", async { panic!("on purpose") });
+        assert!(task.await.is_err());
+        assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
+    }
+}
