@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod eval;
+pub mod feed;
 pub mod new;
 pub mod old;
 pub mod url;
