@@ -7,7 +7,6 @@
 
 pub mod error;
 pub mod eval;
-pub mod feed;
 pub mod new;
 pub mod old;
 pub mod url;

@@ -1,0 +1,227 @@
+//! Reads through the overlay: the old store first, then the new one in one snapshot (fact 6).
+//!
+//! The order is what makes the answer exactly the view at the snapshot. A key that is unclaimed in
+//! the snapshot was unclaimed when the old store was read, and unclaimed keys do not change there.
+//! The other way round, a key could be claimed, changed and mirrored between the two reads, and the
+//! answer would mix two moments.
+
+use bytes::Bytes;
+
+use super::{Overlay, merge};
+use crate::store::{Claim, Read, ReadReply, Result, StoreError, eval};
+use crate::types::{Answer, Content, KeyRange, KeyValue, Range, RangeReply, SortTarget};
+
+/// Pairs that are asked of the old store at once with their values, and without.
+const PAGE_FULL: usize = 1_000;
+const PAGE_KEYS: usize = 10_000;
+
+/// What the old store holds in one gap.
+#[derive(Default)]
+struct OldGap {
+    /// The first pairs, with as much content as the request needs.
+    pairs: Vec<KeyValue>,
+    /// The keys behind them, of which only the number matters.
+    rest: Vec<Bytes>,
+}
+
+impl Overlay {
+    /// Reads keys. Reserved ones are the new store's alone, and hidden by it.
+    pub(super) async fn read(&self, request: Range) -> Result<Answer<RangeReply>> {
+        self.check_readable(request.at)?;
+        if let KeyRange::One(key) = &request.keys {
+            let key = key.clone();
+            return self.read_one(key, request).await;
+        }
+        let pieces = self.copied.load().cut(&request.keys);
+        if pieces.iter().all(|(_, copied)| *copied) {
+            self.counters.read_new();
+            return self.new.range(request).await;
+        }
+        self.counters.read_old();
+        // Most requests are answered at the first try: more is needed only where claims shadow
+        // so many of the old pairs that the limit is not reached.
+        let mut wanted = match request.content {
+            Content::CountOnly => 0,
+            // One more than the limit tells whether there is more.
+            _ if request.limit > 0 && request.limit_can_be_pushed_down() => request.limit + 1,
+            _ => usize::MAX,
+        };
+        loop {
+            if let Some(answer) = self.read_pieces(&request, &pieces, wanted).await? {
+                return Ok(answer);
+            }
+            wanted = wanted.saturating_mul(4);
+        }
+    }
+
+    async fn read_one(&self, key: Bytes, request: Range) -> Result<Answer<RangeReply>> {
+        if self.decided_by_new(&key) {
+            self.counters.read_new();
+            return self.new.range(request).await;
+        }
+        self.counters.read_old();
+        let old = self.old.get(vec![key.clone()]).await?.pop().flatten();
+        let reads = vec![Read::Claims {
+            keys: request.keys.clone(),
+            values: 1,
+        }];
+        let answer = self.new.snapshot(request.at, reads).await?;
+        let claims = answer
+            .reply
+            .into_iter()
+            .next()
+            .map(claims_of)
+            .transpose()?
+            .unwrap_or_default();
+        if !claims.is_empty() {
+            self.known.insert(&key);
+        }
+        let kvs = merge::view(Vec::from_iter(old), claims);
+        let count = kvs.len();
+        Ok(Answer {
+            revision: answer.revision,
+            reply: eval::finish(&request, kvs, count),
+        })
+    }
+
+    /// Answers from `pieces` of the range (each with whether it is copied), with the first `wanted`
+    /// pairs of each store; nothing if those were too few for the limit.
+    async fn read_pieces(
+        &self,
+        request: &Range,
+        pieces: &[(KeyRange, bool)],
+        wanted: usize,
+    ) -> Result<Option<Answer<RangeReply>>> {
+        let mut budget = wanted;
+        let mut gaps = Vec::new();
+        for (gap, _) in pieces.iter().filter(|(_, copied)| !copied) {
+            gaps.push(
+                self.scan_gap(gap.clone(), &mut budget, needed_content(request))
+                    .await?,
+            );
+        }
+        let reads = pieces.iter().map(|(keys, copied)| {
+            if *copied {
+                let limit = if wanted == usize::MAX { 0 } else { wanted };
+                let content = if wanted == 0 {
+                    Content::CountOnly
+                } else {
+                    needed_content(request)
+                };
+                Read::Range(Range {
+                    limit,
+                    content,
+                    ..Range::of(keys.clone())
+                })
+            } else {
+                let values = if needed_content(request) == Content::Full {
+                    wanted
+                } else {
+                    0
+                };
+                Read::Claims {
+                    keys: keys.clone(),
+                    values,
+                }
+            }
+        });
+        let answer = self.new.snapshot(request.at, reads.collect()).await?;
+
+        let mut gaps = gaps.into_iter();
+        let mut kvs: Vec<KeyValue> = Vec::new();
+        let mut count = 0;
+        // Behind the first place where pairs were left out, no pair may be answered.
+        let mut complete = true;
+        for reply in answer.reply {
+            match reply {
+                ReadReply::Range(reply) => {
+                    count += reply.count;
+                    if complete {
+                        complete = reply.kvs.len() == reply.count;
+                        kvs.extend(reply.kvs);
+                    }
+                }
+                ReadReply::Claims(claims) => {
+                    let OldGap { pairs, rest } = gaps.next().unwrap_or_default();
+                    count += count_view(&pairs, &rest, &claims);
+                    if complete {
+                        complete = rest.is_empty();
+                        let last = pairs.last().map(|kv| kv.key.clone());
+                        kvs.extend(merge::view(pairs, claims).into_iter().take_while(|kv| {
+                            complete || last.as_ref().is_some_and(|last| kv.key <= *last)
+                        }));
+                    }
+                }
+            }
+        }
+        let enough = complete || wanted == 0 || (request.limit > 0 && kvs.len() > request.limit);
+        Ok(enough.then(|| Answer {
+            revision: answer.revision,
+            reply: eval::finish(request, kvs, count),
+        }))
+    }
+
+    /// Reads what the old store holds in `gap`: pairs while the budget lasts, then keys.
+    async fn scan_gap(
+        &self,
+        gap: KeyRange,
+        budget: &mut usize,
+        content: Content,
+    ) -> Result<OldGap> {
+        let mut found = OldGap::default();
+        let mut left = Some(gap);
+        while let Some(keys) = left {
+            let (limit, content) = if *budget > 0 {
+                ((*budget).min(PAGE_FULL), content)
+            } else {
+                (PAGE_KEYS, Content::KeysOnly)
+            };
+            let page = self.old.scan(keys.clone(), limit, content).await?;
+            left = match page.kvs.last() {
+                Some(last) if page.more => keys.after(&last.key),
+                _ => None,
+            };
+            if *budget > 0 {
+                *budget = budget.saturating_sub(page.kvs.len());
+                found.pairs.extend(page.kvs);
+            } else {
+                found.rest.extend(page.kvs.into_iter().map(|kv| kv.key));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How much of each pair has to be read. Sorting by value needs values that the answer leaves out.
+fn needed_content(request: &Range) -> Content {
+    if request.content == Content::Full || request.sort == SortTarget::Value {
+        Content::Full
+    } else {
+        Content::KeysOnly
+    }
+}
+
+/// Keys in the view: those that are live in the new store, and the old ones that are unclaimed.
+fn count_view(pairs: &[KeyValue], rest: &[Bytes], claims: &[Claim]) -> usize {
+    let live = claims
+        .iter()
+        .filter(|claim| matches!(claim, Claim::Live(_)))
+        .count();
+    let shadowed = claims
+        .iter()
+        .map(Claim::key)
+        .filter(|key| {
+            pairs.binary_search_by(|kv| kv.key.cmp(key)).is_ok() || rest.binary_search(key).is_ok()
+        })
+        .count();
+    live + pairs.len() + rest.len() - shadowed
+}
+
+fn claims_of(reply: ReadReply) -> Result<Vec<Claim>> {
+    match reply {
+        ReadReply::Claims(claims) => Ok(claims),
+        ReadReply::Range(_) => Err(StoreError::Broken(
+            "the new store answered a read of claims with a range".into(),
+        )),
+    }
+}
