@@ -1,5 +1,7 @@
 //! Segue speaks the etcd v3 API and moves a running application from one key-value store to another.
 
+pub mod api;
+pub mod metrics;
 pub mod overlay;
 pub mod store;
 pub mod tasks;
