@@ -7,6 +7,9 @@
 
 pub mod error;
 pub mod eval;
+pub mod feed;
+pub mod lease;
+pub mod memory;
 pub mod new;
 pub mod old;
 pub mod url;
@@ -24,7 +27,7 @@ pub use new::{
     Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
     RecordWrite,
 };
-pub use old::{OldLease, OldStore, Page};
+pub use old::{AsOld, OldLease, OldStore, Page};
 pub use url::StoreUrl;
 pub use watch::{Watch, WatchEnd, WatchItem, Watching};
 

@@ -1,10 +1,12 @@
 //! What a migration needs of the store that the data comes from.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::Result;
-use crate::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
+use super::{Result, Store};
+use crate::types::{Content, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn};
 
 /// The store that the data comes from. Numbers are in the line of revisions that its clients know.
 ///
@@ -56,4 +58,87 @@ pub struct OldLease {
     pub ttl_s: i64,
     /// The keys attached to it.
     pub keys: Vec<Bytes>,
+}
+
+/// Keys that [`AsOld`] asks for in one transaction: etcd's limit on operations.
+const GET_KEYS_MAX: usize = 128;
+
+/// Any store as an old one.
+pub struct AsOld {
+    store: Arc<dyn Store>,
+    identity: String,
+}
+
+impl AsOld {
+    /// Lets `store`, which is known as `identity`, stand as an old store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, identity: String) -> Self {
+        Self { store, identity }
+    }
+}
+
+#[async_trait]
+impl OldStore for AsOld {
+    async fn identity(&self) -> Result<String> {
+        Ok(self.identity.clone())
+    }
+
+    async fn revision(&self) -> Result<Revision> {
+        Ok(self.store.status().await?.revision)
+    }
+
+    async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+        let mut kvs = Vec::with_capacity(keys.len());
+        if let [key] = &keys[..] {
+            let range = self.store.range(Range::key(key.clone())).await?;
+            return Ok(vec![range.reply.kvs.into_iter().next()]);
+        }
+        for some in keys.chunks(GET_KEYS_MAX) {
+            let ops = some.iter().cloned().map(|key| Op::Range(Range::key(key)));
+            let txn = self.store.txn(Txn::of(ops.collect())).await?;
+            kvs.extend(txn.reply.replies.into_iter().map(|reply| match reply {
+                Reply::Range(range) => range.kvs.into_iter().next(),
+                _ => None,
+            }));
+        }
+        Ok(kvs)
+    }
+
+    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+        let range = Range {
+            limit: limit.max(1),
+            content,
+            ..Range::of(keys)
+        };
+        let reply = self.store.range(range).await?.reply;
+        Ok(Page {
+            kvs: reply.kvs,
+            more: reply.more,
+            rejects: Vec::new(),
+        })
+    }
+
+    async fn count(&self, keys: KeyRange) -> Result<usize> {
+        let content = Content::CountOnly;
+        let range = Range {
+            content,
+            ..Range::of(keys)
+        };
+        Ok(self.store.range(range).await?.reply.count)
+    }
+
+    async fn leases(&self) -> Result<Vec<OldLease>> {
+        let mut leases = Vec::new();
+        for id in self.store.leases().await?.reply {
+            // One that ended in between is no longer alive.
+            if let Some(status) = self.store.time_to_live(id, true).await?.reply {
+                leases.push(OldLease {
+                    id,
+                    ttl_s: status.granted_ttl_s,
+                    keys: status.keys,
+                });
+            }
+        }
+        Ok(leases)
+    }
 }
