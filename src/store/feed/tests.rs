@@ -1,0 +1,283 @@
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::store::{RequestError, WatchEnd};
+use crate::types::{Change, Event, KeyRange, KeyValue};
+
+/// A log in memory, from behind `compacted` on.
+#[derive(Default)]
+struct Log {
+    batches: Mutex<Vec<Arc<EventBatch>>>,
+    compacted: Mutex<Revision>,
+}
+
+#[async_trait]
+impl History for Log {
+    async fn history(&self, _: &Watch, after: Revision, limit: usize) -> Result<Stretch> {
+        let compacted = *self.compacted.lock().unwrap();
+        if after.next() < compacted {
+            return Err(RequestError::Compacted(compacted).into());
+        }
+        let batches = self.batches.lock().unwrap();
+        let later = batches.iter().filter(|batch| batch.revision > after);
+        let batches: Vec<_> = later.take(limit).cloned().collect();
+        let through = batches.last().map_or(after, |batch| batch.revision);
+        Ok(Stretch { batches, through })
+    }
+}
+
+struct Fixture {
+    log: Arc<Log>,
+    feed: Feed,
+}
+
+impl Fixture {
+    fn new(queue_len: usize) -> Self {
+        let log = Arc::new(Log::default());
+        let reserved = Reserved::default();
+        let feed = Feed::with_queue_len(log.clone(), reserved, Revision(0), queue_len);
+        Self { log, feed }
+    }
+
+    /// Commits the next revision, which puts these keys.
+    fn put(&self, keys: &[&str]) {
+        let revision = self.feed.published().next();
+        let put = |key: &&str| Event {
+            change: Change::Put(KeyValue {
+                key: key.to_string().into(),
+                mod_revision: revision,
+                ..KeyValue::default()
+            }),
+            prev: Some(KeyValue::default()),
+        };
+        self.commit(revision, keys.iter().map(put).collect());
+    }
+
+    fn commit(&self, revision: Revision, events: Vec<Event>) {
+        let batch = Arc::new(EventBatch { revision, events });
+        self.log.batches.lock().unwrap().push(batch.clone());
+        self.feed.publish(&[batch]);
+    }
+
+    fn watch(&self, keys: KeyRange, start: Option<i64>) -> Watching {
+        let request = Watch::of(keys, start.map(Revision));
+        self.feed.watch(request, self.feed.published())
+    }
+}
+
+async fn next(watching: &mut Watching) -> WatchItem {
+    let item = timeout(Duration::from_secs(5), watching.items.next()).await;
+    item.expect("no item in time")
+        .expect("ended without an end")
+}
+
+/// The revisions of the next `count` batches.
+async fn revisions(watching: &mut Watching, count: usize) -> Vec<i64> {
+    let mut revisions = Vec::new();
+    while revisions.len() < count {
+        match next(watching).await {
+            WatchItem::Events(batch) => revisions.push(batch.revision.0),
+            item => panic!("{item:?} after {revisions:?}"),
+        }
+    }
+    revisions
+}
+
+/// Asserts that the watch has nothing more to say than its progress.
+async fn quiet(watching: &mut Watching, at: i64) {
+    watching.progress.notify_one();
+    assert_eq!(next(watching).await, WatchItem::Progress(Revision(at)));
+}
+
+fn one(key: &'static str) -> KeyRange {
+    KeyRange::One(key.into())
+}
+
+#[tokio::test]
+async fn a_watch_from_now_sees_what_comes_later_on_its_keys() {
+    let fixture = Fixture::new(8);
+    fixture.put(&["a"]);
+    let mut single = fixture.watch(one("a"), None);
+    let mut span = fixture.watch(KeyRange::prefix("b"), None);
+    fixture.put(&["a", "b1", "b2"]);
+    fixture.put(&["c"]);
+    fixture.put(&["b1"]);
+    assert_eq!(revisions(&mut single, 1).await, [2]);
+    let WatchItem::Events(batch) = next(&mut span).await else {
+        panic!()
+    };
+    let keys: Vec<_> = batch.events.iter().map(Event::key).collect();
+    assert_eq!(keys, ["b1", "b2"]);
+    assert_eq!(batch.events[0].prev, None, "prev_kv was not asked for");
+    assert_eq!(revisions(&mut span, 1).await, [4]);
+    quiet(&mut single, 4).await;
+    quiet(&mut span, 4).await;
+}
+
+#[tokio::test]
+async fn a_watch_from_the_past_goes_over_to_the_feed_without_gap_or_repetition() {
+    let fixture = Fixture::new(4);
+    for _ in 0..700 {
+        fixture.put(&["a"]);
+    }
+    let mut watching = fixture.watch(one("a"), Some(3));
+    let mut seen = revisions(&mut watching, 300).await;
+    for _ in 0..50 {
+        fixture.put(&["a"]);
+    }
+    seen.extend(revisions(&mut watching, 448).await);
+    fixture.put(&["a"]);
+    seen.extend(revisions(&mut watching, 1).await);
+    assert_eq!(seen, (3..=751).collect::<Vec<_>>());
+    quiet(&mut watching, 751).await;
+}
+
+#[tokio::test]
+async fn a_watcher_that_falls_behind_reads_history_and_comes_back() {
+    let fixture = Fixture::new(2);
+    let mut slow = fixture.watch(one("a"), None);
+    let mut expected = 0;
+    for _ in 0..3 {
+        for _ in 0..10 {
+            fixture.put(&["a"]);
+        }
+        assert_eq!(fixture.feed.attached(), 0, "a full queue leaves the feed");
+        let seen = revisions(&mut slow, 10).await;
+        assert_eq!(seen, (expected + 1..=expected + 10).collect::<Vec<_>>());
+        expected += 10;
+        quiet(&mut slow, expected).await;
+        assert_eq!(fixture.feed.attached(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_from_the_future_leaves_out_what_comes_before() {
+    let fixture = Fixture::new(8);
+    let mut watching = fixture.watch(one("a"), Some(3));
+    fixture.put(&["a"]);
+    quiet(&mut watching, 1).await;
+    fixture.put(&["a"]);
+    fixture.put(&["a"]);
+    assert_eq!(revisions(&mut watching, 1).await, [3]);
+}
+
+#[tokio::test]
+async fn a_watch_below_the_compacted_revision_ends_with_it() {
+    let fixture = Fixture::new(2);
+    for _ in 0..5 {
+        fixture.put(&["a"]);
+    }
+    *fixture.log.compacted.lock().unwrap() = Revision(4);
+    let mut below = fixture.watch(one("a"), Some(3));
+    let end = WatchItem::End(WatchEnd::Compacted(Revision(4)));
+    assert_eq!(next(&mut below).await, end);
+    assert_eq!(below.items.next().await, None);
+    let mut at = fixture.watch(one("a"), Some(4));
+    assert_eq!(revisions(&mut at, 2).await, [4, 5]);
+    quiet(&mut at, 5).await;
+
+    for _ in 0..10 {
+        fixture.put(&["a"]);
+    }
+    *fixture.log.compacted.lock().unwrap() = Revision(12);
+    assert_eq!(revisions(&mut at, 2).await, [6, 7], "queued before");
+    let end = WatchItem::End(WatchEnd::Compacted(Revision(12)));
+    assert_eq!(next(&mut at).await, end, "what comes next is compacted");
+}
+
+#[tokio::test]
+async fn filters_leave_out_puts_or_deletes_and_prev_is_kept_where_asked_for() {
+    let fixture = Fixture::new(8);
+    let all = Watch::of(KeyRange::all(), None);
+    let watch = |request| fixture.feed.watch(request, Revision(0));
+    let mut puts = watch(Watch {
+        deletes: false,
+        prev_kv: true,
+        ..all.clone()
+    });
+    let mut deletes = watch(Watch { puts: false, ..all });
+    fixture.put(&["a"]);
+    let delete = Event {
+        change: Change::Delete {
+            key: "a".into(),
+            revision: Revision(2),
+        },
+        prev: None,
+    };
+    fixture.commit(Revision(2), vec![delete]);
+    let WatchItem::Events(batch) = next(&mut puts).await else {
+        panic!()
+    };
+    assert_eq!(batch.events[0].prev, Some(KeyValue::default()));
+    quiet(&mut puts, 2).await;
+    assert_eq!(revisions(&mut deletes, 1).await, [2]);
+}
+
+#[tokio::test]
+async fn reserved_keys_are_shown_only_within_their_prefix() {
+    let fixture = Fixture::new(8);
+    let mut all = fixture.watch(KeyRange::all(), None);
+    let mut switch = fixture.watch(one("segue/switch"), None);
+    fixture.put(&["segue/switch"]);
+    fixture.put(&["a", "segue/switch"]);
+    let WatchItem::Events(batch) = next(&mut all).await else {
+        panic!()
+    };
+    assert_eq!((batch.revision, batch.events.len()), (Revision(2), 1));
+    assert_eq!(revisions(&mut switch, 2).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn progress_waits_for_what_is_queued_and_does_not_wait_for_a_busy_watch() {
+    let fixture = Fixture::new(8);
+    let mut watching = fixture.watch(one("a"), None);
+    fixture.put(&["a"]);
+    fixture.put(&["a"]);
+    fixture.put(&["b"]);
+    watching.progress.notify_one();
+    // Asked for before the first item was taken: due behind both, ahead of what comes later.
+    assert_eq!(revisions(&mut watching, 1).await, [1]);
+    fixture.put(&["a"]);
+    assert_eq!(revisions(&mut watching, 1).await, [2]);
+    let progress = WatchItem::Progress(Revision(3));
+    assert_eq!(next(&mut watching).await, progress);
+    assert_eq!(revisions(&mut watching, 1).await, [4]);
+}
+
+#[tokio::test]
+async fn ending_all_lets_what_was_published_through_and_spares_later_watches() {
+    let fixture = Fixture::new(1);
+    let mut attached = fixture.watch(one("a"), None);
+    let mut behind = fixture.watch(KeyRange::all(), None);
+    fixture.put(&["a"]);
+    fixture.put(&["b"]);
+    fixture.feed.end_all("gone");
+    let mut later = fixture.watch(one("a"), None);
+    assert_eq!(revisions(&mut attached, 1).await, [1]);
+    assert_eq!(revisions(&mut behind, 1).await, [1]);
+    let lost = WatchItem::End(WatchEnd::Lost("gone".into()));
+    assert_eq!(next(&mut attached).await, lost);
+    assert_eq!(next(&mut behind).await, lost);
+    fixture.put(&["a"]);
+    assert_eq!(revisions(&mut later, 1).await, [3]);
+}
+
+#[tokio::test]
+async fn a_dropped_watch_leaves_the_feed_and_repetitions_are_dropped() {
+    let fixture = Fixture::new(8);
+    let gone = fixture.watch(one("a"), None);
+    let mut stays = fixture.watch(one("a"), None);
+    let span = fixture.watch(KeyRange::all(), None);
+    assert_eq!(fixture.feed.attached(), 3);
+    drop((gone, span));
+    assert_eq!(fixture.feed.attached(), 1);
+    fixture.put(&["a"]);
+    let repeated = fixture.log.batches.lock().unwrap().clone();
+    fixture.feed.publish(&repeated);
+    fixture.feed.advance(Revision(9));
+    assert_eq!(revisions(&mut stays, 1).await, [1]);
+    quiet(&mut stays, 9).await;
+}
