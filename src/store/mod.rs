@@ -6,6 +6,7 @@
 //! - [`OldStore`] is the little that is needed of the store that the data comes from.
 
 pub mod error;
+pub mod etcd2;
 pub mod eval;
 pub mod feed;
 pub mod lease;

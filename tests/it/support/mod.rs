@@ -12,7 +12,9 @@
 pub mod etcd;
 pub mod ports;
 pub mod process;
+pub mod v2;
 pub mod wait;
 
 pub use etcd::Etcd;
+pub use v2::V2;
 pub use wait::eventually;
