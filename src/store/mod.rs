@@ -13,6 +13,7 @@ pub mod lease;
 pub mod memory;
 pub mod new;
 pub mod old;
+pub mod open;
 pub mod url;
 pub mod watch;
 
@@ -29,6 +30,7 @@ pub use new::{
     RecordWrite,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};
+pub use open::{open_new, open_old};
 pub use url::StoreUrl;
 pub use watch::{Watch, WatchEnd, WatchItem, Watching};
 

@@ -1,0 +1,105 @@
+//! From a URL to a store: the one place that knows every kind.
+
+use std::sync::Arc;
+
+use super::etcd2::Etcd2;
+use super::memory::{self, Memory};
+use super::old::AsOld;
+use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
+use crate::types::Reserved;
+
+/// Opens the store at `url` for a migration to go to. One that lives in a file is created if need be.
+pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn NewStore>> {
+    check_account(url)?;
+    match url {
+        StoreUrl::Memory => Ok(Arc::new(Memory::with(memory::Settings {
+            reserved: reserved.clone(),
+            ..memory::Settings::default()
+        }))),
+        StoreUrl::Etcd2(_) => Err(RequestError::Unsupported(format!(
+            "{url} cannot be the new store: the v2 API has neither transactions nor leases. \
+             Write etcd://HOST:PORT to migrate to the v3 API of etcd"
+        ))
+        .into()),
+        StoreUrl::Sqlite(_) | StoreUrl::Etcd(_) => Err(not_built(url)),
+    }
+}
+
+/// Opens the store at `url`, which has to be there, for a migration to come from.
+pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn OldStore>> {
+    check_account(url)?;
+    match url {
+        StoreUrl::Etcd2(cluster) => Ok(Arc::new(Etcd2::open(cluster, reserved.clone()).await?)),
+        StoreUrl::Sqlite(path) if !path.exists() => Err(RequestError::Unacceptable(format!(
+            "there is no file {}, so it cannot be the old store; check the path",
+            path.display()
+        ))
+        .into()),
+        StoreUrl::Memory | StoreUrl::Sqlite(_) | StoreUrl::Etcd(_) => {
+            let store = open_new(url, reserved).await?;
+            let identity = store.identity().await?;
+            Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
+        }
+    }
+}
+
+/// A user without a password is told what is missing, and not that it was wrong.
+fn check_account(url: &StoreUrl) -> Result<()> {
+    match url.lacks_password() {
+        None => Ok(()),
+        Some(user) => Err(RequestError::Credentials(format!(
+            "{url} names the user {user} and no password: put it into the environment variable or \
+             the file for this store's password, or write USER:PASSWORD@ in the URL"
+        ))
+        .into()),
+    }
+}
+
+fn not_built(url: &StoreUrl) -> StoreError {
+    RequestError::Unsupported(format!("{url} is not supported by this version yet")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn complaint_new(url: &str) -> String {
+        let url = url.parse().unwrap();
+        let opened = open_new(&url, &Reserved::default()).await;
+        opened
+            .err()
+            .map_or_else(String::new, |error| error.to_string())
+    }
+
+    async fn complaint_old(url: &str) -> String {
+        let url = url.parse().unwrap();
+        let opened = open_old(&url, &Reserved::default()).await;
+        opened
+            .err()
+            .map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_opened_is_told_why() {
+        for (complaint, hint) in [
+            (complaint_new("etcd2://h:1").await, "etcd://HOST:PORT"),
+            (complaint_new("etcd://root@h:1").await, "no password"),
+            (complaint_old("etcd2://root:@h:1").await, "no password"),
+            (
+                complaint_old("sqlite:/no/such/file").await,
+                "there is no file",
+            ),
+            (complaint_old("etcd2://127.0.0.1:1").await, "127.0.0.1:1: "),
+        ] {
+            assert!(complaint.contains(hint), "{complaint:?} says not {hint:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_memory_is_another_store() {
+        let reserved = Reserved::default();
+        let old = open_old(&StoreUrl::Memory, &reserved).await.unwrap();
+        let new = open_new(&StoreUrl::Memory, &reserved).await.unwrap();
+        assert_ne!(old.identity().await, new.identity().await);
+    }
+}
