@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod etcd2;
+mod overlay;
+mod random;
 mod servers;
 mod support;

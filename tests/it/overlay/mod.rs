@@ -1,0 +1,91 @@
+//! The overlay against a store that never migrated: the same requests, with copy-up, backfill and
+//! crashes in between, have to be answered the same to the letter. And each fact that this rests
+//! on, broken, has to be noticed.
+
+mod flight;
+mod order;
+mod sabotage;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestError, TestRunner};
+use tokio::runtime::Runtime;
+
+use crate::random::{self, Request};
+use flight::{Sabotage, Step, Stores, difference, step};
+
+/// Requests before the migration and steps during it. Nothing is compacted before, since reads below
+/// the base revision are the old store's.
+fn script() -> impl Strategy<Value = (Vec<Request>, Vec<Step>)> {
+    let before = random::request().prop_filter("compacts", |request| {
+        !matches!(request, Request::Compact(_))
+    });
+    (vec(before, 0..25), vec(step(), 0..40))
+}
+
+/// Runs random scripts on fresh `stores`; tells the smallest one with a difference.
+fn compare(cases: u32, stores: fn() -> Stores, sabotage: Option<Sabotage>) -> Result<(), String> {
+    let runtime = Runtime::new().unwrap();
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let outcome = TestRunner::new(config).run(&script(), |(before, steps)| {
+        runtime
+            .block_on(async { difference(stores(), before, steps, sabotage).await })
+            .map_err(TestCaseError::fail)
+    });
+    outcome.map_err(|error| match error {
+        TestError::Fail(reason, script) => format!("{reason}\n{script:#?}"),
+        TestError::Abort(reason) => panic!("{reason}"),
+    })
+}
+
+fn in_memory() -> Stores {
+    let memory = || std::sync::Arc::new(segue::store::memory::Memory::default());
+    let (twin, old, new) = (memory(), memory(), memory());
+    Stores {
+        twin,
+        source: old.clone(),
+        old: std::sync::Arc::new(segue::store::AsOld::new(old, "old".into())),
+        new,
+    }
+}
+
+#[test]
+fn no_client_can_tell_a_migration_in_memory_from_none() {
+    if let Err(difference) = compare(1_000, in_memory, None) {
+        panic!("{difference}");
+    }
+}
+
+fn is_noticed(sabotage: Sabotage) {
+    let noticed = compare(2_000, in_memory, Some(sabotage));
+    assert!(noticed.is_err(), "{sabotage:?} went unnoticed");
+}
+
+#[test]
+fn a_change_of_the_old_store_under_an_unclaimed_key_is_noticed() {
+    is_noticed(Sabotage::OldStoreChanges);
+}
+
+#[test]
+fn a_delete_without_a_claim_is_noticed() {
+    is_noticed(Sabotage::DeletesLeaveNoClaim);
+}
+
+#[test]
+fn a_claim_removed_before_settle_is_noticed() {
+    is_noticed(Sabotage::ClaimsAreRemoved);
+}
+
+#[test]
+fn a_copy_up_that_overwrites_is_noticed() {
+    is_noticed(Sabotage::CopyUpOverwrites);
+}
+
+#[test]
+fn a_copy_up_that_is_a_change_is_noticed() {
+    is_noticed(Sabotage::CopyUpIsAChange);
+}
