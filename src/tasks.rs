@@ -91,7 +91,7 @@ impl Tasks {
 
 /// Runs `task` in the background for an owner that holds on to the handle, or to what the task
 /// reads from, and so ends it. Everything else belongs to a [`Tasks`].
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "the one place that others are sent to"
 )]
