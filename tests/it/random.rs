@@ -6,15 +6,15 @@ use proptest::option::weighted;
 use proptest::prelude::*;
 use segue::store::{Result, Store};
 use segue::types::{
-    Compare, CompareResult, CompareTarget, Content, Delete, Direction, Grant, KeyRange, LeaseId,
-    Op, Put, Range, Revision, RevisionFilter, SortTarget, Txn,
+    Answer, Compare, CompareResult, CompareTarget, Content, Delete, Direction, Grant, KeyRange,
+    LeaseId, Op, Put, Range, Revision, RevisionFilter, SortTarget, Txn,
 };
 
-/// A request whose revisions are relative to the moment at which it is carried out.
+/// A request. As it is made up, the revisions that it reads or compacts at are counted back from the
+/// present; [`Request::at`] turns them into real ones.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
-    /// A read so many revisions back (nothing: latest).
-    Range(Range, Option<i64>),
+    Range(Range),
     Put(Put),
     Delete(Delete),
     Txn(Txn),
@@ -22,8 +22,7 @@ pub(crate) enum Request {
     Revoke(LeaseId),
     TimeToLive(LeaseId),
     Leases,
-    /// So many revisions back.
-    Compact(i64),
+    Compact(Revision),
 }
 
 /// What a request answered, without what clocks decide.
@@ -199,7 +198,7 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         !writes_twice(&txn.success, &mut Vec::new()) && !writes_twice(&txn.failure, &mut Vec::new())
     });
     prop_oneof![
-        6 => (range(), weighted(0.3, 0i64..6)).prop_map(|(range, back)| Request::Range(range, back)),
+        6 => (range(), weighted(0.3, 0i64..6)).prop_map(|(range, back)| Request::Range(Range { at: back.map(Revision), ..range })),
         6 => put().prop_map(Request::Put),
         3 => delete().prop_map(Request::Delete),
         6 => txn.prop_map(Request::Txn),
@@ -207,64 +206,50 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         1 => lease().prop_map(Request::Revoke),
         1 => lease().prop_map(Request::TimeToLive),
         1 => Just(Request::Leases),
-        1 => (0i64..6).prop_map(Request::Compact),
+        1 => (0i64..6).prop_map(|back| Request::Compact(Revision(back))),
     ]
 }
 
-/// Carries `request` out on `store`. Revisions of the past are counted back from `now`, but not
-/// below `floor`.
-pub(crate) async fn carry_out(
-    store: &dyn Store,
-    request: Request,
-    now: Revision,
-    floor: Revision,
-) -> Outcome {
-    let past = |back: i64| Revision((now.0 - back).max(floor.0).max(1));
-    let outcome = match request {
-        Request::Range(range, back) => store
-            .range(Range {
-                at: back.map(past),
+impl Request {
+    /// The request at a store that stands at `now`; its past begins at `floor`.
+    pub(crate) fn at(self, now: Revision, floor: Revision) -> Self {
+        let past = |back: Revision| Revision((now.0 - back.0).max(floor.0));
+        match self {
+            Self::Range(range) => Self::Range(Range {
+                at: range.at.map(past),
                 ..range
-            })
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Put(put) => store
-            .put(put)
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Delete(delete) => store
-            .delete(delete)
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Txn(txn) => store
-            .txn(txn)
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Grant(id) => store
-            .grant(Grant {
-                id: Some(id),
-                ttl_s: 3600,
-            })
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Revoke(id) => store
-            .revoke(id)
-            .await
-            .map(|answer| (answer.revision, String::from("revoked"))),
-        Request::TimeToLive(id) => store.time_to_live(id, true).await.map(|answer| {
-            let told = answer
-                .reply
-                .map(|status| (status.granted_ttl_s, status.keys));
-            (answer.revision, format!("{told:?}"))
-        }),
-        Request::Leases => store
-            .leases()
-            .await
-            .map(|answer| (answer.revision, format!("{:?}", answer.reply))),
-        Request::Compact(back) => store
-            .compact(past(back))
-            .await
-            .map(|answer| (answer.revision, String::from("compacted"))),
-    };
-    Outcome(outcome)
+            }),
+            Self::Compact(back) => Self::Compact(past(back)),
+            other => other,
+        }
+    }
+
+    /// Carries the request out on `store`.
+    pub(crate) async fn carry_out(self, store: &dyn Store) -> Outcome {
+        let outcome = match self {
+            Self::Range(range) => told(store.range(range).await),
+            Self::Put(put) => told(store.put(put).await),
+            Self::Delete(delete) => told(store.delete(delete).await),
+            Self::Txn(txn) => told(store.txn(txn).await),
+            Self::Grant(id) => told(
+                store
+                    .grant(Grant {
+                        id: Some(id),
+                        ttl_s: 3600,
+                    })
+                    .await,
+            ),
+            Self::Revoke(id) => told(store.revoke(id).await),
+            Self::TimeToLive(id) => told(store.time_to_live(id, true).await.map(|answer| {
+                answer.map(|status| status.map(|status| (status.granted_ttl_s, status.keys)))
+            })),
+            Self::Leases => told(store.leases().await),
+            Self::Compact(at) => told(store.compact(at).await),
+        };
+        Outcome(outcome)
+    }
+}
+
+fn told<T: std::fmt::Debug>(answer: Result<Answer<T>>) -> Result<(Revision, String)> {
+    answer.map(|answer| (answer.revision, format!("{:?}", answer.reply)))
 }

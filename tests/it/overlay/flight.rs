@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proptest::option::weighted;
 use proptest::prelude::*;
 use segue::overlay::Overlay;
 use segue::store::{
-    CopyUp, Guard, GuardedStore, Line, NewStore, OldStore, RecordTxn, RecordWrite, Store, Watch,
-    WatchItem,
+    CopyUp, Guard, GuardedStore, Line, NewStore, OldStore, RecordTxn, RecordWrite, Store,
+    StoreError, Watch, WatchItem,
 };
 use segue::types::{
     Content, Epoch, EventBatch, Grant, KeyRange, KeyValue, Put, Reserved, Revision,
 };
 
+use super::lines::Lines;
 use super::sabotage::Sabotaged;
-use crate::random::{self, Request, carry_out};
+use crate::random::{self, Request};
 
 /// Something that happens in the migration phase.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(super) enum Step {
     Learn,
     /// The member is killed and started again: it forgets all that it knew.
     Restart,
+    /// The backfill is brought to its end and the fleet goes to the next phase.
+    Advance,
 }
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
@@ -38,6 +42,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (0usize..WORKERS).prop_map(|worker| Step::Write { worker }),
         2 => Just(Step::Learn),
         1 => Just(Step::Restart),
+        1 => weighted(0.2, Just(())).prop_map(|go| go.map_or(Step::Learn, |()| Step::Advance)),
     ]
 }
 
@@ -60,6 +65,10 @@ pub(super) enum Sabotage {
 const WORKERS: usize = 2;
 const CURSOR: &str = "backfill/shard/0";
 const EPOCH: Epoch = Epoch(1);
+const NORMAL: Guard = Guard::Epoch {
+    epoch: Epoch(2),
+    claims: false,
+};
 
 /// A page in the hands of a worker: what it read, where the next begins, and the cursor's version
 /// when it read it.
@@ -75,9 +84,17 @@ struct Migration {
     new: Arc<dyn NewStore>,
     guarded: Arc<dyn GuardedStore>,
     base: Revision,
-    overlay: Overlay,
+    overlay: Arc<Overlay>,
     held: [Option<Held>; WORKERS],
     sabotage: Option<Sabotage>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Migration,
+    Normal,
+    Settled,
 }
 
 impl Migration {
@@ -128,7 +145,12 @@ impl Migration {
             })
             .await
             .unwrap();
-        let overlay = Overlay::new(old.clone(), guarded.clone(), base, Reserved::default());
+        let overlay = Arc::new(Overlay::new(
+            old.clone(),
+            guarded.clone(),
+            base,
+            Reserved::default(),
+        ));
         Self {
             old,
             new,
@@ -137,7 +159,53 @@ impl Migration {
             overlay,
             held: [const { None }; WORKERS],
             sabotage,
+            phase: Phase::Migration,
         }
+    }
+
+    /// What clients are served from.
+    fn serving(&self) -> Arc<dyn Store> {
+        match self.phase {
+            Phase::Migration => self.overlay.clone(),
+            Phase::Normal => self.new.guarded(NORMAL),
+            Phase::Settled => self.new.guarded(Guard::None),
+        }
+    }
+
+    /// Goes to the next phase; `settle` says whether the last one may be reached.
+    async fn advance(&mut self, settle: bool) {
+        match self.phase {
+            Phase::Migration => {
+                while self.cursor().await.1.is_some() {
+                    self.read(0, 3).await;
+                    self.write(0).await;
+                }
+                let Guard::Epoch { epoch, claims } = NORMAL else {
+                    unreachable!()
+                };
+                self.draw(Some(Line {
+                    epoch,
+                    claims,
+                    base: self.base,
+                }))
+                .await;
+                self.phase = Phase::Normal;
+            }
+            Phase::Normal if settle => {
+                self.draw(None).await;
+                self.new.drop_claims().await.unwrap();
+                self.phase = Phase::Settled;
+            }
+            Phase::Normal | Phase::Settled => {}
+        }
+    }
+
+    async fn draw(&self, line: Option<Line>) {
+        let txn = RecordTxn {
+            line: Some(line),
+            ..RecordTxn::default()
+        };
+        assert!(self.new.write_records(txn).await.unwrap());
     }
 
     /// The cursor's version, and where it stands: nothing is the end.
@@ -187,18 +255,21 @@ impl Migration {
             name: CURSOR.into(),
             value: Some(value),
         };
-        // A worker whose record was overtaken still copies, as one that stalled would.
-        let record = Some((write, expected));
-        if self
-            .guarded
-            .copy_up(CopyUp {
-                kvs: kvs.clone(),
-                record,
-            })
-            .await
-            .unwrap()
-            .is_none()
-        {
+        let marked = CopyUp {
+            kvs: kvs.clone(),
+            record: Some((write, expected)),
+        };
+        let made = self.guarded.copy_up(marked).await;
+        if self.phase != Phase::Migration {
+            assert_eq!(
+                made,
+                Err(StoreError::StaleEpoch),
+                "a stalled worker wrote after its phase"
+            );
+            return;
+        }
+        // A worker whose cursor was overtaken still copies, as one that stalled would.
+        if made.unwrap().is_none() {
             self.guarded
                 .copy_up(CopyUp { kvs, record: None })
                 .await
@@ -219,7 +290,7 @@ impl Migration {
             self.new.drop_claims().await.unwrap();
         }
         let (old, new) = (self.old.clone(), self.guarded.clone());
-        self.overlay = Overlay::new(old, new, self.base, Reserved::default());
+        self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
         self.held = [const { None }; WORKERS];
     }
 }
@@ -248,7 +319,7 @@ async fn changes(store: &dyn Store, start: Revision) -> Vec<EventBatch> {
     }
 }
 
-/// The three stores of one comparison, all fresh.
+/// The stores of one comparison, all fresh.
 pub(super) struct Stores {
     /// The one that never migrates.
     pub twin: Arc<dyn Store>,
@@ -258,6 +329,8 @@ pub(super) struct Stores {
     pub old: Arc<dyn OldStore>,
     /// The new store.
     pub new: Arc<dyn NewStore>,
+    /// The new store assigns revisions by itself: what is no change to clients takes some, too.
+    pub gaps: bool,
 }
 
 /// Carries out `before` on twin and old store, then `steps` on the twin and through the overlay.
@@ -273,16 +346,19 @@ pub(super) async fn difference(
         source,
         old,
         new,
+        gaps,
     } = stores;
     let mut now = Revision(1);
     for request in before {
-        let expected = carry_out(&*twin, request.clone(), now, Revision(0)).await;
-        let seen = carry_out(&*source, request, now, Revision(0)).await;
+        let request = request.at(now, Revision(1));
+        let expected = request.clone().carry_out(&*twin).await;
+        let seen = request.carry_out(&*source).await;
         assert_eq!(expected, seen, "the twins differ before the migration");
         now = expected.0.map_or(now, |(revision, _)| revision);
     }
     let mut migration = Migration::open(old, new, sabotage).await;
     let base = migration.base;
+    let mut lines = Lines::from(base, gaps);
     for (number, step) in steps.into_iter().enumerate() {
         if sabotage == Some(Sabotage::OldStoreChanges) {
             source
@@ -292,9 +368,15 @@ pub(super) async fn difference(
         }
         match step {
             Step::Client(request) => {
-                let told = format!("step {number}: {request:?}");
-                let expected = carry_out(&*twin, request.clone(), now, base).await;
-                let seen = carry_out(&migration.overlay, request, now, base).await;
+                let request = request.at(now, base);
+                let told = format!("step {number} in {:?}: {request:?}", migration.phase);
+                let expected = request.clone().carry_out(&*twin).await;
+                let seen = lines
+                    .to_seen(request)
+                    .carry_out(&*migration.serving())
+                    .await;
+                lines.note(&expected, &seen);
+                let seen = lines.to_twin(seen);
                 if expected != seen {
                     return Err(format!("{told}\nexpected {expected:?}\nbut saw  {seen:?}"));
                 }
@@ -304,13 +386,15 @@ pub(super) async fn difference(
             Step::Write { worker } => migration.write(worker).await,
             Step::Learn => migration.learn().await,
             Step::Restart => migration.restart().await,
+            Step::Advance => migration.advance(!gaps).await,
         }
     }
-    let expected = changes(&*twin, base.next()).await;
-    let seen = changes(&migration.overlay, base.next()).await;
+    let expected = format!("{:?}", changes(&*twin, base.next()).await);
+    let seen = format!("{:?}", changes(&*migration.serving(), base.next()).await);
+    let seen = lines.text_to_twin(&seen);
     if expected != seen {
         return Err(format!(
-            "watches differ:\nexpected {expected:#?}\nbut saw  {seen:#?}"
+            "watches differ:\nexpected {expected}\nbut saw  {seen}"
         ));
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! on, broken, has to be noticed.
 
 mod flight;
+mod lines;
 mod order;
 mod sabotage;
 
@@ -50,6 +51,7 @@ fn in_memory() -> Stores {
         source: old.clone(),
         old: std::sync::Arc::new(segue::store::AsOld::new(old, "old".into())),
         new,
+        gaps: false,
     }
 }
 
