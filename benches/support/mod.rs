@@ -1,0 +1,25 @@
+//! What the benchmarks share: servers, one load generator, rounds in turn, a table at the end.
+//!
+//! The machine that runs them is busy and noisy, so no figure stands alone: everything is measured
+//! next to its peer in the same run, in rounds that take turns, and judged by the ratio.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "a toolbox: each benchmark needs a part of it, and one that cannot go on fails"
+)]
+
+pub mod args;
+pub mod client;
+pub mod grpc_proxy;
+pub mod load;
+pub mod report;
+pub mod rounds;
+pub mod segue;
+pub mod usage;
+
+#[path = "../../tests/it/support/mod.rs"]
+pub mod servers;

@@ -1,0 +1,1 @@
+//! The real `segue` program, as operators start it.
