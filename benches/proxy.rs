@@ -1,5 +1,6 @@
 //! What Segue costs in front of etcd: the same load straight at etcd, through etcd's own
-//! `grpc-proxy`, and through Segue in each phase.
+//! `grpc-proxy`, and through Segue in the normal and in the migration phase, there above the frontier
+//! (the backfill is held back) and below it (everything is copied).
 
 mod support;
 
@@ -11,21 +12,56 @@ use tonic::transport::Channel;
 use support::args::Args;
 use support::client;
 use support::grpc_proxy::GrpcProxy;
-use support::load::{self, Op, Sample, Workload};
+use support::load::{self, Op, Workload};
 use support::report::{Report, Target as Wish};
 use support::rounds::{Series, take_turns};
+use support::segue::Segue;
 use support::servers::Etcd;
 
 /// Keys that are read, and never written.
 const READ: &str = "bench/read/";
 /// Keys that are written.
 const WRITTEN: &str = "bench/written/";
+/// Arguments that keep the backfill from coming anywhere while it is measured.
+const HELD_BACK: [&str; 2] = ["--rate-keys", "1"];
 
-/// Something that serves the etcd API, with the etcd behind it that takes the writes.
+/// Of direct throughput, in the normal phase.
+const NORMAL: Wish = Wish::AtLeast(0.80);
+/// Of direct throughput, above the frontier.
+const ABOVE: Wish = Wish::AtLeast(0.50);
+/// Of the throughput in the normal phase, below the frontier: the same but for noise.
+const BELOW: Wish = Wish::AtLeast(0.95);
+
+/// Something that serves the etcd API.
 struct Target {
     name: &'static str,
     address: String,
+    /// The etcd behind it that takes the writes.
     etcd: Channel,
+}
+
+/// Segue between two etcds in one phase.
+struct Phase {
+    segue: Segue,
+    new: Etcd,
+}
+
+impl Phase {
+    async fn start(old: &Etcd, args: &[&str]) -> Self {
+        let new = Etcd::start().await;
+        let (old, url) = (old.url(), new.url());
+        let args = [&["--old", &old, "--new", &url], args].concat();
+        let segue = Segue::serve(&args).await;
+        Self { segue, new }
+    }
+
+    async fn target(&self, name: &'static str) -> Target {
+        Target {
+            name,
+            address: self.segue.address(),
+            etcd: client::connect(&self.new.address()).await,
+        }
+    }
 }
 
 #[tokio::main]
@@ -33,15 +69,24 @@ async fn main() {
     let args = Args::read();
     let mut report = Report::new("proxy");
     let read = client::keys(READ, args.scale(20_000, 2_000));
-    let written = client::keys(WRITTEN, args.scale(200_000, 20_000));
+    let written = client::keys(WRITTEN, args.scale(210_000, 21_000));
 
     let direct = Etcd::start().await;
+    let old = Etcd::start().await;
+    for etcd in [&direct, &old] {
+        let channel = client::connect(&etcd.address()).await;
+        client::bulk_load(&channel, &read).await;
+        client::bulk_load(&channel, &written).await;
+    }
     let grpc_proxy = GrpcProxy::start(&direct.address()).await;
+    let above = Phase::start(&old, &HELD_BACK).await;
+    let below = Phase::start(&old, &[]).await;
+    below.segue.until_copied().await;
+    let normal = Phase::start(&old, &[]).await;
+    normal.segue.until_copied().await;
+    normal.segue.to_normal().await;
     let direct_channel = client::connect(&direct.address()).await;
-    client::bulk_load(&direct_channel, &read).await;
-    client::bulk_load(&direct_channel, &written).await;
-
-    let targets = vec![
+    let targets = [
         Target {
             name: "etcd",
             address: direct.address(),
@@ -50,22 +95,36 @@ async fn main() {
         Target {
             name: "grpc-proxy",
             address: grpc_proxy.address(),
-            etcd: direct_channel.clone(),
+            etcd: direct_channel,
         },
+        normal.target("segue, normal").await,
+        below.target("segue, below").await,
+        above.target("segue, above").await,
     ];
     for op in [Op::Get, Op::Put] {
         if !args.wants(&op.to_string()) {
             continue;
         }
-        for &in_flight in &args.in_flight {
-            let keys = if op == Op::Get { &read } else { &written };
+        for (index, &in_flight) in args.in_flight.iter().enumerate() {
+            // Above the frontier the first write of a key costs more than the next: each measurement
+            // has a part of the keys for itself.
+            let keys = match op {
+                Op::Get => &read,
+                Op::Put => part(&written, index, args.in_flight.len()),
+            };
             measure(&args, &mut report, &targets, op, in_flight, keys).await;
         }
     }
     report.finish(&args);
 }
 
-/// One row per target: `op` with so many requests in flight.
+/// One of so many equal parts.
+fn part(keys: &[Bytes], index: usize, parts: usize) -> &[Bytes] {
+    let size = keys.len() / parts;
+    &keys[index * size..(index + 1) * size]
+}
+
+/// One row per target and wish: `op` with so many requests in flight.
 async fn measure(
     args: &Args,
     report: &mut Report,
@@ -74,49 +133,62 @@ async fn measure(
     in_flight: usize,
     keys: &[Bytes],
 ) {
-    let keys = Arc::new(keys.to_vec());
     let mut connections = Vec::new();
     for target in targets {
         connections.push((target, load::connect(&target.address, in_flight).await));
     }
-    let samples = take_turns(args.rounds(), &connections, async |(target, channels)| {
-        client::settle(&target.etcd).await;
-        let workload = Workload {
-            op,
-            in_flight,
-            keys: keys.clone(),
-        };
-        load::run(channels, &workload, args.round()).await
-    })
+    let keys = Arc::new(keys.to_vec());
+    let samples = take_turns(
+        args.rounds(),
+        &connections,
+        async |round, (target, channels)| {
+            client::settle(&target.etcd).await;
+            let workload = Workload {
+                op,
+                in_flight,
+                keys: match op {
+                    Op::Get => keys.clone(),
+                    Op::Put => Arc::new(part(&keys, round, args.rounds()).to_vec()),
+                },
+            };
+            load::run(channels, &workload, args.round()).await
+        },
+    )
     .await;
     let series: Vec<Series> = targets
         .iter()
         .zip(&samples)
-        .map(|(target, samples)| Series {
-            name: target.name.to_owned(),
-            figures: samples.iter().map(|sample| sample.per_second).collect(),
-        })
+        .map(|(target, samples)| load::series(target.name, samples))
         .collect();
     let what = format!("{op}, {in_flight} in flight");
-    for (index, ours) in series.iter().enumerate() {
-        let note = latencies(&samples[index]);
-        match index {
-            0 => report.single(&what, "ops/s", &ours.name, ours.median(), None, note),
-            _ => report.compare(&what, "ops/s", ours, &series[0], None::<Wish>, note),
-        }
-    }
-}
-
-/// `p50 130 µs, p99 400 µs`, the medians over the rounds.
-fn latencies(samples: &[Sample]) -> String {
-    let middle = |pick: fn(&Sample) -> u64| {
-        let mut values: Vec<u64> = samples.iter().map(pick).collect();
-        values.sort_unstable();
-        values[values.len() / 2]
+    let notes: Vec<String> = samples
+        .iter()
+        .map(|samples| load::latencies(samples))
+        .collect();
+    let [etcd, grpc_proxy, normal, _below, _above] = &series[..] else {
+        panic!("one series per target");
     };
-    format!(
-        "p50 {} µs, p99 {} µs",
-        middle(|sample| sample.p50_us),
-        middle(|sample| sample.p99_us)
-    )
+    let row = |report: &mut Report, ours: usize, peer: &Series, wish: Option<Wish>| {
+        report.compare(
+            &what,
+            "ops/s",
+            &series[ours],
+            peer,
+            wish,
+            notes[ours].as_str(),
+        );
+    };
+    report.single(
+        &what,
+        "ops/s",
+        &etcd.name,
+        etcd.median(),
+        None,
+        notes[0].as_str(),
+    );
+    row(report, 1, etcd, None);
+    row(report, 2, etcd, Some(NORMAL));
+    row(report, 2, grpc_proxy, Some(Wish::AtLeast(1.0)));
+    row(report, 3, normal, Some(BELOW));
+    row(report, 4, etcd, Some(ABOVE));
 }

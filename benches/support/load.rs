@@ -10,6 +10,7 @@ use segue::proto::etcdserverpb::{PutRequest, RangeRequest};
 use tonic::transport::Channel;
 
 use super::client::{self, VALUE_BYTES, next_random};
+use super::rounds::Series;
 
 /// Requests in flight on one connection. Applications are many clients with a connection each.
 const IN_FLIGHT_PER_CONNECTION: usize = 16;
@@ -148,4 +149,26 @@ async fn one_client(
 /// Microseconds, up to a minute.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("good bounds")
+}
+
+/// The throughput of each round.
+pub fn series(name: &str, samples: &[Sample]) -> Series {
+    Series {
+        name: name.to_owned(),
+        figures: samples.iter().map(|sample| sample.per_second).collect(),
+    }
+}
+
+/// `p50 130 µs, p99 400 µs`, the medians over the rounds.
+pub fn latencies(samples: &[Sample]) -> String {
+    let middle = |pick: fn(&Sample) -> u64| {
+        let mut values: Vec<u64> = samples.iter().map(pick).collect();
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    format!(
+        "p50 {} µs, p99 {} µs",
+        middle(|sample| sample.p50_us),
+        middle(|sample| sample.p99_us)
+    )
 }

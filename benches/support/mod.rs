@@ -21,5 +21,6 @@ pub mod rounds;
 pub mod segue;
 pub mod usage;
 
+#[allow(unused_imports, reason = "the toolbox offers more than is needed here")]
 #[path = "../../tests/it/support/mod.rs"]
 pub mod servers;

@@ -48,11 +48,11 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Measures each of `targets` `rounds` times: in their order in one round, in reverse in the next.
-/// Answers what was measured, by target, in the order of the rounds.
+/// `measure` is told the round. /// Answers what was measured, by target, in the order of the rounds.
 pub async fn take_turns<T, S>(
     rounds: usize,
     targets: &[T],
-    mut measure: impl AsyncFnMut(&T) -> S,
+    mut measure: impl AsyncFnMut(usize, &T) -> S,
 ) -> Vec<Vec<S>> {
     let mut samples: Vec<Vec<S>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds {
@@ -62,7 +62,7 @@ pub async fn take_turns<T, S>(
             } else {
                 targets.len() - 1 - turn
             };
-            let sample = measure(&targets[index]).await;
+            let sample = measure(round, &targets[index]).await;
             samples[index].push(sample);
         }
     }
