@@ -67,6 +67,7 @@ async fn migrate(
     let copied = Arc::new(AtomicBool::new(false));
     let clients = [Op::Get, Op::Put].map(|op| {
         let (segue, copied, keys) = (segue.clone(), copied.clone(), keys.clone());
+        #[allow(clippy::disallowed_methods, reason = "it is waited for")]
         tokio::task::spawn(async move {
             let channels = load::connect(&segue.address(), IN_FLIGHT).await;
             let workload = Workload {

@@ -22,7 +22,11 @@ use support::servers::Etcd;
 const READ: &str = "bench/read/";
 /// Keys that are written.
 const WRITTEN: &str = "bench/written/";
-/// Arguments that keep the backfill from coming anywhere while it is measured.
+/// Keys that come before both: the backfill begins with them.
+const FIRST: &str = "bench/first/";
+/// How many of them. The backfill works on some parts of a few thousand keys at the same time.
+const FIRST_COUNT: usize = 40_000;
+/// Arguments that keep the backfill from coming any further while it is measured.
 const HELD_BACK: [&str; 2] = ["--rate-keys", "1"];
 
 /// Of direct throughput, in the normal phase.
@@ -75,6 +79,7 @@ async fn main() {
     let old = Etcd::start().await;
     for etcd in [&direct, &old] {
         let channel = client::connect(&etcd.address()).await;
+        client::bulk_load(&channel, &client::keys(FIRST, FIRST_COUNT)).await;
         client::bulk_load(&channel, &read).await;
         client::bulk_load(&channel, &written).await;
     }

@@ -7,9 +7,10 @@
     dead_code,
     unreachable_pub,
     clippy::missing_panics_doc,
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::cast_precision_loss,
-    reason = "a toolbox: each benchmark needs a part of it, and one that cannot go on fails"
+    reason = "a toolbox: each benchmark needs a part of it, waits for its own tasks, and fails when it cannot go on"
 )]
 
 pub mod args;
