@@ -14,6 +14,7 @@ pub mod memory;
 pub mod new;
 pub mod old;
 pub mod open;
+pub mod sql;
 pub mod url;
 pub mod watch;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::etcd2::Etcd2;
 use super::memory::{self, Memory};
 use super::old::AsOld;
+use super::sql;
 use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
@@ -21,7 +22,14 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
              Write etcd://HOST:PORT to migrate to the v3 API of etcd"
         ))
         .into()),
-        StoreUrl::Sqlite(_) | StoreUrl::Etcd(_) => Err(not_built(url)),
+        StoreUrl::Sqlite(path) => {
+            let options = sql::Options {
+                reserved: reserved.clone(),
+                ..sql::Options::default()
+            };
+            Ok(sql::sqlite::open(path, options).await?)
+        }
+        StoreUrl::Etcd(_) => Err(not_built(url)),
     }
 }
 
@@ -35,7 +43,18 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             path.display()
         ))
         .into()),
-        StoreUrl::Memory | StoreUrl::Sqlite(_) | StoreUrl::Etcd(_) => {
+        StoreUrl::Sqlite(path) => {
+            let options = sql::Options {
+                reserved: reserved.clone(),
+                // Leases move to the new store, which alone ends them.
+                expire_leases: false,
+                ..sql::Options::default()
+            };
+            let store = sql::sqlite::open(path, options).await?;
+            let identity = store.identity().await?;
+            Ok(Arc::new(AsOld::new(store, identity)))
+        }
+        StoreUrl::Memory | StoreUrl::Etcd(_) => {
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proptest::option::weighted;
 use proptest::prelude::*;
 use segue::overlay::Overlay;
 use segue::store::{
@@ -32,8 +33,6 @@ pub(super) enum Step {
     Restart,
     /// The backfill is brought to its end and the fleet goes to the next phase.
     Advance,
-    /// The fleet goes from the normal phase back to the migration phase.
-    Return,
 }
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
@@ -43,11 +42,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (0usize..WORKERS).prop_map(|worker| Step::Write { worker }),
         2 => Just(Step::Learn),
         1 => Just(Step::Restart),
-        1 => prop_oneof![
-            2 => Just(Step::Learn),
-            1 => Just(Step::Advance),
-            1 => Just(Step::Return),
-        ],
+        1 => weighted(0.2, Just(())).prop_map(|go| go.map_or(Step::Learn, |()| Step::Advance)),
     ]
 }
 
@@ -69,15 +64,18 @@ pub(super) enum Sabotage {
 /// Two workers on the same shard, so that they race.
 const WORKERS: usize = 2;
 const CURSOR: &str = "backfill/shard/0";
+const EPOCH: Epoch = Epoch(1);
+const NORMAL: Guard = Guard::Epoch {
+    epoch: Epoch(2),
+    claims: false,
+};
+
 /// A page in the hands of a worker: what it read, where the next begins, and the cursor's version
 /// when it read it.
 struct Held {
     kvs: Vec<KeyValue>,
     next: Option<Bytes>,
     expected: i64,
-    /// The worker's handle on the new store, of the epoch in which it read.
-    handle: Arc<dyn GuardedStore>,
-    epoch: Epoch,
 }
 
 /// A migration in mid-flight, driven step by step.
@@ -89,7 +87,6 @@ struct Migration {
     overlay: Arc<Overlay>,
     held: [Option<Held>; WORKERS],
     sabotage: Option<Sabotage>,
-    epoch: Epoch,
     phase: Phase,
 }
 
@@ -107,101 +104,71 @@ impl Migration {
         sabotage: Option<Sabotage>,
     ) -> Self {
         let base = old.revision().await.unwrap();
-        let mut migration = Self {
-            overlay: Arc::new(Overlay::new(
-                old.clone(),
-                new.guarded(Guard::None),
-                base,
-                Reserved::default(),
-            )),
-            guarded: new.guarded(Guard::None),
-            old,
-            new,
+        let claims = sabotage != Some(Sabotage::DeletesLeaveNoClaim);
+        let line = Line {
+            epoch: EPOCH,
+            claims,
             base,
-            held: [const { None }; WORKERS],
-            sabotage,
-            epoch: Epoch(0),
-            phase: Phase::Migration,
         };
-        migration.enter(Phase::Migration).await;
-        migration.copy_leased().await;
-        migration
-    }
-
-    /// Leased keys are copied up before the phase opens, in order of create revision.
-    async fn copy_leased(&self) {
+        let opened = new.write_records(RecordTxn {
+            line: Some(Some(line)),
+            ..RecordTxn::default()
+        });
+        assert!(opened.await.unwrap());
+        let guarded = new.guarded(Guard::Epoch {
+            epoch: EPOCH,
+            claims,
+        });
+        let guarded: Arc<dyn GuardedStore> = match sabotage {
+            Some(sabotage) => Arc::new(Sabotaged {
+                inner: guarded,
+                sabotage,
+            }),
+            None => guarded,
+        };
         let mut leased = Vec::new();
-        for lease in self.old.leases().await.unwrap() {
-            let grant = Grant {
-                id: Some(lease.id),
-                ttl_s: lease.ttl_s,
-            };
-            self.guarded.grant(grant).await.unwrap();
-            leased.extend(
-                self.old
-                    .get(lease.keys)
-                    .await
-                    .unwrap()
-                    .into_iter()
-                    .flatten(),
-            );
+        for lease in old.leases().await.unwrap() {
+            guarded
+                .grant(Grant {
+                    id: Some(lease.id),
+                    ttl_s: lease.ttl_s,
+                })
+                .await
+                .unwrap();
+            leased.extend(old.get(lease.keys).await.unwrap().into_iter().flatten());
         }
         leased.sort_by_key(|kv| kv.create_revision);
-        self.guarded
+        guarded
             .copy_up(CopyUp {
                 kvs: leased,
                 record: None,
             })
             .await
             .unwrap();
-    }
-
-    /// Moves the fleet to `phase`, in a new epoch.
-    async fn enter(&mut self, phase: Phase) {
-        self.epoch = self.epoch.next();
-        let claims = phase == Phase::Migration;
-        let line = Line {
-            epoch: self.epoch,
-            claims,
-            base: self.base,
-        };
-        let line = Some((phase != Phase::Settled).then_some(line));
-        assert!(
-            self.new
-                .write_records(RecordTxn {
-                    line,
-                    ..RecordTxn::default()
-                })
-                .await
-                .unwrap()
-        );
-        let guard = Guard::Epoch {
-            epoch: self.epoch,
-            claims,
-        };
-        self.guarded = match (phase, self.sabotage) {
-            (Phase::Settled, _) => self.new.guarded(Guard::None),
-            (_, None) => self.new.guarded(guard),
-            (_, Some(sabotage)) => Arc::new(Sabotaged {
-                inner: self.new.guarded(guard),
-                sabotage,
-            }),
-        };
-        self.phase = phase;
-        self.lay_overlay();
-    }
-
-    /// A member that knows nothing yet lays the overlay.
-    fn lay_overlay(&mut self) {
-        let (old, new) = (self.old.clone(), self.guarded.clone());
-        self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
+        let overlay = Arc::new(Overlay::new(
+            old.clone(),
+            guarded.clone(),
+            base,
+            Reserved::default(),
+        ));
+        Self {
+            old,
+            new,
+            guarded,
+            base,
+            overlay,
+            held: [const { None }; WORKERS],
+            sabotage,
+            phase: Phase::Migration,
+        }
     }
 
     /// What clients are served from.
     fn serving(&self) -> Arc<dyn Store> {
         match self.phase {
             Phase::Migration => self.overlay.clone(),
-            Phase::Normal | Phase::Settled => self.guarded.clone(),
+            Phase::Normal => self.new.guarded(NORMAL),
+            Phase::Settled => self.new.guarded(Guard::None),
         }
     }
 
@@ -213,14 +180,32 @@ impl Migration {
                     self.read(0, 3).await;
                     self.write(0).await;
                 }
-                self.enter(Phase::Normal).await;
+                let Guard::Epoch { epoch, claims } = NORMAL else {
+                    unreachable!()
+                };
+                self.draw(Some(Line {
+                    epoch,
+                    claims,
+                    base: self.base,
+                }))
+                .await;
+                self.phase = Phase::Normal;
             }
             Phase::Normal if settle => {
-                self.enter(Phase::Settled).await;
+                self.draw(None).await;
                 self.new.drop_claims().await.unwrap();
+                self.phase = Phase::Settled;
             }
             Phase::Normal | Phase::Settled => {}
         }
+    }
+
+    async fn draw(&self, line: Option<Line>) {
+        let txn = RecordTxn {
+            line: Some(line),
+            ..RecordTxn::default()
+        };
+        assert!(self.new.write_records(txn).await.unwrap());
     }
 
     /// The cursor's version, and where it stands: nothing is the end.
@@ -251,8 +236,6 @@ impl Migration {
             kvs: page.kvs,
             next,
             expected,
-            handle: self.guarded.clone(),
-            epoch: self.epoch,
         });
     }
 
@@ -261,8 +244,6 @@ impl Migration {
             kvs,
             next,
             expected,
-            handle,
-            epoch,
         }) = self.held[worker].take()
         else {
             return;
@@ -278,18 +259,21 @@ impl Migration {
             kvs: kvs.clone(),
             record: Some((write, expected)),
         };
-        let made = handle.copy_up(marked).await;
-        if epoch != self.epoch {
+        let made = self.guarded.copy_up(marked).await;
+        if self.phase != Phase::Migration {
             assert_eq!(
                 made,
                 Err(StoreError::StaleEpoch),
-                "a stalled worker wrote after its epoch"
+                "a stalled worker wrote after its phase"
             );
             return;
         }
         // A worker whose cursor was overtaken still copies, as one that stalled would.
         if made.unwrap().is_none() {
-            handle.copy_up(CopyUp { kvs, record: None }).await.unwrap();
+            self.guarded
+                .copy_up(CopyUp { kvs, record: None })
+                .await
+                .unwrap();
         }
     }
 
@@ -305,7 +289,8 @@ impl Migration {
         if self.sabotage == Some(Sabotage::ClaimsAreRemoved) {
             self.new.drop_claims().await.unwrap();
         }
-        self.lay_overlay();
+        let (old, new) = (self.old.clone(), self.guarded.clone());
+        self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
         self.held = [const { None }; WORKERS];
     }
 }
@@ -402,10 +387,6 @@ pub(super) async fn difference(
             Step::Learn => migration.learn().await,
             Step::Restart => migration.restart().await,
             Step::Advance => migration.advance(!gaps).await,
-            Step::Return if migration.phase == Phase::Normal => {
-                migration.enter(Phase::Migration).await;
-            }
-            Step::Return => {}
         }
     }
     let expected = format!("{:?}", changes(&*twin, base.next()).await);

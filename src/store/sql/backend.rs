@@ -1,0 +1,374 @@
+//! What the engine asks of a database: to prefetch, to commit, to read a snapshot, to tidy up.
+//!
+//! Everything that gives etcd's semantics is decided by pure code over the values in this file. A
+//! backend moves them between its tables and memory, set-wise, in one or two round trips per call,
+//! and is the only place that knows its driver. It never looks into a request.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::store::eval::check_at;
+use crate::store::{Guard, Line, Record, Result, StoreError};
+use crate::types::{EventBatch, KeyRange, KeyValue, LeaseId, Revision};
+
+/// A database under the SQL engine.
+///
+/// [`Self::transact`], [`Self::sweep`], [`Self::drop_whiteouts`] and [`Self::defragment`] are called
+/// by one task at a time, the engine's writer; [`Self::read`] by many, and it must never wait for
+/// the writer.
+pub trait Backend: Send + Sync + 'static {
+    /// What makes the store the one it is, whatever address it is reached by.
+    fn identity(&self) -> &str;
+
+    /// Why the database cannot take a pair of these sizes, if it cannot.
+    fn unacceptable(&self, key: &[u8], value_len: usize) -> Option<String>;
+
+    /// One transaction: locks the head row, fetches all of `prefetch`, lets `decide` choose, writes
+    /// its changes (nothing if there are none), commits durably.
+    ///
+    /// The head row is locked from the first statement to the commit: this alone makes commit order
+    /// revision order. `decide` is pure; it is called again if the database asks for a repetition.
+    ///
+    /// Fails with [`StoreError::Unknown`] only if the commit itself was sent and not answered; every
+    /// other failure means that nothing was written.
+    fn transact(
+        &self,
+        prefetch: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads head and data from one snapshot that is no older than the call.
+    ///
+    /// [`Snapshot::admit`] is asked once the head is known, before the data is read where that
+    /// saves work. Answers come in the order of the queries, each of its query's kind.
+    fn read(&self, snapshot: Snapshot) -> impl Future<Output = Result<Read>> + Send;
+
+    /// Runs the engine's writer to its end in the background, where [`Self::transact`] may take its
+    /// time: a thread of its own for a driver that blocks, a task for one that does not.
+    fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()>;
+
+    /// Deletes history that was compacted: what log entries in `(swept, compacted]` superseded, and
+    /// delete entries below `compacted`. Does a bounded piece of the work, notes in the head how far
+    /// it came, and answers that.
+    fn sweep(
+        &self,
+        swept: Revision,
+        compacted: Revision,
+    ) -> impl Future<Output = Result<Revision>> + Send;
+
+    /// Deletes some of the whiteouts, unless there is a line; answers whether there may be more.
+    fn drop_whiteouts(&self) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Gives the space of deleted data back.
+    fn defragment(&self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// The head row: where the store stands. Locked by every transaction that writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The current revision.
+    pub revision: Revision,
+    /// What was superseded at or below it is forgotten; 0 is nothing.
+    pub compacted: Revision,
+    /// How far compaction has deleted; behind `compacted` while there is work left.
+    pub swept: Revision,
+    /// The log begins behind it: changes up to here were made in the old store, whose line of
+    /// revisions this store carries on. 0 where it began by itself.
+    pub origin: Revision,
+    /// Counts batches of copied keys, which change what history shows without a revision.
+    pub copy_ups: i64,
+    /// Epoch, claims flag and base, while there is a migration.
+    pub line: Option<Line>,
+}
+
+impl Head {
+    /// Whether an operation under `guard` may be carried out here.
+    pub fn admit(&self, guard: Guard) -> Result<()> {
+        match guard {
+            Guard::None => Ok(()),
+            Guard::Epoch { epoch, .. } => match self.line {
+                Some(line) if line.epoch == epoch => Ok(()),
+                _ => Err(StoreError::StaleEpoch),
+            },
+        }
+    }
+
+    /// The oldest revision that can be read.
+    #[must_use]
+    pub fn oldest(&self) -> Revision {
+        self.compacted.max(self.origin)
+    }
+
+    /// Whether a deleted key stays as a whiteout.
+    #[must_use]
+    pub fn leaves_claims(&self) -> bool {
+        self.line.is_some_and(|line| line.claims)
+    }
+}
+
+/// The row of a key: its latest state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The pair. Of a whiteout only key and mod revision (that of the delete) mean something.
+    pub kv: KeyValue,
+    /// The key is live; else it is a whiteout.
+    pub live: bool,
+    /// This state has an entry in the log. A copied key's has none until it is first changed.
+    pub logged: bool,
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its number.
+    pub id: LeaseId,
+    /// Its full time to live, in seconds.
+    pub ttl_s: i64,
+    /// When it ends, in milliseconds of the store's clock.
+    pub deadline_ms: i64,
+}
+
+/// What kind of entry the log holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogKind {
+    /// The key was removed.
+    Delete,
+    /// The key was written.
+    Put,
+    /// The state in which the key was copied up, kept when it was first changed. History, but no
+    /// event.
+    Copy,
+}
+
+/// An entry of the log: one change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// What it is.
+    pub kind: LogKind,
+    /// The pair after the change; its mod revision is the entry's revision. Of a delete only key and
+    /// mod revision mean something.
+    pub kv: KeyValue,
+    /// Revision of the entry that this one supersedes; 0 if the key had no row.
+    pub prev_revision: Revision,
+}
+
+/// What a batch needs to be decided. Lists are sorted and without repetitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Keys whose rows are needed.
+    pub keys: Vec<Bytes>,
+    /// Keys of which only has to be known whether they have a row.
+    pub probes: Vec<Bytes>,
+    /// Spans whose rows are all needed. May overlap.
+    pub spans: Vec<KeyRange>,
+    /// Spans whose live pairs at a revision of the past are needed.
+    pub past: Vec<(KeyRange, Revision)>,
+    /// Leases.
+    pub leases: Vec<LeaseId>,
+    /// Leases whose attached rows are needed.
+    pub attached: Vec<LeaseId>,
+    /// Names of records.
+    pub records: Vec<String>,
+}
+
+/// What was found. What is not in it does not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefetched {
+    /// The head row.
+    pub head: Head,
+    /// The store's clock, in milliseconds.
+    pub now_ms: i64,
+    /// Rows, in any order, possibly repeated.
+    pub rows: Vec<Row>,
+    /// The probed keys that have a row.
+    pub claimed: Vec<Bytes>,
+    /// The pairs of the past, in key order, in the order in which they were asked for.
+    pub past: Vec<Past>,
+    /// The leases.
+    pub leases: Vec<Lease>,
+    /// The records.
+    pub records: Vec<Record>,
+}
+
+/// The pairs of a span at a revision of the past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The span.
+    pub keys: KeyRange,
+    /// The revision.
+    pub at: Revision,
+    /// The pairs.
+    pub kvs: Vec<KeyValue>,
+}
+
+/// What a batch changes. Each row, lease and record is in it at most once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The head row as it shall be.
+    pub head: Head,
+    /// Rows to insert or replace.
+    pub rows: Vec<Row>,
+    /// Keys whose rows go.
+    pub removed: Vec<Bytes>,
+    /// Entries for the log in the order of the changes. Those of kind [`LogKind::Copy`] replace an
+    /// entry of the same key and revision, which may be left from before a migration.
+    pub log: Vec<LogEntry>,
+    /// Leases to insert or replace.
+    pub leases: Vec<Lease>,
+    /// Leases that go.
+    pub dropped_leases: Vec<LeaseId>,
+    /// Records to insert or replace.
+    pub records: Vec<Record>,
+    /// Records that go.
+    pub dropped_records: Vec<String>,
+}
+
+impl Changes {
+    /// No changes to a store whose head row is `head`.
+    #[must_use]
+    pub fn none(head: Head) -> Self {
+        Self {
+            head,
+            rows: Vec::new(),
+            removed: Vec::new(),
+            log: Vec::new(),
+            leases: Vec::new(),
+            dropped_leases: Vec::new(),
+            records: Vec::new(),
+            dropped_records: Vec::new(),
+        }
+    }
+
+    /// Whether there is nothing to write to a store whose head row is `head`.
+    #[must_use]
+    pub fn is_empty(&self, head: &Head) -> bool {
+        *self == Self::none(*head)
+    }
+}
+
+/// Several reads of one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What the head row has to agree with.
+    pub guard: Guard,
+    /// The revision of the reads; nothing is the latest.
+    pub at: Option<Revision>,
+    /// The reads.
+    pub queries: Vec<Query>,
+}
+
+impl Snapshot {
+    /// Whether the snapshot may be read from a store whose head row is `head`.
+    pub fn admit(&self, head: &Head) -> Result<()> {
+        head.admit(self.guard)?;
+        if let Some(at) = self.at {
+            check_at(at, head.revision, head.oldest())?;
+        }
+        Ok(())
+    }
+}
+
+/// One read of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// Rows, in key order. Answered with [`Found::Rows`].
+    Rows(Rows),
+    /// What a transaction that only reads needs, always the latest. Answered with
+    /// [`Found::Prefetched`].
+    Prefetch(Prefetch),
+    /// A lease, with the keys attached to it in key order if wanted. Answered with [`Found::Lease`].
+    Lease {
+        /// Which.
+        id: LeaseId,
+        /// With its keys.
+        keys: bool,
+    },
+    /// The numbers of all leases, ascending. Answered with [`Found::Leases`].
+    Leases,
+    /// Some leases whose deadline has passed. Answered with [`Found::Leases`].
+    Expired,
+    /// Records whose names begin with this, in their order. Answered with [`Found::Records`].
+    Records(String),
+    /// Changes. Answered with [`Found::Log`].
+    Log(LogScan),
+    /// Whether there is any row or record. Answered with [`Found::Any`].
+    Any,
+    /// Bytes. Answered with [`Found::Sizes`].
+    Sizes,
+}
+
+/// Which rows to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Parts of the range in ascending order, without overlap.
+    pub parts: Vec<KeyRange>,
+    /// Whiteouts too; else only live rows.
+    pub whiteouts: bool,
+    /// At most so many rows, the first ones; nothing is all. 0 is good for a count.
+    pub limit: Option<usize>,
+    /// So many live rows from the first come with their values; the rest without.
+    pub values: usize,
+    /// Count the live rows of all parts, whatever the limit.
+    pub count: bool,
+}
+
+/// Which changes to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogScan {
+    /// Of these keys: parts of a range in ascending order, without overlap.
+    pub parts: Vec<KeyRange>,
+    /// First revision.
+    pub from: Revision,
+    /// Last revision.
+    pub to: Revision,
+    /// Stop behind the first revision with which this many events are reached.
+    pub max_events: usize,
+    /// Stop behind the first revision with which this many bytes of keys and values are reached.
+    pub max_bytes: usize,
+    /// With the pair before each change.
+    pub prev_kv: bool,
+}
+
+/// Head and data of one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The head row.
+    pub head: Head,
+    /// The store's clock, in milliseconds.
+    pub now_ms: i64,
+    /// One answer per query.
+    pub found: Vec<Found>,
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Rows.
+    Rows {
+        /// In key order.
+        rows: Vec<Row>,
+        /// Live rows in the range, if they were to be counted.
+        count: usize,
+    },
+    /// What a transaction needs.
+    Prefetched(Prefetched),
+    /// A lease and its keys.
+    Lease(Option<(Lease, Vec<Bytes>)>),
+    /// Numbers of leases.
+    Leases(Vec<LeaseId>),
+    /// Records.
+    Records(Vec<Record>),
+    /// Changes.
+    Log {
+        /// Whole revisions, ascending.
+        batches: Vec<Arc<EventBatch>>,
+        /// All changes up to this revision are in it.
+        reached: Revision,
+    },
+    /// Whether there is any.
+    Any(bool),
+    /// Bytes that the store takes up, and bytes of them that hold data.
+    Sizes(u64, u64),
+}

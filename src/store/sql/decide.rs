@@ -1,0 +1,328 @@
+//! A batch of requests over prefetched rows: what to write, what to answer, what to publish. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Prefetched, Row};
+use super::table::Table;
+use super::work::{Done, Request, Work};
+use crate::store::eval::{Outcome, Working};
+use crate::store::{CopyUp, Record, RecordTxn, RecordWrite, RequestError, Result};
+use crate::types::{Answer, Change, EventBatch, Granted, KeyValue, LeaseId, Reserved, Revision};
+
+/// What became of a batch.
+pub(super) struct Decided {
+    pub(super) changes: Changes,
+    /// One per request.
+    pub(super) done: Vec<Result<Done>>,
+    /// What happened, in the order of revisions.
+    pub(super) batches: Vec<Arc<EventBatch>>,
+}
+
+/// Decides a batch.
+pub(super) fn decide(batch: &[Request], found: Prefetched, reserved: &Reserved) -> Decided {
+    let table = Table::new(found.rows, found.claimed, found.past, &found.leases);
+    let head = found.head;
+    let working = Working::new(&table, reserved, head.revision, head.oldest());
+    let mut batch_of = Batch {
+        head,
+        now_ms: found.now_ms,
+        working,
+        leases: Overlaid::new(found.leases.into_iter().map(|lease| (lease.id, lease))),
+        records: Overlaid::new(
+            found
+                .records
+                .into_iter()
+                .map(|record| (record.name.clone(), record)),
+        ),
+    };
+    let mut done = Vec::with_capacity(batch.len());
+    for request in batch {
+        let admitted = head.admit(request.guard);
+        done.push(admitted.and_then(|()| batch_of.run(&request.work)));
+    }
+    let outcome = batch_of.working.finish();
+    let mut changes = Changes::none(batch_of.head);
+    changes.head.revision = outcome.revision.max(batch_of.head.revision);
+    (changes.leases, changes.dropped_leases) = batch_of.leases.changes();
+    (changes.records, changes.dropped_records) = batch_of.records.changes();
+    let batches = keep(outcome, &table, &mut changes);
+    Decided {
+        changes,
+        done,
+        batches,
+    }
+}
+
+struct Batch<'a> {
+    head: Head,
+    now_ms: i64,
+    working: Working<'a, Table>,
+    leases: Overlaid<LeaseId, Lease>,
+    records: Overlaid<String, Record>,
+}
+
+impl Batch<'_> {
+    fn run(&mut self, work: &Work) -> Result<Done> {
+        Ok(match work {
+            Work::Txn { copies, txn } => {
+                if !copies.is_empty() {
+                    self.working.copy_up(copies)?;
+                }
+                Done::Txn(self.working.txn(txn)?)
+            }
+            Work::CopyUp(copy_up) => Done::CopiedUp(self.copy_up(copy_up)?),
+            Work::Grant { id, ttl_s } => Done::Granted(self.grant(*id, *ttl_s)?),
+            Work::Revoke(id) => {
+                let revision = self.working.revoke(*id)?;
+                self.leases.set(*id, None);
+                Done::Plain(Answer {
+                    revision,
+                    reply: (),
+                })
+            }
+            Work::KeepAlive(id) => {
+                let reply = self.keep_alive(*id);
+                Done::KeptAlive(self.answer(reply))
+            }
+            Work::Expire(ids) => {
+                for id in ids {
+                    let over = |lease: &Lease| lease.deadline_ms <= self.now_ms;
+                    if self.leases.get(id).is_some_and(over) {
+                        self.working.revoke(*id)?;
+                        self.leases.set(*id, None);
+                    }
+                }
+                Done::Plain(self.answer(()))
+            }
+            Work::Records(txn) => Done::Records(self.write_records(txn)),
+            Work::Compact(at) => {
+                if *at <= self.head.oldest() {
+                    return Err(RequestError::Compacted(self.head.oldest()).into());
+                }
+                if *at > self.head.revision {
+                    return Err(RequestError::FutureRevision.into());
+                }
+                self.head.compacted = *at;
+                Done::Plain(self.answer(()))
+            }
+        })
+    }
+
+    fn answer<T>(&self, reply: T) -> Answer<T> {
+        Answer {
+            revision: self.working.revision(),
+            reply,
+        }
+    }
+
+    fn copy_up(&mut self, copy_up: &CopyUp) -> Result<Option<usize>> {
+        if let Some((write, expected)) = &copy_up.record
+            && self.version(&write.name) != *expected
+        {
+            return Ok(None);
+        }
+        let fresh = self.working.copy_up(&copy_up.kvs)?;
+        if let Some((write, _)) = &copy_up.record {
+            self.write_record(write);
+        }
+        Ok(Some(fresh))
+    }
+
+    fn grant(&mut self, id: LeaseId, ttl_s: i64) -> Result<Answer<Granted>> {
+        self.working.grant(id)?;
+        let lease = Lease {
+            id,
+            ttl_s,
+            deadline_ms: self.now_ms + ttl_s * 1000,
+        };
+        self.leases.set(id, Some(lease));
+        Ok(self.answer(Granted { id, ttl_s }))
+    }
+
+    /// A lease whose time is over cannot be saved, though it may not have been ended yet: its
+    /// holder may have been told already that it is lost.
+    fn keep_alive(&mut self, id: LeaseId) -> Option<i64> {
+        let lease = *self.leases.get(&id)?;
+        if lease.deadline_ms <= self.now_ms {
+            return None;
+        }
+        let deadline_ms = self.now_ms + lease.ttl_s * 1000;
+        let lease = Lease {
+            deadline_ms,
+            ..lease
+        };
+        self.leases.set(id, Some(lease));
+        Some(lease.ttl_s)
+    }
+
+    fn version(&self, name: &String) -> i64 {
+        self.records.get(name).map_or(0, |record| record.version)
+    }
+
+    fn write_record(&mut self, write: &RecordWrite) {
+        let version = self.version(&write.name) + 1;
+        let record = write.value.clone().map(|value| Record {
+            name: write.name.clone(),
+            value,
+            version,
+        });
+        self.records.set(write.name.clone(), record);
+    }
+
+    fn write_records(&mut self, txn: &RecordTxn) -> bool {
+        let mut expected = txn.expect.iter();
+        if !expected.all(|(name, version)| self.version(name) == *version) {
+            return false;
+        }
+        for write in &txn.writes {
+            self.write_record(write);
+        }
+        if let Some(line) = txn.line {
+            self.head.line = line;
+            let base = line.map_or(Revision(0), |line| line.base);
+            if base > self.head.revision {
+                self.head.revision = base;
+                self.head.origin = base;
+            }
+        }
+        true
+    }
+}
+
+/// Turns what the requests did into rows and log entries.
+fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<EventBatch>> {
+    // The last entry of each changed key: its revision, and where it is in the log.
+    let mut last: HashMap<Bytes, (Revision, usize)> = HashMap::with_capacity(outcome.rows.len());
+    for batch in &outcome.batches {
+        for event in &batch.events {
+            let (kind, kv) = match &event.change {
+                Change::Put(kv) => (LogKind::Put, kv.clone()),
+                Change::Delete { key, revision } => (LogKind::Delete, whiteout(key, *revision)),
+            };
+            let entry = LogEntry {
+                kind,
+                prev_revision: prev_revision(event.prev.as_ref(), last.get(&kv.key), table, &kv),
+                kv,
+            };
+            let key = entry.kv.key.clone();
+            match last.get(&key) {
+                // A key that one transaction changes twice keeps only its last state of the two.
+                Some((revision, index)) if *revision == batch.revision => {
+                    let prev_revision = changes.log[*index].prev_revision;
+                    changes.log[*index] = LogEntry {
+                        prev_revision,
+                        ..entry
+                    };
+                }
+                _ => {
+                    last.insert(key, (batch.revision, changes.log.len()));
+                    changes.log.push(entry);
+                }
+            }
+        }
+    }
+    let claims = changes.head.leaves_claims();
+    let mut copied_up = false;
+    for row in outcome.rows {
+        let before = table.row(&row.key);
+        copied_up |= row.copied.is_some();
+        let entry = last.get(&row.key);
+        // The first change of a copied key puts the state that it was copied in into the log, where
+        // the new entry's `prev_revision` finds it.
+        let unlogged = before
+            .filter(|row| row.live && !row.logged)
+            .map(|row| &row.kv);
+        if let Some(kv) = row.copied.as_ref().or(unlogged)
+            && entry.is_some()
+        {
+            changes.log.push(LogEntry {
+                kind: LogKind::Copy,
+                kv: kv.clone(),
+                prev_revision: Revision(0),
+            });
+        }
+        match (row.after, entry) {
+            (Some(kv), _) => changes.rows.push(Row {
+                kv,
+                live: true,
+                logged: entry.is_some(),
+            }),
+            (None, Some((revision, _))) if claims => changes.rows.push(Row {
+                kv: whiteout(&row.key, *revision),
+                live: false,
+                logged: true,
+            }),
+            (None, _) if before.is_some() => changes.removed.push(row.key),
+            (None, _) => {}
+        }
+    }
+    changes.head.copy_ups += i64::from(copied_up);
+    outcome.batches.into_iter().map(Arc::new).collect()
+}
+
+/// The revision of the key's entry before this one.
+fn prev_revision(
+    prev: Option<&KeyValue>,
+    last: Option<&(Revision, usize)>,
+    table: &Table,
+    kv: &KeyValue,
+) -> Revision {
+    match (prev, last) {
+        (Some(prev), _) => prev.mod_revision,
+        (None, Some((revision, _))) => *revision,
+        (None, None) => table
+            .row(&kv.key)
+            .map_or(Revision(0), |row| row.kv.mod_revision),
+    }
+}
+
+fn whiteout(key: &Bytes, revision: Revision) -> KeyValue {
+    KeyValue {
+        key: key.clone(),
+        mod_revision: revision,
+        ..KeyValue::default()
+    }
+}
+
+/// What was fetched, with the changes of the batch so far.
+struct Overlaid<K, V> {
+    found: BTreeMap<K, V>,
+    changed: BTreeMap<K, Option<V>>,
+}
+
+impl<K: Ord + Clone, V> Overlaid<K, V> {
+    fn new(found: impl Iterator<Item = (K, V)>) -> Self {
+        Self {
+            found: found.collect(),
+            changed: BTreeMap::new(),
+        }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        match self.changed.get(key) {
+            Some(changed) => changed.as_ref(),
+            None => self.found.get(key),
+        }
+    }
+
+    fn set(&mut self, key: K, value: Option<V>) {
+        self.changed.insert(key, value);
+    }
+
+    /// What to write, and what to remove.
+    fn changes(self) -> (Vec<V>, Vec<K>) {
+        let mut written = Vec::new();
+        let mut removed = Vec::new();
+        for (key, value) in self.changed {
+            match value {
+                Some(value) => written.push(value),
+                None if self.found.contains_key(&key) => removed.push(key),
+                None => {}
+            }
+        }
+        (written, removed)
+    }
+}

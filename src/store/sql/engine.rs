@@ -1,0 +1,207 @@
+//! The writer: takes what waits as one batch into one transaction of the database.
+//!
+//! While one batch is being committed the next one gathers, so batches are as large as the load
+//! makes them and nobody waits for a timer. Each request of a batch keeps its own revision and its
+//! own success or failure.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::{self, Receiver};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::backend::{Backend, Changes, Head, Snapshot};
+use super::decide::{Decided, decide};
+use super::work::{Done, Job, Request, want};
+use crate::store::feed::Feed;
+use crate::store::{Guard, Result, StoreError};
+use crate::types::Reserved;
+
+/// Requests in one batch, at most: beyond it the commit's share of the time is small already.
+const BATCH_REQUESTS: usize = 256;
+
+/// Bytes of keys and values that a batch writes, at most. One request alone may be larger.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The writer of a store.
+pub(super) struct Writer<B> {
+    pub(super) backend: Arc<B>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) reserved: Reserved,
+    pub(super) queue: Receiver<Job>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// What the writer does next.
+enum Step {
+    Take(Job),
+    Sweep,
+    End,
+}
+
+impl<B: Backend> Writer<B> {
+    /// Runs until it is cancelled or nobody is left who could ask for anything.
+    pub(super) async fn run(mut self) {
+        let mut head = self.head().await;
+        let mut next = None;
+        loop {
+            let step = match next.take() {
+                Some(job) => Step::Take(job),
+                None => self.select(head.as_ref()).await,
+            };
+            match step {
+                Step::Take(Job::Request(first)) => {
+                    let batch = gather(first, &mut self.queue, &mut next);
+                    self.carry_out(batch, &mut head).await;
+                }
+                Step::Take(Job::DropWhiteouts(reply)) => {
+                    // Whoever asked and went away again needs no answer, here and below.
+                    reply.send(self.backend.drop_whiteouts().await).ok();
+                }
+                Step::Take(Job::Defragment(reply)) => {
+                    reply.send(self.backend.defragment().await).ok();
+                }
+                Step::Sweep => self.sweep(&mut head).await,
+                Step::End => break,
+            }
+        }
+        self.queue.close();
+        next.into_iter()
+            .chain(std::iter::from_fn(|| self.queue.try_recv().ok()))
+            .for_each(refuse);
+        debug!("the writer has ended");
+    }
+
+    /// Requests go before the deletion of compacted history.
+    async fn select(&mut self, head: Option<&Head>) -> Step {
+        if self.cancel.is_cancelled() {
+            return Step::End;
+        }
+        if head.is_some_and(|head| head.swept < head.compacted) {
+            match self.queue.try_recv() {
+                Ok(job) => return Step::Take(job),
+                Err(mpsc::error::TryRecvError::Empty) => return Step::Sweep,
+                Err(mpsc::error::TryRecvError::Disconnected) => return Step::End,
+            }
+        }
+        tokio::select! {
+            () = self.cancel.cancelled() => Step::End,
+            job = self.queue.recv() => job.map_or(Step::End, Step::Take),
+        }
+    }
+
+    async fn head(&self) -> Option<Head> {
+        let snapshot = Snapshot {
+            guard: Guard::None,
+            at: None,
+            queries: Vec::new(),
+        };
+        let read = self.backend.read(snapshot).await;
+        read.inspect_err(|err| error!("cannot read where the store stands: {err}"))
+            .map(|read| read.head)
+            .ok()
+    }
+
+    async fn sweep(&self, head: &mut Option<Head>) {
+        let Some(known) = head else { return };
+        match self.backend.sweep(known.swept, known.compacted).await {
+            Ok(swept) => known.swept = swept,
+            Err(err) => {
+                error!("cannot delete compacted history, will go on behind the next write: {err}");
+                *head = None;
+            }
+        }
+    }
+
+    /// Commits a batch and tells everybody. A failure that may be one request's own fault is not
+    /// put on the others: each is tried alone.
+    async fn carry_out(&self, batch: Vec<Request>, head: &mut Option<Head>) {
+        match self.commit(&batch).await {
+            Ok((done, now)) => {
+                *head = Some(now);
+                for (request, done) in batch.into_iter().zip(done) {
+                    request.reply.send(done).ok();
+                }
+            }
+            Err(StoreError::Request(_) | StoreError::Broken(_)) if batch.len() > 1 => {
+                for request in batch {
+                    let alone = [request];
+                    let done = match self.commit(&alone).await {
+                        Ok((mut done, now)) => {
+                            *head = Some(now);
+                            done.pop()
+                        }
+                        Err(err) => Some(Err(err)),
+                    };
+                    let [request] = alone;
+                    request.reply.send(done.unwrap_or_else(gone)).ok();
+                }
+            }
+            Err(err) => {
+                error!(requests = batch.len(), "a batch of writes failed: {err}");
+                for request in batch {
+                    request.reply.send(Err(err.clone())).ok();
+                }
+            }
+        }
+    }
+
+    /// Commits a batch and publishes what happened: before anybody hears of it, so that a watch that
+    /// is opened after an answer begins behind it.
+    async fn commit(&self, batch: &[Request]) -> Result<(Vec<Result<Done>>, Head)> {
+        let mut decided: Option<Decided> = None;
+        self.backend
+            .transact(&want(batch, &self.reserved), &mut |found| {
+                let mut next = decide(batch, found, &self.reserved);
+                let head = next.changes.head;
+                let changes = std::mem::replace(&mut next.changes, Changes::none(head));
+                decided = Some(next);
+                changes
+            })
+            .await?;
+        let Some(decided) = decided else {
+            return Err(StoreError::Broken("a batch was committed undecided".into()));
+        };
+        self.feed.publish(&decided.batches);
+        self.feed.advance(decided.changes.head.revision);
+        Ok((decided.done, decided.changes.head))
+    }
+}
+
+/// Takes as much as a batch may hold of what waits. What cannot be in it is held for the next.
+fn gather(first: Request, queue: &mut Receiver<Job>, held: &mut Option<Job>) -> Vec<Request> {
+    let mut bytes = first.work.size();
+    let mut solo = first.work.is_solo();
+    let mut batch = Vec::with_capacity(queue.len().min(BATCH_REQUESTS) + 1);
+    batch.push(first);
+    while !solo && batch.len() < BATCH_REQUESTS && bytes < BATCH_BYTES {
+        match queue.try_recv() {
+            Ok(Job::Request(request)) if request.work.is_solo() => {
+                *held = Some(Job::Request(request));
+                solo = true;
+            }
+            Ok(Job::Request(request)) => {
+                bytes += request.work.size();
+                batch.push(request);
+            }
+            Ok(job) => {
+                *held = Some(job);
+                solo = true;
+            }
+            Err(_) => break,
+        }
+    }
+    batch
+}
+
+fn gone<T>() -> Result<T> {
+    Err(StoreError::Unavailable("the store is being closed".into()))
+}
+
+fn refuse(job: Job) {
+    match job {
+        Job::Request(request) => drop(request.reply.send(gone())),
+        Job::DropWhiteouts(reply) => drop(reply.send(gone())),
+        Job::Defragment(reply) => drop(reply.send(gone())),
+    }
+}

@@ -1,0 +1,206 @@
+//! etcd's semantics on SQL databases.
+//!
+//! In reading order:
+//!
+//! - [`backend`]: what a database is asked for, as plain data; the tables are described with the
+//!   first backend, in `sqlite/schema.rs`.
+//! - `work`: requests that wait, and what has to be fetched for them. `table` shows what was fetched
+//!   to [`super::eval`], `decide` turns the outcome into changes. Both are pure.
+//! - `engine`: the writer, which commits all that waits as one batch.
+//! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
+//!   writer.
+//! - `history`: the log as watches read it. `leases`: ending them.
+//! - [`sqlite`]: the backend for SQLite, and how to open one.
+
+pub mod backend;
+mod decide;
+mod engine;
+mod history;
+mod leases;
+pub mod sqlite;
+mod store;
+mod table;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::backend::{Backend, Found, Query, Read, Snapshot};
+use self::work::{Done, Job, Request, Work};
+use super::feed::Feed;
+use super::{Guard, RequestError, Result, StoreError, lease};
+use crate::tasks::Tasks;
+use crate::types::Reserved;
+
+/// Requests that wait for the writer, at most; more wait for room.
+const QUEUE_LEN: usize = 4096;
+
+/// How long a store waits for its tasks when it is closed. A batch takes milliseconds; what takes
+/// longer is a defragmentation.
+const CLOSE_WITHIN: Duration = Duration::from_secs(30);
+
+/// How a store is to be opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The keys that belong to Segue.
+    pub reserved: Reserved,
+    /// What the names of all tables begin with.
+    pub table_prefix: String,
+    /// Shortest time to live that a lease is granted with, in seconds.
+    pub min_lease_ttl_s: i64,
+    /// End leases whose time is over. Off for an old store whose leases have moved to the new one.
+    pub expire_leases: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            reserved: Reserved::default(),
+            table_prefix: "segue_".into(),
+            min_lease_ttl_s: lease::MIN_TTL_S,
+            expire_leases: true,
+        }
+    }
+}
+
+/// A store in a SQL database. Clones are handles on the same store; it is closed when the last one
+/// is dropped, or by [`Self::close`].
+pub struct SqlStore<B: Backend> {
+    engine: Arc<Engine<B>>,
+    /// What every operation through this handle holds to.
+    guard: Guard,
+}
+
+impl<B: Backend> Clone for SqlStore<B> {
+    fn clone(&self) -> Self {
+        Self {
+            engine: self.engine.clone(),
+            guard: self.guard,
+        }
+    }
+}
+
+/// What the handles share.
+struct Engine<B> {
+    backend: Arc<B>,
+    feed: Arc<Feed>,
+    reserved: Reserved,
+    queue: mpsc::Sender<Job>,
+    min_lease_ttl_s: i64,
+    tasks: Tasks,
+}
+
+impl<B: Backend> SqlStore<B> {
+    /// Starts the engine over an open database.
+    pub(crate) async fn start(backend: B, options: Options) -> Result<Self> {
+        let backend = Arc::new(backend);
+        let head = read(&*backend, Guard::None, Vec::new()).await?.head;
+        let log = history::Log {
+            backend: backend.clone(),
+            reserved: options.reserved.clone(),
+        };
+        let feed = Feed::new(Arc::new(log), options.reserved.clone(), head.revision);
+        let feed = Arc::new(feed);
+        let (queue, waiting) = mpsc::channel(QUEUE_LEN);
+        let tasks = Tasks::new();
+        let writer = engine::Writer {
+            backend: backend.clone(),
+            feed: feed.clone(),
+            reserved: options.reserved.clone(),
+            queue: waiting,
+            cancel: tasks.token().clone(),
+        };
+        let (ended, end) = oneshot::channel::<()>();
+        backend.run_writer(Box::pin(async move {
+            writer.run().await;
+            drop(ended);
+        }))?;
+        // Stands for the writer among the tasks, wherever that runs.
+        tasks.spawn("sql writer", async move { end.await.is_ok() });
+        let engine = Arc::new(Engine {
+            backend,
+            feed,
+            reserved: options.reserved,
+            queue,
+            min_lease_ttl_s: options.min_lease_ttl_s,
+            tasks,
+        });
+        if options.expire_leases {
+            let expiry = leases::run(Arc::downgrade(&engine), engine.tasks.token().clone());
+            engine.tasks.spawn("sql lease expiry", expiry);
+        }
+        Ok(Self {
+            engine,
+            guard: Guard::None,
+        })
+    }
+
+    /// Ends the store's tasks and waits for them. What was asked for and not begun is refused; so is
+    /// everything from now on. Watches end.
+    pub async fn close(&self) {
+        self.engine.tasks.shut_down(CLOSE_WITHIN).await;
+        self.engine.feed.end_all("the store was closed");
+    }
+}
+
+impl<B> Drop for Engine<B> {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// Has the writer carry out a request.
+    async fn submit(&self, guard: Guard, work: Work) -> Result<Done> {
+        let mut refused = None;
+        work.visit_written(&mut |key, value_len| {
+            if refused.is_none() {
+                refused = self.backend.unacceptable(key, value_len);
+            }
+        });
+        if let Some(reason) = refused {
+            return Err(RequestError::Unacceptable(reason).into());
+        }
+        let job = |reply| Job::Request(Request { guard, work, reply });
+        self.ask(job).await
+    }
+
+    /// Puts a job into the writer's queue and waits for the answer.
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.queue.send(job(reply)).await;
+        sent.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
+        answer.await.unwrap_or_else(|_| {
+            Err(StoreError::Unknown(
+                "the writer ended in the middle of a request".into(),
+            ))
+        })
+    }
+
+    /// Reads one thing.
+    async fn query(&self, guard: Guard, query: Query) -> Result<(Read, Found)> {
+        let mut read = read(&*self.backend, guard, vec![query]).await?;
+        match read.found.pop() {
+            Some(found) => Ok((read, found)),
+            None => Err(unanswered()),
+        }
+    }
+}
+
+async fn read<B: Backend>(backend: &B, guard: Guard, queries: Vec<Query>) -> Result<Read> {
+    let snapshot = Snapshot {
+        guard,
+        at: None,
+        queries,
+    };
+    backend.read(snapshot).await
+}
+
+/// A backend, or the writer, answered something else than what it was asked.
+fn unanswered() -> StoreError {
+    StoreError::Broken("the SQL backend answered another question than the one it was asked".into())
+}

@@ -1,0 +1,434 @@
+//! Reads, of the writer within its transaction and of the readers within their snapshot.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Result};
+
+use super::schema::{Sql, log_kind};
+use crate::store::sql::backend::{Found, Head, Lease, LogScan, Past, Prefetch, Query, Row, Rows};
+use crate::store::sql::backend::{Prefetched, Snapshot};
+use crate::store::{Line, Record};
+use crate::types::range::successor;
+use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
+
+/// Leases that are ended at a time; what is left is found by the next look.
+const EXPIRED_MAX: i64 = 1000;
+
+/// Where rows are in the table, so that they can be replaced without a search.
+pub(super) type RowIds = HashMap<Bytes, i64>;
+
+pub(super) fn head(conn: &Connection, sql: &Sql) -> Result<Head> {
+    conn.prepare_cached(&sql.head)?.query_row([], |row| {
+        let epoch: Option<i64> = row.get(5)?;
+        let claims = row.get(6)?;
+        let base = Revision(row.get(7)?);
+        Ok(Head {
+            revision: Revision(row.get(0)?),
+            compacted: Revision(row.get(1)?),
+            swept: Revision(row.get(2)?),
+            origin: Revision(row.get(3)?),
+            copy_ups: row.get(4)?,
+            line: epoch.map(|epoch| Line {
+                epoch: Epoch(epoch.cast_unsigned()),
+                claims,
+                base,
+            }),
+        })
+    })
+}
+
+/// Fetches what a batch needs. `ids` learns where the rows are.
+pub(super) fn prefetch(
+    conn: &Connection,
+    sql: &Sql,
+    want: &Prefetch,
+    now_ms: i64,
+    ids: &mut RowIds,
+) -> Result<Prefetched> {
+    let mut rows = Vec::with_capacity(want.keys.len());
+    let mut keep = |row: &rusqlite::Row<'_>| -> Result<()> {
+        let found = row_of(row)?;
+        ids.insert(found.kv.key.clone(), row.get(8)?);
+        rows.push(found);
+        Ok(())
+    };
+    if !want.keys.is_empty() {
+        let mut statement = conn.prepare_cached(&sql.row)?;
+        for key in &want.keys {
+            let mut found = statement.query([&key[..]])?;
+            if let Some(row) = found.next()? {
+                keep(row)?;
+            }
+        }
+    }
+    for span in &want.spans {
+        let mut statement = conn.prepare_cached(&sql.span(end_of(span).is_none(), true, true))?;
+        let mut found = statement.query((&span.start()[..], end_of(span).as_deref(), -1))?;
+        while let Some(row) = found.next()? {
+            keep(row)?;
+        }
+    }
+    for lease in &want.attached {
+        let mut statement = conn.prepare_cached(&sql.rows_attached)?;
+        let mut found = statement.query([lease.0])?;
+        while let Some(row) = found.next()? {
+            keep(row)?;
+        }
+    }
+    let mut claimed = Vec::new();
+    if !want.probes.is_empty() {
+        let mut statement = conn.prepare_cached(&sql.row_exists)?;
+        for key in &want.probes {
+            if statement.exists([&key[..]])? {
+                claimed.push(key.clone());
+            }
+        }
+    }
+    let mut leases = Vec::new();
+    for id in &want.leases {
+        leases.extend(lease(conn, sql, *id)?);
+    }
+    let mut records = Vec::new();
+    for name in &want.records {
+        let mut statement = conn.prepare_cached(&sql.record)?;
+        records.extend(statement.query_row([name], record_of).optional()?);
+    }
+    let past = want
+        .past
+        .iter()
+        .map(|(keys, at)| {
+            let all = Rows {
+                parts: vec![keys.clone()],
+                whiteouts: false,
+                limit: None,
+                values: usize::MAX,
+                count: false,
+            };
+            let (rows, _) = self::rows(conn, sql, &all, Some(*at))?;
+            Ok(Past {
+                keys: keys.clone(),
+                at: *at,
+                kvs: rows.into_iter().map(|row| row.kv).collect(),
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Prefetched {
+        head: head(conn, sql)?,
+        now_ms,
+        rows,
+        claimed,
+        past,
+        leases,
+        records,
+    })
+}
+
+/// Answers one query of a snapshot, whose head is `head`.
+pub(super) fn query(
+    conn: &Connection,
+    sql: &Sql,
+    snapshot: &Snapshot,
+    query: &Query,
+    head: &Head,
+    now_ms: i64,
+) -> Result<Found> {
+    Ok(match query {
+        Query::Rows(want) => {
+            // At the present revision the past is the present.
+            let at = snapshot.at.filter(|at| *at < head.revision);
+            let (rows, count) = rows(conn, sql, want, at)?;
+            Found::Rows { rows, count }
+        }
+        Query::Prefetch(want) => {
+            let found = prefetch(conn, sql, want, now_ms, &mut RowIds::new())?;
+            Found::Prefetched(found)
+        }
+        Query::Lease { id, keys } => Found::Lease(match lease(conn, sql, *id)? {
+            None => None,
+            Some(lease) if *keys => {
+                let mut statement = conn.prepare_cached(&sql.keys_attached)?;
+                let keys = statement.query_map([id.0], |row| bytes(row, 0))?;
+                Some((lease, keys.collect::<Result<_>>()?))
+            }
+            Some(lease) => Some((lease, Vec::new())),
+        }),
+        Query::Leases => {
+            let mut statement = conn.prepare_cached(&sql.leases)?;
+            let ids = statement.query_map([], |row| row.get(0).map(LeaseId))?;
+            Found::Leases(ids.collect::<Result<_>>()?)
+        }
+        Query::Expired => {
+            let mut statement = conn.prepare_cached(&sql.leases_expired)?;
+            let ids = statement.query_map([now_ms, EXPIRED_MAX], |row| row.get(0).map(LeaseId))?;
+            Found::Leases(ids.collect::<Result<_>>()?)
+        }
+        Query::Records(prefix) => {
+            let mut statement = conn.prepare_cached(&sql.records)?;
+            let records = statement.query_map([prefix], record_of)?;
+            Found::Records(records.collect::<Result<_>>()?)
+        }
+        Query::Log(scan) => log(conn, sql, scan, head)?,
+        Query::Any => Found::Any(
+            conn.prepare_cached(&sql.any)?
+                .query_row([], |row| row.get(0))?,
+        ),
+        Query::Sizes => {
+            let pragma = |name| {
+                conn.pragma_query_value(None, name, |row| {
+                    let number: i64 = row.get(0)?;
+                    Ok(number.cast_unsigned())
+                })
+            };
+            let page = pragma("page_size")?;
+            let pages = pragma("page_count")?;
+            let free = pragma("freelist_count")?;
+            Found::Sizes(pages * page, pages.saturating_sub(free) * page)
+        }
+    })
+}
+
+/// Rows as they are, or as they were at a revision of the past, and the count of live ones.
+fn rows(
+    conn: &Connection,
+    sql: &Sql,
+    want: &Rows,
+    at: Option<Revision>,
+) -> Result<(Vec<Row>, usize)> {
+    let mut taken = Taken {
+        rows: Vec::new(),
+        left: want.limit.unwrap_or(usize::MAX),
+        values: want.values,
+    };
+    for part in &want.parts {
+        let mut rest = Some(part.clone());
+        while let Some(part) = rest.take().filter(|_| taken.left > 0) {
+            let with_values = taken.values > 0;
+            match &part {
+                KeyRange::One(key) if at.is_none() => {
+                    let mut statement = conn.prepare_cached(&sql.row)?;
+                    let mut found = statement.query([&key[..]])?;
+                    if let Some(row) = found.next()?.map(row_of).transpose()?
+                        && (row.live || want.whiteouts)
+                    {
+                        taken.take(row, with_values);
+                    }
+                }
+                _ => span(conn, sql, &part, want.whiteouts, at, &mut taken)?,
+            }
+            // The first rows have come with their values; on without.
+            if with_values && taken.values == 0 {
+                rest = taken.rows.last().and_then(|row| part.after(&row.kv.key));
+            }
+        }
+    }
+    let count = if !want.count {
+        0
+    } else if taken.left > 0 {
+        taken.rows.iter().filter(|row| row.live).count()
+    } else {
+        count(conn, sql, &want.parts, at)?
+    };
+    Ok((taken.rows, count))
+}
+
+/// Rows so far, and how many more are wanted.
+struct Taken {
+    rows: Vec<Row>,
+    left: usize,
+    /// Live rows that are still wanted with their values.
+    values: usize,
+}
+
+impl Taken {
+    fn take(&mut self, row: Row, with_value: bool) {
+        self.left -= 1;
+        if with_value && row.live {
+            self.values -= 1;
+        }
+        self.rows.push(row);
+    }
+}
+
+/// Takes the rows of a span until there are enough, or until enough have come with their values.
+fn span(
+    conn: &Connection,
+    sql: &Sql,
+    part: &KeyRange,
+    whiteouts: bool,
+    at: Option<Revision>,
+    taken: &mut Taken,
+) -> Result<()> {
+    let end = end_of(part);
+    let limit = i64::try_from(taken.left).unwrap_or(-1);
+    let with_values = taken.values > 0;
+    let text = match at {
+        None => sql.span(end.is_none(), whiteouts, with_values),
+        Some(_) => sql.span_at(end.is_none(), whiteouts, with_values),
+    };
+    let mut statement = conn.prepare_cached(&text)?;
+    let start = &part.start()[..];
+    let mut found = match at {
+        None => statement.query((start, end.as_deref(), limit))?,
+        Some(at) => statement.query((start, end.as_deref(), limit, at.0))?,
+    };
+    while let Some(row) = found.next()? {
+        taken.take(row_of(row)?, with_values);
+        if taken.left == 0 || with_values && taken.values == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn count(conn: &Connection, sql: &Sql, parts: &[KeyRange], at: Option<Revision>) -> Result<usize> {
+    let mut sum = 0;
+    for part in parts {
+        let end = end_of(part);
+        let start = &part.start()[..];
+        let of_row = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        let count = match at {
+            None => conn
+                .prepare_cached(&sql.count(end.is_none()))?
+                .query_row((start, end.as_deref()), of_row)?,
+            Some(at) => conn
+                .prepare_cached(&sql.count_at(end.is_none()))?
+                .query_row((start, end.as_deref(), at.0), of_row)?,
+        };
+        sum += usize::try_from(count).unwrap_or_default();
+    }
+    Ok(sum)
+}
+
+/// Changes in whole revisions, until the bytes are used up.
+fn log(conn: &Connection, sql: &Sql, scan: &LogScan, head: &Head) -> Result<Found> {
+    let mut batches: Vec<Arc<EventBatch>> = Vec::new();
+    let mut open: Option<EventBatch> = None;
+    let mut reached = scan.to.min(head.revision);
+    let (Some(first), Some(last)) = (scan.parts.first(), scan.parts.last()) else {
+        return Ok(Found::Log { batches, reached });
+    };
+    let end = end_of(last);
+    let mut statement = conn.prepare_cached(&sql.changes(end.is_none(), scan.prev_kv))?;
+    let mut rows = statement.query((&first.start()[..], end.as_deref(), scan.from.0, reached.0))?;
+    let (mut used, mut events) = (0, 0);
+    while let Some(row) = rows.next()? {
+        let revision = Revision(row.get(0)?);
+        let key = bytes(row, 1)?;
+        if !scan.parts.iter().any(|part| part.contains(&key)) {
+            continue;
+        }
+        if let Some(whole) = open.take_if(|batch| batch.revision < revision) {
+            batches.push(Arc::new(whole));
+            if used >= scan.max_bytes || events >= scan.max_events {
+                reached = Revision(revision.0 - 1);
+                break;
+            }
+        }
+        // What a change at or below the compacted revision superseded is gone or going.
+        let prev = if scan.prev_kv && revision > head.compacted {
+            prev_of(row, &key)?
+        } else {
+            None
+        };
+        let change = if row.get::<_, i64>(2)? == log_kind::DELETE {
+            Change::Delete { key, revision }
+        } else {
+            Change::Put(KeyValue {
+                key,
+                value: bytes(row, 3)?,
+                create_revision: Revision(row.get(4)?),
+                mod_revision: revision,
+                version: row.get(5)?,
+                lease: LeaseId(row.get(6)?),
+            })
+        };
+        used += size(&change, prev.as_ref());
+        events += 1;
+        let batch = open.get_or_insert_with(|| EventBatch {
+            revision,
+            events: Vec::with_capacity(1),
+        });
+        batch.events.push(Event { change, prev });
+    }
+    batches.extend(open.map(Arc::new));
+    Ok(Found::Log { batches, reached })
+}
+
+fn size(change: &Change, prev: Option<&KeyValue>) -> usize {
+    let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
+    64 + prev.map_or(0, of)
+        + match change {
+            Change::Put(kv) => of(kv),
+            Change::Delete { key, .. } => key.len(),
+        }
+}
+
+/// The pair before a change, from the columns behind it.
+fn prev_of(row: &rusqlite::Row<'_>, key: &Bytes) -> Result<Option<KeyValue>> {
+    Ok(match row.get::<_, Option<i64>>(8)? {
+        None | Some(log_kind::DELETE) => None,
+        Some(_) => Some(KeyValue {
+            key: key.clone(),
+            value: bytes(row, 9)?,
+            create_revision: Revision(row.get(10)?),
+            mod_revision: Revision(row.get(7)?),
+            version: row.get(11)?,
+            lease: LeaseId(row.get(12)?),
+        }),
+    })
+}
+
+fn lease(conn: &Connection, sql: &Sql, id: LeaseId) -> Result<Option<Lease>> {
+    let of_row = |row: &rusqlite::Row<'_>| {
+        Ok(Lease {
+            id: LeaseId(row.get(0)?),
+            ttl_s: row.get(1)?,
+            deadline_ms: row.get(2)?,
+        })
+    };
+    conn.prepare_cached(&sql.lease)?
+        .query_row([id.0], of_row)
+        .optional()
+}
+
+fn record_of(row: &rusqlite::Row<'_>) -> Result<Record> {
+    Ok(Record {
+        name: row.get(0)?,
+        value: bytes(row, 1)?,
+        version: row.get(2)?,
+    })
+}
+
+/// Reads the columns of `schema::ROW`.
+fn row_of(row: &rusqlite::Row<'_>) -> Result<Row> {
+    Ok(Row {
+        kv: KeyValue {
+            key: bytes(row, 0)?,
+            value: bytes(row, 1)?,
+            create_revision: Revision(row.get(2)?),
+            mod_revision: Revision(row.get(3)?),
+            version: row.get(4)?,
+            lease: LeaseId(row.get(5)?),
+        },
+        live: row.get(6)?,
+        logged: row.get(7)?,
+    })
+}
+
+fn bytes(row: &rusqlite::Row<'_>, column: usize) -> Result<Bytes> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => Bytes::new(),
+        value => Bytes::copy_from_slice(value.as_bytes()?),
+    })
+}
+
+/// Where a range ends; one key ends before its successor.
+fn end_of(range: &KeyRange) -> Option<Bytes> {
+    match range {
+        KeyRange::One(key) => Some(successor(key)),
+        KeyRange::Span { end, .. } => end.clone(),
+    }
+}

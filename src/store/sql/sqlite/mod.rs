@@ -1,0 +1,226 @@
+//! SQLite as the database under the engine: one file, one process.
+//!
+//! `schema` has the tables and statements, `fetch` the reads, `writer` the connection that writes on
+//! the engine's writer thread, `reader` the threads that read.
+
+mod clock;
+mod error;
+mod fetch;
+mod reader;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use rusqlite::{Connection, OpenFlags};
+
+use self::clock::Clock;
+use self::error::{Opening, opening};
+use self::reader::Readers;
+use self::schema::Sql;
+use self::writer::Writer;
+use super::backend::{Backend, Changes, Prefetch, Prefetched, Read, Snapshot};
+use super::{Options, SqlStore};
+use crate::store::{Result, StoreError};
+use crate::types::Revision;
+
+/// How long a starter waits for the lock of a process that is just ending.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Largest key and value together. SQLite takes rows of up to 10^9 bytes; a kilobyte is more than
+/// the other columns need.
+const PAIR_BYTES_MAX: usize = 1_000_000_000 - 1024;
+
+/// Connections that read. More do not help: readers of few rows are bound by the processor.
+const READERS_MAX: usize = 4;
+
+/// Statements that each connection keeps ready. There are about fifty.
+const STATEMENTS: usize = 64;
+
+/// The SQLite backend.
+pub struct Sqlite {
+    identity: String,
+    sql: Arc<Sql>,
+    clock: Clock,
+    readers: Readers,
+    /// Used by one task at a time; the lock is for the compiler and never waited for.
+    writer: Mutex<Writer>,
+    /// Locked as long as this process has the store open.
+    _lock: File,
+}
+
+/// Opens the store in the file `path`, which is created if it does not exist.
+///
+/// Fails with [`StoreError::Unavailable`] if another process (or another handle in this one) has it
+/// open, and with [`StoreError::Broken`] if the file cannot be a store, with the reason and what to
+/// do.
+pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<SqlStore<Sqlite>>> {
+    let path = path.into();
+    let prefix = options.table_prefix.clone();
+    let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, &prefix)).await;
+    let backend = opened.map_err(|err| StoreError::Broken(err.to_string()))??;
+    SqlStore::start(backend, options).await.map(Arc::new)
+}
+
+impl Sqlite {
+    fn open(path: &Path, prefix: &str) -> Result<Self> {
+        let what = Opening::of(path);
+        check_prefix(prefix, &what)?;
+        if path.is_dir() {
+            return Err(what.is_directory());
+        }
+        let directory = match path.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => directory,
+            _ => Path::new("."),
+        };
+        if !directory.is_dir() {
+            return Err(what.no_directory(directory));
+        }
+        let lock = lock(path, &what)?;
+        let mut conn = connect(path, &what, WRITER_CACHE_KIB)?;
+        let identity = schema::prepare(&mut conn, prefix, &what)?;
+        let sql = Arc::new(Sql::new(prefix));
+        let clock = Clock::start();
+        // Nobody could keep a lease alive while the store was closed.
+        conn.execute(&sql.restart_leases, [clock.now_ms()])
+            .map_err(|err| opening(&what, err))?;
+        let count = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let conns = (0..count.clamp(2, READERS_MAX))
+            .map(|_| connect(path, &what, READER_CACHE_KIB))
+            .collect::<Result<_>>()?;
+        let readers = Readers::start(conns, &sql, clock)
+            .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))?;
+        Ok(Self {
+            identity,
+            sql,
+            clock,
+            readers,
+            writer: Mutex::new(Writer::new(conn)),
+            _lock: lock,
+        })
+    }
+
+    fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> T {
+        // A panic in the middle of a transaction leaves it open, which the next one's begin reports.
+        work(&mut self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Backend for Sqlite {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn unacceptable(&self, key: &[u8], value_len: usize) -> Option<String> {
+        let size = key.len() + value_len;
+        (size > PAIR_BYTES_MAX).then(|| {
+            format!(
+                "key and value have {size} bytes; SQLite takes {PAIR_BYTES_MAX} in one row at most"
+            )
+        })
+    }
+
+    async fn transact(
+        &self,
+        prefetch: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> Result<()> {
+        let now_ms = self.clock.now_ms();
+        self.with_writer(|writer| writer.transact(&self.sql, prefetch, now_ms, decide))
+    }
+
+    async fn read(&self, snapshot: Snapshot) -> Result<Read> {
+        self.readers.read(snapshot).await
+    }
+
+    fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new()
+            .name("sqlite writer".into())
+            .spawn(move || runtime.block_on(writer))
+            .map(drop)
+            .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))
+    }
+
+    async fn sweep(&self, swept: Revision, compacted: Revision) -> Result<Revision> {
+        self.with_writer(|writer| writer.sweep(&self.sql, swept, compacted))
+    }
+
+    async fn drop_whiteouts(&self) -> Result<bool> {
+        self.with_writer(|writer| writer.drop_whiteouts(&self.sql))
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.with_writer(Writer::defragment)
+    }
+}
+
+fn check_prefix(prefix: &str, what: &Opening) -> Result<()> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if prefix.bytes().all(good) && !prefix.starts_with(|first: char| first.is_ascii_digit()) {
+        Ok(())
+    } else {
+        Err(what.wrong_prefix(prefix))
+    }
+}
+
+/// Takes the lock that makes this process the only one. It is on a file beside the database: closing
+/// any handle on the database file itself would drop SQLite's own locks on it.
+fn lock(path: &Path, what: &Opening) -> Result<File> {
+    let mut name = OsString::from(path);
+    name.push("-lock");
+    let name = PathBuf::from(name);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name)
+        .map_err(|err| what.no_lock_file(&name, &err))?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(err)) => return Err(what.no_lock_file(&name, &err)),
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => return Err(what.in_use()),
+        }
+    }
+}
+
+/// Page cache of the writer: what a batch changes, and the upper levels of large trees.
+const WRITER_CACHE_KIB: i64 = 32 * 1024;
+
+/// Page cache of each reader. Small: a commit by the writer makes SQLite drop it, and the system's
+/// own cache is behind it.
+const READER_CACHE_KIB: i64 = 8 * 1024;
+
+/// Frames in the write-ahead log before they are moved to the database. A checkpoint costs two
+/// syncs; at the default of 1000 frames a busy writer would run one every few batches.
+const CHECKPOINT_FRAMES: i64 = 8000;
+
+fn connect(path: &Path, what: &Opening, cache_kib: i64) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = || -> rusqlite::Result<Connection> {
+        let conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(LOCK_WITHIN)?;
+        conn.set_prepared_statement_cache_capacity(STATEMENTS);
+        // FULL syncs the write-ahead log at every commit: what was answered is on the disk.
+        conn.execute_batch(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
+             PRAGMA cache_size = -{cache_kib}; PRAGMA wal_autocheckpoint = {CHECKPOINT_FRAMES};"
+        ))?;
+        Ok(conn)
+    };
+    open().map_err(|err| opening(what, err))
+}

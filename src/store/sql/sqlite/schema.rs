@@ -1,0 +1,373 @@
+//! The tables, and the statements over them.
+//!
+//! | table | one row is | why |
+//! | --- | --- | --- |
+//! | `head` | the store | locked by every write, so that commits are in the order of revisions |
+//! | `kv` | a key's latest state, live or whiteout | reads by primary key |
+//! | `log` | a change of a key | watches, reads of the past, the pair before a change |
+//! | `lease` | a lease | |
+//! | `record` | a named piece of the migration's own state | |
+//!
+//! `kv` and `log` keep SQLite's rowid and a separate unique index. In a `WITHOUT ROWID` table the
+//! whole row is the index entry, and an entry that spills over its page is read in full at every
+//! comparison of a search: with values of a few kilobytes each lookup would read dozens of values.
+//!
+//! # Why one index on the log is enough
+//!
+//! The entries of a key form a chain: `prev_revision` of an entry is the revision of the one before
+//! it, or 0 where the key had no row. At revision `r` a key is in the state of the last entry at or
+//! below `r`. Either there is no later entry: then this is the key's row in `kv`, whose mod revision
+//! is at most `r` (this covers copied keys, which have no entry at all). Or there is one, and then
+//! exactly one entry of the chain has `prev_revision <= r < revision`; the state is the entry that
+//! `prev_revision` names, found by `(revision, key)`. 0 names none: the key had no row at `r`.
+//!
+//! Compaction at `c` may forget what nobody at or above `c` can see: entries named by the
+//! `prev_revision` of an entry at or below `c`, and deletes below `c` (a watch may still start at `c`
+//! itself). So for `r >= c` the entry that is looked for exists, except that a delete may be gone:
+//! a name that leads nowhere therefore means "deleted, and still a claim".
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::error::{Opening, opening};
+use crate::store::Result;
+
+/// The version of the tables that this program writes. A change of them needs a new one, and steps
+/// that lead there from each earlier one.
+pub(super) const VERSION: i64 = 1;
+
+/// All statements, with the names of the tables filled in.
+#[derive(Debug)]
+pub(super) struct Sql {
+    pub(super) head: String,
+    pub(super) set_head: String,
+    pub(super) set_swept: String,
+    pub(super) row: String,
+    pub(super) row_exists: String,
+    pub(super) rows_attached: String,
+    pub(super) keys_attached: String,
+    pub(super) insert_row: String,
+    pub(super) update_row: String,
+    pub(super) delete_row: String,
+    pub(super) insert_log: String,
+    pub(super) replace_log: String,
+    pub(super) lease: String,
+    pub(super) leases: String,
+    pub(super) leases_expired: String,
+    pub(super) put_lease: String,
+    pub(super) delete_lease: String,
+    pub(super) record: String,
+    pub(super) records: String,
+    pub(super) put_record: String,
+    pub(super) delete_record: String,
+    pub(super) any: String,
+    pub(super) sweep_until: String,
+    pub(super) sweep_superseded: String,
+    pub(super) sweep_deletes: String,
+    pub(super) drop_whiteouts: String,
+    pub(super) restart_leases: String,
+    pub(super) prefix: String,
+}
+
+/// The columns of a row, in the order in which `row_of` reads them. The second one is the value.
+const ROW: &str = "key, value, create_revision, mod_revision, version, lease, live, logged, rowid";
+/// The same without the value.
+const ROW_BARE: &str =
+    "key, NULL, create_revision, mod_revision, version, lease, live, logged, rowid";
+
+impl Sql {
+    pub(super) fn new(prefix: &str) -> Self {
+        let p = prefix;
+        Self {
+            head: format!(
+                "SELECT revision, compacted, swept, origin, copy_ups, epoch, claims, base \
+                 FROM {p}head"
+            ),
+            set_head: format!(
+                "UPDATE {p}head SET revision = ?1, compacted = ?2, swept = ?3, \
+                 origin = ?4, copy_ups = ?5, epoch = ?6, claims = ?7, base = ?8"
+            ),
+            set_swept: format!("UPDATE {p}head SET swept = ?1"),
+            row: format!("SELECT {ROW} FROM {p}kv WHERE key = ?1"),
+            row_exists: format!("SELECT 1 FROM {p}kv WHERE key = ?1"),
+            rows_attached: format!("SELECT {ROW} FROM {p}kv WHERE lease = ?1 AND lease <> 0"),
+            keys_attached: format!(
+                "SELECT key FROM {p}kv WHERE lease = ?1 AND lease <> 0 ORDER BY key"
+            ),
+            insert_row: format!(
+                "INSERT INTO {p}kv (key, value, create_revision, mod_revision, version, lease, \
+                 live, logged) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+            ),
+            update_row: format!(
+                "UPDATE {p}kv SET value = ?2, create_revision = ?3, mod_revision = ?4, \
+                 version = ?5, lease = ?6, live = ?7, logged = ?8 WHERE rowid = ?1"
+            ),
+            delete_row: format!("DELETE FROM {p}kv WHERE rowid = ?1"),
+            insert_log: format!("INSERT INTO {p}log {LOG_VALUES}"),
+            replace_log: format!("INSERT OR REPLACE INTO {p}log {LOG_VALUES}"),
+            lease: format!("SELECT id, ttl_s, deadline_ms FROM {p}lease WHERE id = ?1"),
+            leases: format!("SELECT id FROM {p}lease ORDER BY id"),
+            leases_expired: format!(
+                "SELECT id FROM {p}lease WHERE deadline_ms <= ?1 ORDER BY deadline_ms LIMIT ?2"
+            ),
+            put_lease: format!(
+                "INSERT INTO {p}lease (id, ttl_s, deadline_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) \
+                 DO UPDATE SET ttl_s = excluded.ttl_s, deadline_ms = excluded.deadline_ms"
+            ),
+            delete_lease: format!("DELETE FROM {p}lease WHERE id = ?1"),
+            record: format!("SELECT name, value, version FROM {p}record WHERE name = ?1"),
+            records: format!(
+                "SELECT name, value, version FROM {p}record WHERE substr(name, 1, length(?1)) = ?1 \
+                 ORDER BY name"
+            ),
+            put_record: format!(
+                "INSERT INTO {p}record (name, value, version) VALUES (?1, ?2, ?3) ON CONFLICT (name) \
+                 DO UPDATE SET value = excluded.value, version = excluded.version"
+            ),
+            delete_record: format!("DELETE FROM {p}record WHERE name = ?1"),
+            any: format!("SELECT EXISTS (SELECT 1 FROM {p}kv) OR EXISTS (SELECT 1 FROM {p}record)"),
+            sweep_until: format!(
+                "SELECT revision FROM {p}log WHERE revision > ?1 AND revision <= ?2 \
+                 ORDER BY revision LIMIT 1 OFFSET ?3"
+            ),
+            sweep_superseded: format!(
+                "DELETE FROM {p}log WHERE id IN (SELECT p.id FROM {p}log l \
+                 CROSS JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key \
+                 WHERE l.revision > ?1 AND l.revision <= ?2 AND l.prev_revision > 0)"
+            ),
+            sweep_deletes: format!(
+                "DELETE FROM {p}log WHERE revision >= ?1 AND revision < ?2 AND kind = {}",
+                log_kind::DELETE
+            ),
+            drop_whiteouts: format!(
+                "DELETE FROM {p}kv WHERE rowid IN (SELECT rowid FROM {p}kv WHERE live = 0 LIMIT ?1)"
+            ),
+            restart_leases: format!("UPDATE {p}lease SET deadline_ms = ?1 + ttl_s * 1000"),
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// Latest rows of a span in key order.
+    pub(super) fn span(&self, open_end: bool, whiteouts: bool, values: bool) -> String {
+        format!(
+            "SELECT {columns} FROM {p}kv WHERE {keys}{live} ORDER BY key LIMIT ?3",
+            columns = if values { ROW } else { ROW_BARE },
+            p = self.prefix,
+            keys = keys("key", open_end),
+            live = if whiteouts { "" } else { " AND live = 1" },
+        )
+    }
+
+    /// Rows of a span as they stood at revision `?4`, in key order. See above. With whiteouts a key
+    /// that has a row now and had none then is one, too: what is claimed stays claimed.
+    pub(super) fn span_at(&self, open_end: bool, whiteouts: bool, values: bool) -> String {
+        let (value, past_value) = if values {
+            ("value", "p.value")
+        } else {
+            ("NULL", "NULL")
+        };
+        let p = &self.prefix;
+        let past_live = format!("coalesce(p.kind, {0}) <> {0}", log_kind::DELETE);
+        let kv_keys = keys("key", open_end);
+        // The log is filtered by `+key`, so that it is searched by revision: what changed since `?4`
+        // is as a rule little.
+        let log_keys = keys("+l.key", open_end);
+        let (live, only_past_live, claimed_later) = if whiteouts {
+            let later = format!(
+                "UNION ALL SELECT key, NULL, 0, mod_revision, 0, 0, 0, 1, 0 FROM {p}kv \
+                 WHERE {kv_keys} AND mod_revision > ?4 AND key NOT IN (SELECT l.key FROM {p}log l \
+                 WHERE l.revision > ?4 AND l.prev_revision BETWEEN 1 AND ?4 AND {log_keys}) "
+            );
+            (String::new(), String::new(), later)
+        } else {
+            (
+                " AND live = 1".into(),
+                format!(" AND {past_live}"),
+                String::new(),
+            )
+        };
+        format!(
+            "SELECT key, {value}, create_revision, mod_revision, version, lease, live, logged, 0 \
+             FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?4{live} \
+             UNION ALL \
+             SELECT l.key, {past_value}, coalesce(p.create_revision, 0), l.prev_revision, \
+             coalesce(p.version, 0), coalesce(p.lease, 0), {past_live}, 1, 0 \
+             FROM {p}log l LEFT JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key \
+             WHERE l.revision > ?4 AND l.prev_revision BETWEEN 1 AND ?4 AND {log_keys}{only_past_live} \
+             {claimed_later}ORDER BY 1 LIMIT ?3"
+        )
+    }
+
+    /// Number of rows of a span, and of the whiteouts among them. Both come from indices alone.
+    pub(super) fn count(&self, open_end: bool) -> String {
+        let p = &self.prefix;
+        let keys = keys("key", open_end);
+        format!(
+            "SELECT (SELECT count(*) FROM {p}kv WHERE {keys}) - \
+             (SELECT count(*) FROM {p}kv WHERE {keys} AND live = 0)"
+        )
+    }
+
+    /// Number of live rows of a span at revision `?3`.
+    pub(super) fn count_at(&self, open_end: bool) -> String {
+        let p = &self.prefix;
+        let delete = log_kind::DELETE;
+        format!(
+            "SELECT (SELECT count(*) FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?3 AND live = 1) + \
+             (SELECT count(*) FROM {p}log l JOIN {p}log p \
+             ON p.revision = l.prev_revision AND p.key = l.key \
+             WHERE l.revision > ?3 AND l.prev_revision BETWEEN 1 AND ?3 AND {log_keys} \
+             AND p.kind <> {delete})",
+            kv_keys = keys("key", open_end),
+            log_keys = keys("+l.key", open_end),
+        )
+    }
+
+    /// Changes of the keys of a span in revisions `?3` to `?4`, with the pair before each.
+    pub(super) fn changes(&self, open_end: bool, prev_kv: bool) -> String {
+        let p = &self.prefix;
+        let (prev, join) = if prev_kv {
+            (
+                "p.kind, p.value, p.create_revision, p.version, p.lease",
+                format!("LEFT JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key "),
+            )
+        } else {
+            ("NULL, NULL, NULL, NULL, NULL", String::new())
+        };
+        format!(
+            "SELECT l.revision, l.key, l.kind, l.value, l.create_revision, l.version, l.lease, \
+             l.prev_revision, {prev} FROM {p}log l {join}\
+             WHERE l.revision >= ?3 AND l.revision <= ?4 AND l.kind <> {copy} AND {keys} \
+             ORDER BY l.revision, l.id",
+            copy = log_kind::COPY,
+            keys = keys("+l.key", open_end),
+        )
+    }
+}
+
+/// How [`crate::store::sql::backend::LogKind`] is written.
+pub(super) mod log_kind {
+    pub(in super::super) const DELETE: i64 = 0;
+    pub(in super::super) const PUT: i64 = 1;
+    pub(in super::super) const COPY: i64 = 2;
+}
+
+const LOG_VALUES: &str = "(revision, key, kind, value, create_revision, version, lease, \
+                          prev_revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+
+/// The condition on a key: from `?1`, and below `?2` unless the end is open.
+fn keys(column: &str, open_end: bool) -> String {
+    if open_end {
+        // The second parameter stays bound, so that all statements are bound alike.
+        format!("{column} >= ?1 AND ?2 IS NULL")
+    } else {
+        format!("{column} >= ?1 AND {column} < ?2")
+    }
+}
+
+/// Creates the tables in an empty database, or checks that those there are ours to use. Answers the
+/// store's identity.
+pub(super) fn prepare(conn: &mut Connection, prefix: &str, opening_of: &Opening) -> Result<String> {
+    let fail = |err| opening(opening_of, err);
+    let tx = conn
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+        .map_err(fail)?;
+    let exists = tx
+        .query_row(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1",
+            [format!("{prefix}head")],
+            |_| Ok(()),
+        )
+        .optional()
+        .map_err(fail)?
+        .is_some();
+    if !exists {
+        tx.execute_batch(&tables(prefix)).map_err(fail)?;
+        tx.execute(
+            &format!(
+                "INSERT INTO {prefix}head (one, schema_version, identity, revision, compacted, \
+                 swept, origin, copy_ups, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0)"
+            ),
+            (VERSION, format!("{:032x}", rand::random::<u128>())),
+        )
+        .map_err(fail)?;
+    }
+    let (version, identity) = tx
+        .query_row(
+            &format!("SELECT schema_version, identity FROM {prefix}head"),
+            [],
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
+        )
+        .map_err(fail)?;
+    if version != VERSION {
+        return Err(opening_of.wrong_version(version, VERSION));
+    }
+    tx.commit().map_err(fail)?;
+    Ok(identity)
+}
+
+fn tables(p: &str) -> String {
+    format!(
+        "
+-- Where the store stands. One row.
+CREATE TABLE {p}head (
+    one             INTEGER PRIMARY KEY CHECK (one = 1),
+    schema_version  INTEGER NOT NULL,  -- a program that does not know it keeps its hands off
+    identity        TEXT    NOT NULL,  -- tells whether two addresses are one store
+    revision        INTEGER NOT NULL,  -- of the last change; an empty store is at 1, as etcd's is
+    compacted       INTEGER NOT NULL,  -- reads below it are refused
+    swept           INTEGER NOT NULL,  -- how far compaction has deleted, so that it can go on
+    origin          INTEGER NOT NULL,  -- changes up to here were the old store's
+    copy_ups        INTEGER NOT NULL,  -- batches of copied keys, which take no revision
+    epoch           INTEGER,           -- of the migration; NULL without one
+    claims          INTEGER NOT NULL,  -- deleted keys leave whiteouts
+    base            INTEGER NOT NULL   -- last revision of the old store
+);
+
+-- The latest state of each key. The primary key is the index that reads and counts use.
+CREATE TABLE {p}kv (
+    key             BLOB    NOT NULL PRIMARY KEY,
+    create_revision INTEGER NOT NULL,
+    mod_revision    INTEGER NOT NULL,  -- names the log entry of this state, if `logged`
+    version         INTEGER NOT NULL,
+    lease           INTEGER NOT NULL,
+    live            INTEGER NOT NULL,  -- 0: a whiteout
+    logged          INTEGER NOT NULL,  -- 0: copied up and not changed since
+    value           BLOB               -- last, so that large ones are not in the way of the rest
+);
+-- The keys of a lease, when it ends.
+CREATE INDEX {p}kv_lease ON {p}kv (lease) WHERE lease <> 0;
+-- Whiteouts: taken off the number of rows when live keys are counted, and removed after a migration.
+CREATE INDEX {p}kv_whiteout ON {p}kv (key) WHERE live = 0;
+
+-- What happened to each key. The order of `id` is the order of changes within a revision.
+CREATE TABLE {p}log (
+    id              INTEGER PRIMARY KEY,
+    revision        INTEGER NOT NULL,
+    key             BLOB    NOT NULL,
+    kind            INTEGER NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up
+    create_revision INTEGER NOT NULL,
+    version         INTEGER NOT NULL,
+    lease           INTEGER NOT NULL,
+    prev_revision   INTEGER NOT NULL,  -- of the key's entry before this one; 0: it had no row
+    value           BLOB
+);
+-- Watches and reads of the past walk it by revision and look up earlier entries of a key in it.
+CREATE UNIQUE INDEX {p}log_revision ON {p}log (revision, key);
+
+CREATE TABLE {p}lease (
+    id              INTEGER PRIMARY KEY,
+    ttl_s           INTEGER NOT NULL,
+    deadline_ms     INTEGER NOT NULL   -- since 1970, by the clock of the proxy that has the file open
+);
+-- Leases that have ended.
+CREATE INDEX {p}lease_deadline ON {p}lease (deadline_ms);
+
+-- The migration's own state. Not keys: no revision, no event.
+CREATE TABLE {p}record (
+    name            TEXT    NOT NULL PRIMARY KEY,
+    value           BLOB    NOT NULL,
+    version         INTEGER NOT NULL
+) WITHOUT ROWID;
+"
+    )
+}

@@ -1,0 +1,246 @@
+//! The connection that writes.
+
+use rusqlite::{Connection, Result, params};
+
+use super::fetch::{self, RowIds};
+use super::schema::{Sql, log_kind};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetch, Prefetched, Row};
+use crate::store::{Result as StoreResult, StoreError};
+use crate::types::Revision;
+
+use super::error::{commit_failed, not_done};
+
+/// Log entries that one step of a sweep looks at: some ten milliseconds.
+const SWEEP_ENTRIES: i64 = 2000;
+
+/// Whiteouts that are dropped in one transaction.
+const DROP_WHITEOUTS: i64 = 5000;
+
+/// The connection that writes, and what it needs again and again.
+pub(super) struct Writer {
+    conn: Connection,
+    ids: RowIds,
+}
+
+impl Writer {
+    pub(super) fn new(conn: Connection) -> Self {
+        Self {
+            conn,
+            ids: RowIds::new(),
+        }
+    }
+
+    /// See [`crate::store::sql::backend::Backend::transact`].
+    pub(super) fn transact(
+        &mut self,
+        sql: &Sql,
+        want: &Prefetch,
+        now_ms: i64,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> StoreResult<()> {
+        self.ids.clear();
+        let ids = &mut self.ids;
+        in_transaction(&self.conn, |conn| {
+            let found = fetch::prefetch(conn, sql, want, now_ms, ids).map_err(not_done)?;
+            let before = found.head;
+            let changes = decide(found);
+            if changes.is_empty(&before) {
+                return Ok(false);
+            }
+            write(conn, sql, &changes, &before, ids).map_err(not_done)?;
+            Ok(true)
+        })
+    }
+
+    /// See [`crate::store::sql::backend::Backend::sweep`].
+    pub(super) fn sweep(
+        &mut self,
+        sql: &Sql,
+        swept: Revision,
+        compacted: Revision,
+    ) -> StoreResult<Revision> {
+        let mut until = compacted;
+        in_transaction(&self.conn, |conn| {
+            let step = || -> Result<Revision> {
+                let mut far = conn.prepare_cached(&sql.sweep_until)?;
+                let mut far = far.query([swept.0, compacted.0, SWEEP_ENTRIES])?;
+                let until = match far.next()? {
+                    Some(row) => Revision(row.get(0)?),
+                    None => compacted,
+                };
+                conn.prepare_cached(&sql.sweep_superseded)?
+                    .execute([swept.0, until.0])?;
+                // Deletes at `until` itself stay until the next sweep, which begins with them.
+                conn.prepare_cached(&sql.sweep_deletes)?
+                    .execute([swept.0, until.0])?;
+                conn.prepare_cached(&sql.set_swept)?.execute([until.0])?;
+                Ok(until)
+            };
+            until = step().map_err(not_done)?;
+            Ok(true)
+        })?;
+        Ok(until)
+    }
+
+    /// See [`crate::store::sql::backend::Backend::drop_whiteouts`].
+    pub(super) fn drop_whiteouts(&mut self, sql: &Sql) -> StoreResult<bool> {
+        let mut more = false;
+        in_transaction(&self.conn, |conn| {
+            if fetch::head(conn, sql).map_err(not_done)?.line.is_some() {
+                return Err(StoreError::StaleEpoch);
+            }
+            let dropped = conn
+                .prepare_cached(&sql.drop_whiteouts)
+                .and_then(|mut statement| statement.execute([DROP_WHITEOUTS]))
+                .map_err(not_done)?;
+            more = dropped > 0;
+            Ok(true)
+        })?;
+        Ok(more)
+    }
+
+    /// See [`crate::store::sql::backend::Backend::defragment`].
+    pub(super) fn defragment(&mut self) -> StoreResult<()> {
+        self.conn
+            .execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);")
+            .map_err(not_done)
+    }
+}
+
+/// Runs `work` in a transaction that has the write lock from the beginning, and commits if it says
+/// so.
+fn in_transaction(
+    conn: &Connection,
+    work: impl FnOnce(&Connection) -> StoreResult<bool>,
+) -> StoreResult<()> {
+    let run = |text: &str| -> Result<()> {
+        conn.prepare_cached(text)?.execute([])?;
+        Ok(())
+    };
+    run("BEGIN IMMEDIATE").map_err(not_done)?;
+    let done = match work(conn) {
+        Ok(true) => run("COMMIT").map_err(commit_failed),
+        Ok(false) => run("ROLLBACK").map_err(not_done),
+        Err(err) => Err(err),
+    };
+    // Some failures end the transaction by themselves.
+    if done.is_err() && !conn.is_autocommit() {
+        run("ROLLBACK").map_err(not_done)?;
+    }
+    done
+}
+
+fn write(
+    conn: &Connection,
+    sql: &Sql,
+    changes: &Changes,
+    before: &Head,
+    ids: &RowIds,
+) -> Result<()> {
+    write_rows(conn, sql, changes, ids)?;
+    write_log(conn, sql, &changes.log)?;
+    for lease in &changes.leases {
+        conn.prepare_cached(&sql.put_lease)?.execute([
+            lease.id.0,
+            lease.ttl_s,
+            lease.deadline_ms,
+        ])?;
+    }
+    for id in &changes.dropped_leases {
+        conn.prepare_cached(&sql.delete_lease)?.execute([id.0])?;
+    }
+    for record in &changes.records {
+        conn.prepare_cached(&sql.put_record)?.execute(params![
+            record.name,
+            &record.value[..],
+            record.version
+        ])?;
+    }
+    for name in &changes.dropped_records {
+        conn.prepare_cached(&sql.delete_record)?.execute([name])?;
+    }
+    if changes.head != *before {
+        set_head(conn, sql, &changes.head)?;
+    }
+    Ok(())
+}
+
+fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> Result<()> {
+    let mut insert = conn.prepare_cached(&sql.insert_row)?;
+    let mut update = conn.prepare_cached(&sql.update_row)?;
+    for Row { kv, live, logged } in &changes.rows {
+        let value = live.then_some(&kv.value[..]);
+        match ids.get(&kv.key) {
+            Some(id) => update.execute(params![
+                id,
+                value,
+                kv.create_revision.0,
+                kv.mod_revision.0,
+                kv.version,
+                kv.lease.0,
+                live,
+                logged
+            ])?,
+            None => insert.execute(params![
+                &kv.key[..],
+                value,
+                kv.create_revision.0,
+                kv.mod_revision.0,
+                kv.version,
+                kv.lease.0,
+                live,
+                logged
+            ])?,
+        };
+    }
+    let mut delete = conn.prepare_cached(&sql.delete_row)?;
+    for id in changes.removed.iter().filter_map(|key| ids.get(key)) {
+        delete.execute([id])?;
+    }
+    Ok(())
+}
+
+fn write_log(conn: &Connection, sql: &Sql, log: &[LogEntry]) -> Result<()> {
+    let mut insert = conn.prepare_cached(&sql.insert_log)?;
+    for LogEntry {
+        kind,
+        kv,
+        prev_revision,
+    } in log
+    {
+        let mut replace;
+        let (statement, kind, value) = match kind {
+            LogKind::Delete => (&mut insert, log_kind::DELETE, None),
+            LogKind::Put => (&mut insert, log_kind::PUT, Some(&kv.value[..])),
+            LogKind::Copy => {
+                replace = conn.prepare_cached(&sql.replace_log)?;
+                (&mut replace, log_kind::COPY, Some(&kv.value[..]))
+            }
+        };
+        statement.execute(params![
+            kv.mod_revision.0,
+            &kv.key[..],
+            kind,
+            value,
+            kv.create_revision.0,
+            kv.version,
+            kv.lease.0,
+            prev_revision.0
+        ])?;
+    }
+    Ok(())
+}
+
+fn set_head(conn: &Connection, sql: &Sql, head: &Head) -> Result<()> {
+    conn.prepare_cached(&sql.set_head)?.execute(params![
+        head.revision.0,
+        head.compacted.0,
+        head.swept.0,
+        head.origin.0,
+        head.copy_ups,
+        head.line.map(|line| line.epoch.0.cast_signed()),
+        head.line.is_some_and(|line| line.claims),
+        head.line.map_or(0, |line| line.base.0),
+    ])?;
+    Ok(())
+}

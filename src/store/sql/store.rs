@@ -1,0 +1,315 @@
+//! The traits of a store, on top of the engine.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::backend::{Backend, Found, Head, Prefetch, Query, Row, Rows, Snapshot};
+use super::table::Table;
+use super::work::{Done, Job, Work, want_txn};
+use super::{SqlStore, unanswered};
+use crate::store::eval::{Working, finish};
+use crate::store::{
+    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
+    RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
+};
+use crate::types::{
+    Answer, Content, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Reserved,
+    Revision, SortTarget, Txn, TxnReply,
+};
+
+/// Pairs in one copy-up, at most: what one transaction should hold up the others for.
+const COPY_UP_PAIRS: usize = 10_000;
+
+/// Bytes of keys and values in one copy-up, at most.
+const COPY_UP_BYTES: usize = 32 << 20;
+
+#[async_trait]
+impl<B: Backend> Store for SqlStore<B> {
+    async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
+        let rows = rows_of(&request, &self.engine.reserved);
+        let (head, mut found) = self.read(request.at, vec![Query::Rows(rows)]).await?;
+        match found.pop() {
+            Some(Found::Rows { rows, count }) => Ok(Answer {
+                revision: head.revision,
+                reply: finish(&request, kvs(rows), count),
+            }),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
+        if request.is_read_only() {
+            self.read_txn(&request).await
+        } else {
+            self.txn_over(Vec::new(), request).await
+        }
+    }
+
+    async fn compact(&self, at: Revision) -> Result<Answer<()>> {
+        self.plain(Work::Compact(at)).await
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Watching> {
+        if self.guard != Guard::None {
+            self.read(None, Vec::new()).await?;
+        }
+        let feed = &self.engine.feed;
+        Ok(feed.watch(request, feed.published()))
+    }
+
+    async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
+        let ttl_s = lease::ttl_s(&request, self.engine.min_lease_ttl_s)?;
+        loop {
+            let id = lease::choose_id(&request);
+            let work = Work::Grant { id, ttl_s };
+            match self.engine.submit(self.guard, work).await {
+                Ok(Done::Granted(answer)) => return Ok(answer),
+                Ok(_) => return Err(unanswered()),
+                // We chose the number: choose another.
+                Err(StoreError::Request(RequestError::LeaseExists)) if request.id != Some(id) => {}
+                Err(err) => return Err(err),
+            }
+        }
+    }
+
+    async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
+        self.plain(Work::Revoke(id)).await
+    }
+
+    async fn keep_alive(&self, id: LeaseId) -> Result<Answer<Option<i64>>> {
+        match self.engine.submit(self.guard, Work::KeepAlive(id)).await? {
+            Done::KeptAlive(answer) => Ok(answer),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<Answer<Option<LeaseStatus>>> {
+        let query = Query::Lease { id, keys };
+        let (read, found) = self.engine.query(self.guard, query).await?;
+        let Found::Lease(lease) = found else {
+            return Err(unanswered());
+        };
+        let reply = lease.map(|(lease, keys)| LeaseStatus {
+            id,
+            granted_ttl_s: lease.ttl_s,
+            remaining_ttl_s: (lease.deadline_ms - read.now_ms).max(0) / 1000,
+            keys,
+        });
+        Ok(Answer {
+            revision: read.head.revision,
+            reply,
+        })
+    }
+
+    async fn leases(&self) -> Result<Answer<Vec<LeaseId>>> {
+        match self.engine.query(self.guard, Query::Leases).await? {
+            (read, Found::Leases(reply)) => Ok(Answer {
+                revision: read.head.revision,
+                reply,
+            }),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn status(&self) -> Result<Status> {
+        match self.engine.query(self.guard, Query::Sizes).await? {
+            (read, Found::Sizes(size, size_in_use)) => Ok(Status {
+                revision: read.head.revision,
+                compacted: read.head.oldest(),
+                size,
+                size_in_use,
+            }),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.engine.ask(Job::Defragment).await
+    }
+}
+
+#[async_trait]
+impl<B: Backend> GuardedStore for SqlStore<B> {
+    async fn snapshot(
+        &self,
+        at: Option<Revision>,
+        reads: Vec<Read>,
+    ) -> Result<Answer<Vec<ReadReply>>> {
+        let reserved = &self.engine.reserved;
+        let queries = reads.iter().map(|read| match read {
+            Read::Range(range) => Query::Rows(rows_of(range, reserved)),
+            Read::Claims { keys, values } => Query::Rows(Rows {
+                parts: reserved.visible(keys),
+                whiteouts: true,
+                limit: None,
+                values: *values,
+                count: false,
+            }),
+        });
+        let (head, found) = self.read(at, queries.collect()).await?;
+        if found.len() != reads.len() {
+            return Err(unanswered());
+        }
+        let reply = |(read, found)| match (read, found) {
+            (Read::Range(range), Found::Rows { rows, count }) => {
+                Ok(ReadReply::Range(finish(&range, kvs(rows), count)))
+            }
+            (Read::Claims { .. }, Found::Rows { rows, .. }) => {
+                Ok(ReadReply::Claims(rows.into_iter().map(claim).collect()))
+            }
+            _ => Err(unanswered()),
+        };
+        Ok(Answer {
+            revision: head.revision,
+            reply: reads
+                .into_iter()
+                .zip(found)
+                .map(reply)
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        let work = Work::Txn { copies, txn };
+        match self.engine.submit(self.guard, work).await? {
+            Done::Txn(answer) => Ok(answer),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {
+        if copy_up.kvs.len() > COPY_UP_PAIRS {
+            return Err(RequestError::TooManyOperations.into());
+        }
+        let work = Work::CopyUp(copy_up);
+        if work.size() > COPY_UP_BYTES {
+            return Err(RequestError::TooLarge.into());
+        }
+        match self.engine.submit(self.guard, work).await? {
+            Done::CopiedUp(fresh) => Ok(fresh),
+            _ => Err(unanswered()),
+        }
+    }
+}
+
+#[async_trait]
+impl<B: Backend> NewStore for SqlStore<B> {
+    async fn identity(&self) -> Result<String> {
+        Ok(self.engine.backend.identity().to_owned())
+    }
+
+    fn guarded(&self, guard: Guard) -> Arc<dyn GuardedStore> {
+        Arc::new(Self {
+            engine: self.engine.clone(),
+            guard,
+        })
+    }
+
+    async fn line(&self) -> Result<Option<Line>> {
+        let (head, _) = self.read(None, Vec::new()).await?;
+        Ok(head.line)
+    }
+
+    async fn records(&self, prefix: &str) -> Result<Vec<Record>> {
+        match self
+            .engine
+            .query(Guard::None, Query::Records(prefix.into()))
+            .await?
+        {
+            (_, Found::Records(records)) => Ok(records),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
+        match self.engine.submit(Guard::None, Work::Records(txn)).await? {
+            Done::Records(written) => Ok(written),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn is_empty(&self) -> Result<bool> {
+        match self.engine.query(Guard::None, Query::Any).await? {
+            (_, Found::Any(any)) => Ok(!any),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn drop_claims(&self) -> Result<()> {
+        while self.engine.ask(Job::DropWhiteouts).await? {}
+        Ok(())
+    }
+}
+
+impl<B: Backend> SqlStore<B> {
+    pub(super) async fn read(
+        &self,
+        at: Option<Revision>,
+        queries: Vec<Query>,
+    ) -> Result<(Head, Vec<Found>)> {
+        let snapshot = Snapshot {
+            guard: self.guard,
+            at,
+            queries,
+        };
+        let read = self.engine.backend.read(snapshot).await?;
+        Ok((read.head, read.found))
+    }
+
+    /// A transaction that cannot write needs no place in a batch: a snapshot will do.
+    async fn read_txn(&self, txn: &Txn) -> Result<Answer<TxnReply>> {
+        let reserved = &self.engine.reserved;
+        let mut want = Prefetch::default();
+        want_txn(txn, reserved, &mut want);
+        let (head, mut found) = self.read(None, vec![Query::Prefetch(want)]).await?;
+        let Some(Found::Prefetched(found)) = found.pop() else {
+            return Err(unanswered());
+        };
+        let table = Table::new(found.rows, found.claimed, found.past, &found.leases);
+        let mut working = Working::new(&table, reserved, head.revision, head.oldest());
+        Ok(working.txn(txn)?)
+    }
+
+    async fn plain(&self, work: Work) -> Result<Answer<()>> {
+        match self.engine.submit(self.guard, work).await? {
+            Done::Plain(answer) => Ok(answer),
+            _ => Err(unanswered()),
+        }
+    }
+}
+
+/// The rows that a range needs. Where the store may stop at the limit it reads one row more, which
+/// tells that there are more.
+fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
+    let limit = match range.content {
+        Content::CountOnly => Some(0),
+        _ if range.limit > 0 && range.limit_can_be_pushed_down() => {
+            Some(range.limit.saturating_add(1))
+        }
+        _ => None,
+    };
+    let values = match range.content {
+        Content::KeysOnly if range.sort != SortTarget::Value => 0,
+        _ => usize::MAX,
+    };
+    Rows {
+        parts: reserved.visible(&range.keys),
+        whiteouts: false,
+        limit,
+        values,
+        count: true,
+    }
+}
+
+fn kvs(rows: Vec<Row>) -> Vec<KeyValue> {
+    rows.into_iter().map(|row| row.kv).collect()
+}
+
+fn claim(row: Row) -> Claim {
+    if row.live {
+        Claim::Live(row.kv)
+    } else {
+        Claim::Whiteout(row.kv.key)
+    }
+}

@@ -1,0 +1,206 @@
+//! What waits for the writer, and what a batch of it needs to have fetched.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::backend::Prefetch;
+use crate::store::{CopyUp, Guard, RecordTxn, Result};
+use crate::types::{
+    Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
+};
+
+/// One entry of the writer's queue.
+pub(super) enum Job {
+    /// Carried out in a batch with others.
+    Request(Request),
+    /// Drop some whiteouts; answers whether there may be more.
+    DropWhiteouts(oneshot::Sender<Result<bool>>),
+    /// Give space back.
+    Defragment(oneshot::Sender<Result<()>>),
+}
+
+/// A change that somebody waits for.
+pub(super) struct Request {
+    pub(super) guard: Guard,
+    pub(super) work: Work,
+    pub(super) reply: oneshot::Sender<Result<Done>>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Copy up what is unclaimed, then run the transaction.
+    Txn { copies: Vec<KeyValue>, txn: Txn },
+    /// Copy up what is unclaimed, with a record.
+    CopyUp(CopyUp),
+    /// Grant a lease of this number.
+    Grant { id: LeaseId, ttl_s: i64 },
+    /// End a lease.
+    Revoke(LeaseId),
+    /// Begin a lease's time anew.
+    KeepAlive(LeaseId),
+    /// End those of the leases whose time is over.
+    Expire(Vec<LeaseId>),
+    /// Write records, and the line.
+    Records(RecordTxn),
+    /// Forget the past.
+    Compact(Revision),
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub(super) enum Done {
+    /// Of [`Work::Txn`].
+    Txn(Answer<TxnReply>),
+    /// Of [`Work::CopyUp`].
+    CopiedUp(Option<usize>),
+    /// Of [`Work::Grant`].
+    Granted(Answer<Granted>),
+    /// Of [`Work::KeepAlive`].
+    KeptAlive(Answer<Option<i64>>),
+    /// Of [`Work::Records`].
+    Records(bool),
+    /// Of [`Work::Revoke`], [`Work::Expire`] and [`Work::Compact`].
+    Plain(Answer<()>),
+}
+
+impl Work {
+    /// Whether it cannot share a batch: the line and the compacted revision are the same for a
+    /// whole batch.
+    pub(super) fn is_solo(&self) -> bool {
+        match self {
+            Self::Records(txn) => txn.line.is_some(),
+            Self::Compact(_) => true,
+            _ => false,
+        }
+    }
+
+    /// About how many bytes it writes.
+    pub(super) fn size(&self) -> usize {
+        let of_kvs = |kvs: &[KeyValue]| {
+            kvs.iter()
+                .map(|kv| kv.key.len() + kv.value.len())
+                .sum::<usize>()
+        };
+        match self {
+            Self::Txn { copies, txn } => {
+                let mut size = of_kvs(copies);
+                txn.visit(&mut |op| {
+                    if let Op::Put(put) = op {
+                        size += put.key.len() + put.value.as_ref().map_or(0, Bytes::len);
+                    }
+                });
+                size
+            }
+            Self::CopyUp(copy_up) => of_kvs(&copy_up.kvs),
+            _ => 0,
+        }
+    }
+
+    /// Calls `see` with every key that is written with a new value, and the value's length.
+    pub(super) fn visit_written<'a>(&'a self, see: &mut dyn FnMut(&'a Bytes, usize)) {
+        let copies = match self {
+            Self::Txn { copies, .. } => copies,
+            Self::CopyUp(copy_up) => &copy_up.kvs,
+            _ => return,
+        };
+        for kv in copies {
+            see(&kv.key, kv.value.len());
+        }
+        if let Self::Txn { txn, .. } = self {
+            txn.visit(&mut |op| {
+                if let Op::Put(put) = op {
+                    see(&put.key, put.value.as_ref().map_or(0, Bytes::len));
+                }
+            });
+        }
+    }
+
+    fn want(&self, reserved: &Reserved, want: &mut Prefetch) {
+        match self {
+            Self::Txn { copies, txn } => {
+                for kv in copies {
+                    want.keys.push(kv.key.clone());
+                    want_lease(kv.lease, want);
+                }
+                want_txn(txn, reserved, want);
+            }
+            Self::CopyUp(copy_up) => {
+                for kv in &copy_up.kvs {
+                    want.probes.push(kv.key.clone());
+                    want_lease(kv.lease, want);
+                }
+                let record = copy_up.record.iter();
+                want.records
+                    .extend(record.map(|(write, _)| write.name.clone()));
+            }
+            Self::Grant { id, .. } | Self::KeepAlive(id) => want.leases.push(*id),
+            Self::Revoke(id) => {
+                want.leases.push(*id);
+                want.attached.push(*id);
+            }
+            Self::Expire(ids) => {
+                want.leases.extend(ids);
+                want.attached.extend(ids);
+            }
+            Self::Records(txn) => {
+                let expected = txn.expect.iter().map(|(name, _)| name);
+                let written = txn.writes.iter().map(|write| &write.name);
+                want.records.extend(expected.chain(written).cloned());
+            }
+            Self::Compact(_) => {}
+        }
+    }
+}
+
+/// All that the batch needs.
+pub(super) fn want(batch: &[Request], reserved: &Reserved) -> Prefetch {
+    let mut want = Prefetch::default();
+    for request in batch {
+        request.work.want(reserved, &mut want);
+    }
+    sorted(&mut want.keys);
+    sorted(&mut want.probes);
+    sorted(&mut want.leases);
+    sorted(&mut want.attached);
+    sorted(&mut want.records);
+    want
+}
+
+fn sorted<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
+}
+
+fn want_lease(id: LeaseId, want: &mut Prefetch) {
+    if id.is_some() && want.leases.last() != Some(&id) {
+        want.leases.push(id);
+    }
+}
+
+fn want_range(keys: &KeyRange, reserved: &Reserved, want: &mut Prefetch) {
+    match keys {
+        KeyRange::One(key) => want.keys.push(key.clone()),
+        KeyRange::Span { .. } => want.spans.extend(reserved.visible(keys)),
+    }
+}
+
+/// All that a transaction needs, whichever branches it takes.
+pub(super) fn want_txn(txn: &Txn, reserved: &Reserved, want: &mut Prefetch) {
+    txn.visit_compares(&mut |compare| want_range(&compare.keys, reserved, want));
+    txn.visit(&mut |op| match op {
+        Op::Range(range) => match range.at {
+            None => want_range(&range.keys, reserved, want),
+            Some(at) => {
+                let parts = reserved.visible(&range.keys);
+                want.past.extend(parts.into_iter().map(|part| (part, at)));
+            }
+        },
+        Op::Put(put) => {
+            want.keys.push(put.key.clone());
+            want_lease(put.lease.unwrap_or_default(), want);
+        }
+        Op::Delete(delete) => want_range(&delete.keys, reserved, want),
+        Op::Txn(_) => {}
+    });
+}
