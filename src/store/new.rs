@@ -49,7 +49,7 @@ pub enum Guard {
     Epoch {
         /// The epoch.
         epoch: Epoch,
-        /// Every write leaves a claim (equal to the line's `claims` of that epoch).
+        /// Every key that is written leaves a claim (equal to the line's `claims` of that epoch).
         claims: bool,
     },
 }
@@ -59,7 +59,9 @@ pub enum Guard {
 pub struct Line {
     /// The only epoch whose operations the store carries out.
     pub epoch: Epoch,
-    /// Keys that are written, deleted, or expire leave a claim.
+    /// Every key that is written leaves a claim, also one that the old store never had. Without it
+    /// those need none, since all that the old store has is claimed. A claim once made stays until
+    /// the line is removed in either case: deleted or expired, the key leaves a whiteout.
     pub claims: bool,
     /// The last revision that belongs to the old store: the next change is the one after it or a
     /// later one. A store that assigns revisions by itself translates by a fixed offset from here.

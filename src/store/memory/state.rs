@@ -40,7 +40,7 @@ struct Key {
     /// From when on it was what, oldest first; nothing is "deleted". A copied key was what it is
     /// since its own mod revision.
     states: Vec<(Revision, Option<KeyValue>)>,
-    /// It was deleted while claims are left.
+    /// It was deleted while there was a line.
     whiteout: bool,
 }
 
@@ -123,7 +123,9 @@ impl State {
     }
 
     fn apply(&mut self, outcome: Outcome) {
-        let claims = self.line.is_some_and(|line| line.claims);
+        // Whether or not the line wants claims of keys that are new to both stores: a row is a
+        // claim, so this store makes no difference.
+        let claims = self.line.is_some();
         for row in outcome.rows {
             let deleted = row.after.is_none();
             let key = self.keys.entry(row.key).or_default();

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proptest::option::weighted;
 use proptest::prelude::*;
 use segue::overlay::Overlay;
 use segue::store::{
@@ -33,6 +32,8 @@ pub(super) enum Step {
     Restart,
     /// The backfill is brought to its end and the fleet goes to the next phase.
     Advance,
+    /// The fleet goes from the normal phase back to the migration phase.
+    Return,
 }
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
@@ -42,7 +43,11 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (0usize..WORKERS).prop_map(|worker| Step::Write { worker }),
         2 => Just(Step::Learn),
         1 => Just(Step::Restart),
-        1 => weighted(0.2, Just(())).prop_map(|go| go.map_or(Step::Learn, |()| Step::Advance)),
+        1 => prop_oneof![
+            2 => Just(Step::Learn),
+            1 => Just(Step::Advance),
+            1 => Just(Step::Return),
+        ],
     ]
 }
 
@@ -64,18 +69,15 @@ pub(super) enum Sabotage {
 /// Two workers on the same shard, so that they race.
 const WORKERS: usize = 2;
 const CURSOR: &str = "backfill/shard/0";
-const EPOCH: Epoch = Epoch(1);
-const NORMAL: Guard = Guard::Epoch {
-    epoch: Epoch(2),
-    claims: false,
-};
-
 /// A page in the hands of a worker: what it read, where the next begins, and the cursor's version
 /// when it read it.
 struct Held {
     kvs: Vec<KeyValue>,
     next: Option<Bytes>,
     expected: i64,
+    /// The worker's handle on the new store, of the epoch in which it read.
+    handle: Arc<dyn GuardedStore>,
+    epoch: Epoch,
 }
 
 /// A migration in mid-flight, driven step by step.
@@ -87,6 +89,7 @@ struct Migration {
     overlay: Arc<Overlay>,
     held: [Option<Held>; WORKERS],
     sabotage: Option<Sabotage>,
+    epoch: Epoch,
     phase: Phase,
 }
 
@@ -104,71 +107,101 @@ impl Migration {
         sabotage: Option<Sabotage>,
     ) -> Self {
         let base = old.revision().await.unwrap();
-        let claims = sabotage != Some(Sabotage::DeletesLeaveNoClaim);
-        let line = Line {
-            epoch: EPOCH,
-            claims,
+        let mut migration = Self {
+            overlay: Arc::new(Overlay::new(
+                old.clone(),
+                new.guarded(Guard::None),
+                base,
+                Reserved::default(),
+            )),
+            guarded: new.guarded(Guard::None),
+            old,
+            new,
             base,
+            held: [const { None }; WORKERS],
+            sabotage,
+            epoch: Epoch(0),
+            phase: Phase::Migration,
         };
-        let opened = new.write_records(RecordTxn {
-            line: Some(Some(line)),
-            ..RecordTxn::default()
-        });
-        assert!(opened.await.unwrap());
-        let guarded = new.guarded(Guard::Epoch {
-            epoch: EPOCH,
-            claims,
-        });
-        let guarded: Arc<dyn GuardedStore> = match sabotage {
-            Some(sabotage) => Arc::new(Sabotaged {
-                inner: guarded,
-                sabotage,
-            }),
-            None => guarded,
-        };
+        migration.enter(Phase::Migration).await;
+        migration.copy_leased().await;
+        migration
+    }
+
+    /// Leased keys are copied up before the phase opens, in order of create revision.
+    async fn copy_leased(&self) {
         let mut leased = Vec::new();
-        for lease in old.leases().await.unwrap() {
-            guarded
-                .grant(Grant {
-                    id: Some(lease.id),
-                    ttl_s: lease.ttl_s,
-                })
-                .await
-                .unwrap();
-            leased.extend(old.get(lease.keys).await.unwrap().into_iter().flatten());
+        for lease in self.old.leases().await.unwrap() {
+            let grant = Grant {
+                id: Some(lease.id),
+                ttl_s: lease.ttl_s,
+            };
+            self.guarded.grant(grant).await.unwrap();
+            leased.extend(
+                self.old
+                    .get(lease.keys)
+                    .await
+                    .unwrap()
+                    .into_iter()
+                    .flatten(),
+            );
         }
         leased.sort_by_key(|kv| kv.create_revision);
-        guarded
+        self.guarded
             .copy_up(CopyUp {
                 kvs: leased,
                 record: None,
             })
             .await
             .unwrap();
-        let overlay = Arc::new(Overlay::new(
-            old.clone(),
-            guarded.clone(),
-            base,
-            Reserved::default(),
-        ));
-        Self {
-            old,
-            new,
-            guarded,
-            base,
-            overlay,
-            held: [const { None }; WORKERS],
-            sabotage,
-            phase: Phase::Migration,
-        }
+    }
+
+    /// Moves the fleet to `phase`, in a new epoch.
+    async fn enter(&mut self, phase: Phase) {
+        self.epoch = self.epoch.next();
+        let claims = phase == Phase::Migration;
+        let line = Line {
+            epoch: self.epoch,
+            claims,
+            base: self.base,
+        };
+        let line = Some((phase != Phase::Settled).then_some(line));
+        assert!(
+            self.new
+                .write_records(RecordTxn {
+                    line,
+                    ..RecordTxn::default()
+                })
+                .await
+                .unwrap()
+        );
+        let guard = Guard::Epoch {
+            epoch: self.epoch,
+            claims,
+        };
+        self.guarded = match (phase, self.sabotage) {
+            (Phase::Settled, _) => self.new.guarded(Guard::None),
+            (_, None) => self.new.guarded(guard),
+            (_, Some(sabotage)) => Arc::new(Sabotaged {
+                inner: self.new.guarded(guard),
+                sabotage,
+            }),
+        };
+        self.phase = phase;
+        self.lay_overlay();
+    }
+
+    /// A member that knows nothing yet lays the overlay.
+    fn lay_overlay(&mut self) {
+        let (old, new) = (self.old.clone(), self.guarded.clone());
+        self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
     }
 
     /// What clients are served from.
     fn serving(&self) -> Arc<dyn Store> {
         match self.phase {
             Phase::Migration => self.overlay.clone(),
-            Phase::Normal => self.new.guarded(NORMAL),
-            Phase::Settled => self.new.guarded(Guard::None),
+            Phase::Normal | Phase::Settled => self.guarded.clone(),
         }
     }
 
@@ -180,32 +213,14 @@ impl Migration {
                     self.read(0, 3).await;
                     self.write(0).await;
                 }
-                let Guard::Epoch { epoch, claims } = NORMAL else {
-                    unreachable!()
-                };
-                self.draw(Some(Line {
-                    epoch,
-                    claims,
-                    base: self.base,
-                }))
-                .await;
-                self.phase = Phase::Normal;
+                self.enter(Phase::Normal).await;
             }
             Phase::Normal if settle => {
-                self.draw(None).await;
+                self.enter(Phase::Settled).await;
                 self.new.drop_claims().await.unwrap();
-                self.phase = Phase::Settled;
             }
             Phase::Normal | Phase::Settled => {}
         }
-    }
-
-    async fn draw(&self, line: Option<Line>) {
-        let txn = RecordTxn {
-            line: Some(line),
-            ..RecordTxn::default()
-        };
-        assert!(self.new.write_records(txn).await.unwrap());
     }
 
     /// The cursor's version, and where it stands: nothing is the end.
@@ -236,6 +251,8 @@ impl Migration {
             kvs: page.kvs,
             next,
             expected,
+            handle: self.guarded.clone(),
+            epoch: self.epoch,
         });
     }
 
@@ -244,6 +261,8 @@ impl Migration {
             kvs,
             next,
             expected,
+            handle,
+            epoch,
         }) = self.held[worker].take()
         else {
             return;
@@ -259,21 +278,18 @@ impl Migration {
             kvs: kvs.clone(),
             record: Some((write, expected)),
         };
-        let made = self.guarded.copy_up(marked).await;
-        if self.phase != Phase::Migration {
+        let made = handle.copy_up(marked).await;
+        if epoch != self.epoch {
             assert_eq!(
                 made,
                 Err(StoreError::StaleEpoch),
-                "a stalled worker wrote after its phase"
+                "a stalled worker wrote after its epoch"
             );
             return;
         }
         // A worker whose cursor was overtaken still copies, as one that stalled would.
         if made.unwrap().is_none() {
-            self.guarded
-                .copy_up(CopyUp { kvs, record: None })
-                .await
-                .unwrap();
+            handle.copy_up(CopyUp { kvs, record: None }).await.unwrap();
         }
     }
 
@@ -289,8 +305,7 @@ impl Migration {
         if self.sabotage == Some(Sabotage::ClaimsAreRemoved) {
             self.new.drop_claims().await.unwrap();
         }
-        let (old, new) = (self.old.clone(), self.guarded.clone());
-        self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
+        self.lay_overlay();
         self.held = [const { None }; WORKERS];
     }
 }
@@ -387,6 +402,10 @@ pub(super) async fn difference(
             Step::Learn => migration.learn().await,
             Step::Restart => migration.restart().await,
             Step::Advance => migration.advance(!gaps).await,
+            Step::Return if migration.phase == Phase::Normal => {
+                migration.enter(Phase::Migration).await;
+            }
+            Step::Return => {}
         }
     }
     let expected = format!("{:?}", changes(&*twin, base.next()).await);

@@ -52,7 +52,15 @@ impl GuardedStore for Sabotaged {
         at: Option<Revision>,
         reads: Vec<Read>,
     ) -> Result<Answer<Vec<ReadReply>>> {
-        self.inner.snapshot(at, reads).await
+        let mut answer = self.inner.snapshot(at, reads).await?;
+        if self.sabotage == Sabotage::DeletesLeaveNoClaim {
+            for reply in &mut answer.reply {
+                if let ReadReply::Claims(claims) = reply {
+                    claims.retain(|claim| matches!(claim, Claim::Live(_)));
+                }
+            }
+        }
+        Ok(answer)
     }
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
