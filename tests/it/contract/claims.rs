@@ -1,0 +1,137 @@
+//! What a new store leaves behind while a migration runs.
+
+use segue::store::{Guard, Line};
+use segue::types::{Epoch, KeyRange, Put};
+
+use super::NewFixture;
+use super::dsl::*;
+
+pub async fn written_keys_are_claimed(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    assert_eq!(subject.claims(KeyRange::all()).await, [""; 0]);
+    subject.store.put("b", "1").await;
+    subject.store.put("a", "1").await;
+    subject.copy_up(vec![old("c", "0")]).await;
+    assert_eq!(subject.claims(KeyRange::all()).await, ["a=1", "b=1", "c=0"]);
+    assert_eq!(subject.claims(one("b")).await, ["b=1"]);
+    assert_eq!(subject.claims(span("b", "c")).await, ["b=1"]);
+}
+
+pub async fn deleted_keys_leave_whiteouts(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    for key in ["a", "b/1", "b/2", "c"] {
+        subject.store.put(key, "1").await;
+    }
+    subject.store.delete(one("a")).await;
+    subject.store.delete(prefix("b/")).await;
+    let expected = ["a whiteout", "b/1 whiteout", "b/2 whiteout", "c=1"];
+    assert_eq!(subject.claims(KeyRange::all()).await, expected);
+    assert_eq!(subject.claims(one("a")).await, ["a whiteout"]);
+    assert_eq!(subject.store.all().await, ["c"]);
+}
+
+pub async fn revoking_and_expiry_leave_whiteouts(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    let revoked = subject.store.grant(60).await;
+    let expires = subject.store.grant(3).await;
+    subject.store.put_leased("revoked", "", revoked).await;
+    subject.store.put_leased("expired", "", expires).await;
+    let leased = segue::types::KeyValue {
+        lease: expires,
+        ..old("copied", "")
+    };
+    subject.copy_up(vec![leased]).await;
+    let mut watched = subject.store.watch(KeyRange::all(), None).await;
+    subject.store.store.revoke(revoked).await.unwrap();
+    assert_eq!(watched.words().await, ["delete revoked"]);
+    assert_eq!(watched.words().await, ["delete copied", "delete expired"]);
+    let expected = ["copied whiteout", "expired whiteout", "revoked whiteout"];
+    assert_eq!(subject.claims(KeyRange::all()).await, expected);
+    let copies = ["copied", "expired", "revoked"].map(|key| old(key, "back"));
+    assert_eq!(subject.copy_up(copies.to_vec()).await, 0);
+    assert_eq!(subject.store.all().await, [""; 0]);
+}
+
+pub async fn a_whiteout_is_lifted_by_a_put_and_no_key_to_clients(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    subject.store.put("a", "1").await;
+    subject.store.delete(one("a")).await;
+    let before = subject.store.revision().await;
+    assert_eq!(subject.store.get("a").await, None);
+    assert_eq!(subject.store.delete(one("a")).await.deleted, 0);
+    assert_eq!(subject.store.delete(KeyRange::all()).await.deleted, 0);
+    assert_eq!(subject.store.revision().await, before);
+    let txn = segue::types::Txn {
+        compares: vec![missing("a")],
+        ..segue::types::Txn::of(vec![put_op("a", "2")])
+    };
+    assert!(subject.store.txn(txn).await.succeeded);
+    let kv = subject.store.get("a").await.unwrap();
+    assert_eq!((kv.create_revision, kv.version), (kv.mod_revision, 1));
+    assert_eq!(subject.claims(KeyRange::all()).await, ["a=2"]);
+}
+
+pub async fn claims_come_with_as_many_values_as_asked_for(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    for key in ["a", "b", "c", "d"] {
+        subject.store.put(key, "1").await;
+    }
+    subject.store.delete(one("b")).await;
+    for (values, expected) in [
+        (0, ["a=", "b whiteout", "c=", "d="]),
+        (2, ["a=1", "b whiteout", "c=1", "d="]),
+        (9, ["a=1", "b whiteout", "c=1", "d=1"]),
+    ] {
+        let claims = claims(&*subject.handle, None, KeyRange::all(), values).await;
+        assert_eq!(claims, expected, "{values} values");
+    }
+}
+
+pub async fn reserved_keys_are_hidden_from_claims_that_cross_them(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    subject.store.put("segue/switch", "").await;
+    subject.store.put("z", "").await;
+    assert_eq!(subject.claims(KeyRange::all()).await, ["z="]);
+}
+
+pub async fn dropping_claims_removes_whiteouts_and_keeps_keys(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    subject.store.put("a", "1").await;
+    subject.store.put("b", "1").await;
+    subject.copy_up(vec![old("c", "0"), old("d", "0")]).await;
+    subject.store.delete(one("a")).await;
+    subject.store.delete(one("d")).await;
+    set_line(&*subject.new, None).await;
+    subject.new.drop_claims().await.unwrap();
+    subject.new.drop_claims().await.unwrap();
+    let plain = Subject::new(subject.new.guarded(Guard::None), fixture.gapless());
+    assert_eq!(plain.all().await, ["b", "c"]);
+    plain.put("e", "1").await;
+    plain.delete(one("b")).await;
+    assert_eq!(plain.all().await, ["c", "e"]);
+}
+
+pub async fn a_line_without_claims_leaves_no_whiteouts(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    subject.store.put("a", "1").await;
+    subject.store.put("b", "1").await;
+    subject.store.delete(one("a")).await;
+    let line = Line {
+        claims: false,
+        ..line(2)
+    };
+    set_line(&*subject.new, Some(line)).await;
+    let handle = subject.new.guarded(Guard::Epoch {
+        epoch: Epoch(2),
+        claims: false,
+    });
+    handle.put(Put::new("c", "1")).await.unwrap();
+    let delete = segue::types::Delete {
+        keys: prefix("b"),
+        prev_kv: false,
+    };
+    assert_eq!(handle.delete(delete).await.unwrap().reply.deleted, 1);
+    let range = segue::types::Range::of(KeyRange::all());
+    let left = handle.range(range).await.unwrap().reply;
+    assert_eq!(keys_of(&left), ["c"]);
+}
