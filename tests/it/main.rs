@@ -5,6 +5,7 @@
 mod architecture;
 mod contract;
 mod etcd2;
+mod history;
 mod overlay;
 mod random;
 mod servers;

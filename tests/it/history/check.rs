@@ -1,0 +1,514 @@
+//! The rules, and who breaks them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+
+use super::log::States;
+use super::{Call, Event, History, Operation, Outcome, Pair, Reply, WatchLog};
+
+/// What a store promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// A write that was acknowledged is there.
+    Lost,
+    /// A key that was deleted stays deleted.
+    Resurrected,
+    /// What is there, somebody wrote, and once.
+    FromNowhere,
+    /// A revision belongs to one change, and what began after another ended has a higher one.
+    RevisionOrder,
+    /// A client never sees a lower revision than it has seen.
+    ClientOrder,
+    /// A read shows the state at the revision that it names.
+    Read,
+    /// A condition is decided on the state just before.
+    Condition,
+    /// The numbers of a pair follow from those before.
+    Numbers,
+    /// Events come in the order of their revisions.
+    WatchOrder,
+    /// No event comes twice.
+    WatchRepeated,
+    /// No event is missing.
+    WatchMissed,
+    /// The events of one revision come together.
+    WatchTorn,
+    /// All watchers are told the same.
+    WatchDiffers,
+    /// The pair before a change is the one before the change.
+    WatchPrev,
+    /// In the end the new store holds what the history says.
+    Last,
+}
+
+/// A broken promise.
+#[derive(Clone)]
+pub struct Violation {
+    /// Which.
+    pub rule: Rule,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Debug for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.rule, self.what)
+    }
+}
+
+/// Every promise that the history shows to be broken. Keys under `segue/` must not appear in it.
+pub fn check(history: &History) -> Vec<Violation> {
+    let mut checker = Checker {
+        history,
+        changes: BTreeMap::new(),
+        violations: Vec::new(),
+    };
+    for watch in &history.watches {
+        checker.watch_alone(watch);
+    }
+    checker.acknowledged_writes();
+    let changes = std::mem::take(&mut checker.changes);
+    let states = States::new(history.base, &history.initial, changes.values());
+    for watch in &history.watches {
+        checker.watch_complete(watch, &changes);
+    }
+    for event in changes.values() {
+        checker.numbers(event, &states);
+    }
+    checker.authors(&changes, &states);
+    checker.real_time();
+    checker.clients();
+    for operation in &history.operations {
+        checker.answer(operation, &states);
+    }
+    checker.last(&states);
+    checker.violations
+}
+
+/// Changes by revision and key.
+type Changes = BTreeMap<(i64, String), Event>;
+
+struct Checker<'a> {
+    history: &'a History,
+    /// All that happened, as far as anybody saw it.
+    changes: Changes,
+    violations: Vec<Violation>,
+}
+
+impl Checker<'_> {
+    fn complain(&mut self, rule: Rule, what: String) {
+        self.violations.push(Violation { rule, what });
+    }
+
+    /// What can be seen from one watcher's log alone; its events go into the line of changes.
+    fn watch_alone(&mut self, watch: &WatchLog) {
+        let name = &watch.name;
+        let mut last = watch.start - 1;
+        let mut seen = HashSet::new();
+        for batch in &watch.batches {
+            let before_batch = last;
+            for event in &batch.events {
+                let Event { revision, key, .. } = event;
+                let at = (*revision, key.clone());
+                if !seen.insert(at.clone()) {
+                    let what = format!("{name}: {key} at {revision} came twice");
+                    self.complain(Rule::WatchRepeated, what);
+                    continue;
+                }
+                if *revision < last || (*revision < watch.start) {
+                    let what = format!("{name}: {key} at {revision} came after {last}");
+                    self.complain(Rule::WatchOrder, what);
+                } else if *revision == before_batch && *revision >= watch.start {
+                    let what = format!("{name}: revision {revision} came in two parts");
+                    self.complain(Rule::WatchTorn, what);
+                }
+                last = last.max(*revision);
+                if !key.starts_with(&watch.prefix) {
+                    let what = format!("{name}: {key} was not asked for");
+                    self.complain(Rule::WatchDiffers, what);
+                }
+                match self.changes.get(&at) {
+                    Some(known) if known.pair != event.pair => {
+                        let what = format!("{name}: {event:?}, another watcher: {known:?}");
+                        self.complain(Rule::WatchDiffers, what);
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.changes.insert(at, event.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acknowledged writes that no watcher saw go into the line of changes too.
+    fn acknowledged_writes(&mut self) {
+        let history = self.history;
+        let mut writes: Vec<(i64, &Operation)> = Vec::new();
+        for operation in &history.operations {
+            if let Outcome::Done(Reply {
+                revision,
+                changed: true,
+                ..
+            }) = &operation.outcome
+            {
+                writes.push((*revision, operation));
+            }
+        }
+        writes.sort_by_key(|(revision, _)| *revision);
+        for pair in writes.windows(2) {
+            if pair[0].0 == pair[1].0 {
+                let what = format!(
+                    "two writes at {}: {:?}, {:?}",
+                    pair[0].0, pair[0].1, pair[1].1
+                );
+                self.complain(Rule::RevisionOrder, what);
+            }
+        }
+        for (revision, operation) in writes {
+            if revision <= history.base {
+                let what = format!(
+                    "{operation:?} is at or below the base revision {}",
+                    history.base
+                );
+                self.complain(Rule::RevisionOrder, what);
+            }
+            for (key, value) in written(&operation.call) {
+                let at = (revision, key.to_owned());
+                let seen = self.changes.get(&at);
+                let seen_value = seen.map(|event| event.pair.as_ref().map(|pair| &pair.value[..]));
+                if seen_value == Some(value) {
+                    continue;
+                }
+                if seen_value.is_some() {
+                    let what = format!("{operation:?} was acknowledged, but seen was {seen:?}");
+                    self.complain(Rule::Lost, what);
+                    continue;
+                }
+                if history
+                    .watches
+                    .iter()
+                    .any(|watch| covers(watch, key, revision))
+                {
+                    let what = format!("{operation:?} was acknowledged, and no watcher saw it");
+                    self.complain(Rule::Lost, what);
+                }
+                let event = self.reconstruct(revision, key, value, &operation.call);
+                self.changes.insert(at, event);
+            }
+        }
+    }
+
+    /// The event of a write that nobody saw, from the changes before it.
+    fn reconstruct(&self, revision: i64, key: &str, value: Option<&str>, call: &Call) -> Event {
+        let before = self
+            .changes
+            .iter()
+            .rev()
+            .find(|((at, changed), _)| *at < revision && changed == key)
+            .map(|(_, event)| event.pair.clone());
+        let initial = || {
+            self.history
+                .initial
+                .iter()
+                .find(|pair| pair.key == key)
+                .cloned()
+        };
+        let before = before.unwrap_or_else(initial);
+        let pair = value.map(|value| Pair {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            created: before.as_ref().map_or(revision, |pair| pair.created),
+            modified: revision,
+            version: before.as_ref().map_or(1, |pair| pair.version + 1),
+            lease: match call {
+                Call::Put { lease, .. } => *lease,
+                _ => 0,
+            },
+        });
+        Event {
+            revision,
+            key: key.to_owned(),
+            pair,
+            prev: before,
+        }
+    }
+
+    fn watch_complete(&mut self, watch: &WatchLog, changes: &Changes) {
+        let seen: HashSet<_> = watch
+            .batches
+            .iter()
+            .flat_map(|batch| &batch.events)
+            .map(|event| (event.revision, event.key.as_str()))
+            .collect();
+        for (revision, key) in changes.keys() {
+            if covers(watch, key, *revision) && !seen.contains(&(*revision, key.as_str())) {
+                let what = format!("{}: {key} at {revision}", watch.name);
+                self.complain(Rule::WatchMissed, what);
+            }
+        }
+    }
+
+    /// The numbers of a change follow from the state before it.
+    fn numbers(&mut self, event: &Event, states: &States) {
+        let before = states.at(&event.key, event.revision - 1);
+        match &event.pair {
+            Some(pair) => {
+                let expected = (
+                    before.map_or(event.revision, |pair| pair.created),
+                    event.revision,
+                    before.map_or(1, |pair| pair.version + 1),
+                );
+                if (pair.created, pair.modified, pair.version) != expected {
+                    let what = format!(
+                        "{pair:?}, but {expected:?} (created, modified, version) \
+                                        follow from {before:?}"
+                    );
+                    self.complain(Rule::Numbers, what);
+                }
+            }
+            None if before.is_none() => {
+                let what = format!(
+                    "{} was deleted at {} and did not exist",
+                    event.key, event.revision
+                );
+                self.complain(Rule::FromNowhere, what);
+            }
+            None => {}
+        }
+    }
+
+    /// Every change has an author, and no author's write happened twice.
+    fn authors(&mut self, changes: &Changes, states: &States) {
+        let history = self.history;
+        let mut authors: HashMap<(&str, &str), &Operation> = HashMap::new();
+        let mut deletes: HashMap<&str, Vec<&Operation>> = HashMap::new();
+        let mut revoked = BTreeSet::new();
+        for operation in &history.operations {
+            if let Call::Revoke { lease } = operation.call {
+                revoked.insert(lease);
+            }
+            for (key, value) in written(&operation.call) {
+                match value {
+                    Some(value) => {
+                        authors.insert((key, value), operation);
+                    }
+                    None => deletes.entry(key).or_default().push(operation),
+                }
+            }
+        }
+        let may_be = |operation: &Operation, revision: i64| match &operation.outcome {
+            Outcome::Done(reply) => reply.changed && reply.revision == revision,
+            Outcome::Unknown(_) => true,
+            Outcome::Failed(_) => false,
+        };
+        let mut used: HashMap<(&str, &str), i64> = HashMap::new();
+        for event in changes.values() {
+            let (revision, key) = (event.revision, event.key.as_str());
+            let Some(pair) = &event.pair else {
+                // A lease that ended deletes its keys; no client says so.
+                let leased = states.at(key, revision - 1).is_some_and(|pair| {
+                    let kept = history.kept.contains(&pair.lease);
+                    pair.lease != 0 && (!kept || revoked.contains(&pair.lease))
+                });
+                let known = deletes
+                    .get(key)
+                    .is_some_and(|all| all.iter().any(|delete| may_be(delete, revision)));
+                if !leased && !known {
+                    let what = format!("nobody deleted {key} at {revision}");
+                    self.complain(Rule::FromNowhere, what);
+                }
+                continue;
+            };
+            let at = (key, pair.value.as_str());
+            match authors.get(&at) {
+                Some(author) if may_be(author, revision) => {}
+                Some(author) => {
+                    let what = format!("{pair:?} was seen, but {author:?}");
+                    self.complain(Rule::FromNowhere, what);
+                }
+                None => self.complain(Rule::FromNowhere, format!("nobody wrote {pair:?}")),
+            }
+            if let Some(first) = used.insert(at, revision) {
+                let what = format!(
+                    "{key} = {} was written at {first} and again at {revision}",
+                    pair.value
+                );
+                self.complain(Rule::FromNowhere, what);
+            }
+        }
+    }
+
+    /// What began after another had ended is not before it.
+    fn real_time(&mut self) {
+        let done = |operation: &&Operation| matches!(operation.outcome, Outcome::Done(_));
+        let mut by_start: Vec<_> = self.history.operations.iter().filter(done).collect();
+        let mut by_end = by_start.clone();
+        by_start.sort_by_key(|operation| operation.start);
+        by_end.sort_by_key(|operation| operation.end);
+        let mut ended = by_end.into_iter().peekable();
+        let mut newest: Option<(i64, &Operation)> = None;
+        for operation in by_start {
+            while let Some(before) = ended.next_if(|before| before.end < operation.start) {
+                let revision = revision_of(before);
+                if newest.is_none_or(|(newest, _)| revision > newest) {
+                    newest = Some((revision, before));
+                }
+            }
+            let Some((seen, before)) = newest else {
+                continue;
+            };
+            let revision = revision_of(operation);
+            let takes_one = matches!(&operation.outcome, Outcome::Done(reply) if reply.changed);
+            if revision < seen || (takes_one && revision == seen) {
+                let what = format!("{operation:?} began after {before:?} had ended");
+                self.complain(Rule::RevisionOrder, what);
+            }
+        }
+    }
+
+    /// A client's own requests, in the order in which it sent them.
+    fn clients(&mut self) {
+        let mut seen: HashMap<usize, i64> = HashMap::new();
+        for operation in &self.history.operations {
+            if !matches!(operation.outcome, Outcome::Done(_)) {
+                continue;
+            }
+            let revision = revision_of(operation);
+            let last = seen.entry(operation.client).or_insert(revision);
+            if revision < *last {
+                let what = format!("{operation:?} after {last}");
+                self.complain(Rule::ClientOrder, what);
+            } else {
+                *last = revision;
+            }
+        }
+    }
+
+    /// The answer is the one that the state at its revision gives.
+    fn answer(&mut self, operation: &Operation, states: &States) {
+        let Outcome::Done(reply) = &operation.outcome else {
+            return;
+        };
+        match &operation.call {
+            Call::Get { key } => {
+                let expected = states.at(key, reply.revision).into_iter().collect();
+                self.read(operation, &reply.pairs, expected, reply.revision, states);
+            }
+            Call::List { prefix } => {
+                let expected = states.list(prefix, reply.revision);
+                self.read(operation, &reply.pairs, expected, reply.revision, states);
+            }
+            Call::Swap { key, expected, .. } => {
+                let decided_at = reply.revision - i64::from(reply.changed);
+                let actual = states.at(key, decided_at).map_or(0, |pair| pair.modified);
+                if (actual == *expected) != reply.changed {
+                    let what = format!("{operation:?}, but its mod revision was {actual}");
+                    self.complain(Rule::Condition, what);
+                }
+            }
+            Call::Delete { key } if !reply.changed => {
+                if let Some(pair) = states.at(key, reply.revision) {
+                    let what = format!("{operation:?} found nothing, but there was {pair:?}");
+                    self.complain(Rule::Lost, what);
+                }
+            }
+            Call::Put { .. } | Call::Delete { .. } | Call::Revoke { .. } => {}
+        }
+    }
+
+    fn read(
+        &mut self,
+        operation: &Operation,
+        pairs: &[Pair],
+        expected: Vec<&Pair>,
+        revision: i64,
+        states: &States,
+    ) {
+        let who = format!(
+            "client {} by {:?} at {revision}",
+            operation.client, operation.call
+        );
+        let shown: BTreeMap<_, _> = pairs.iter().map(|pair| (&pair.key, pair)).collect();
+        if shown.len() != pairs.len() || !pairs.is_sorted_by_key(|pair| &pair.key) {
+            self.complain(Rule::Read, format!("{who}: repeated or out of order"));
+        }
+        let expected: BTreeMap<_, _> = expected.into_iter().map(|pair| (&pair.key, pair)).collect();
+        for (key, pair) in &expected {
+            match shown.get(key) {
+                Some(shown) if shown == pair => {}
+                Some(shown) => {
+                    self.complain(Rule::Read, format!("{who}: {shown:?} instead of {pair:?}"));
+                }
+                None => self.complain(Rule::Lost, format!("{who}: {pair:?} is missing")),
+            }
+        }
+        for (key, pair) in shown {
+            if expected.contains_key(key) {
+                continue;
+            }
+            if states.was_deleted(key, revision) {
+                self.complain(Rule::Resurrected, format!("{who}: {pair:?} was deleted"));
+            } else {
+                self.complain(Rule::FromNowhere, format!("{who}: {pair:?}"));
+            }
+        }
+    }
+
+    /// The pair before each change, and what is there in the end.
+    fn last(&mut self, states: &States) {
+        for watch in &self.history.watches {
+            for event in watch.batches.iter().flat_map(|batch| &batch.events) {
+                let before = states.at(&event.key, event.revision - 1);
+                if event.prev.is_some() && event.prev.as_ref() != before {
+                    let what = format!("{}: {event:?}, but before was {before:?}", watch.name);
+                    self.violations.push(Violation {
+                        rule: Rule::WatchPrev,
+                        what,
+                    });
+                }
+            }
+        }
+        let Some((revision, pairs)) = &self.history.last else {
+            return;
+        };
+        let expected = states.list("", *revision);
+        let shown: BTreeMap<_, _> = pairs.iter().map(|pair| (&pair.key, pair)).collect();
+        for pair in &expected {
+            if shown.get(&pair.key) != Some(pair) {
+                let what = format!("{:?} instead of {pair:?}", shown.get(&pair.key));
+                self.complain(Rule::Last, what);
+            }
+        }
+        let expected: HashSet<_> = expected.iter().map(|pair| &pair.key).collect();
+        for (key, pair) in shown {
+            if !expected.contains(key) {
+                self.complain(Rule::Last, format!("{pair:?} should not be there"));
+            }
+        }
+    }
+}
+
+/// What a call writes: keys with their new values, or nothing for a delete.
+fn written(call: &Call) -> Vec<(&str, Option<&str>)> {
+    match call {
+        Call::Get { .. } | Call::List { .. } | Call::Revoke { .. } => Vec::new(),
+        Call::Put { pairs, .. } => pairs
+            .iter()
+            .map(|(key, value)| (key.as_str(), Some(value.as_str())))
+            .collect(),
+        Call::Swap { key, value, .. } => vec![(key, Some(value))],
+        Call::Delete { key } => vec![(key, None)],
+    }
+}
+
+fn covers(watch: &WatchLog, key: &str, revision: i64) -> bool {
+    key.starts_with(&watch.prefix) && (watch.start..=watch.through).contains(&revision)
+}
+
+fn revision_of(operation: &Operation) -> i64 {
+    match &operation.outcome {
+        Outcome::Done(reply) => reply.revision,
+        Outcome::Failed(_) | Outcome::Unknown(_) => 0,
+    }
+}
