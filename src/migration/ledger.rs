@@ -1,0 +1,104 @@
+//! Typed access to the records in which the migration keeps its state.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::store::{NewStore, Record, RecordTxn, RecordWrite, Result, StoreError};
+
+/// The records of a new store.
+#[derive(Clone)]
+pub struct Ledger(Arc<dyn NewStore>);
+
+/// A record's value with the version that it was read in; the default is a record that does not exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry<T> {
+    /// What it says.
+    pub value: T,
+    /// For compare-and-put; 0 if the record does not exist.
+    pub version: i64,
+}
+
+impl Ledger {
+    /// The records of `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn NewStore>) -> Self {
+        Self(store)
+    }
+
+    /// One record.
+    pub async fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Entry<T>>> {
+        let records = self.0.records(name).await?;
+        match records.iter().find(|record| record.name == name) {
+            Some(record) => Ok(Some(read(record)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All records below `prefix`, with what follows it in their names.
+    pub async fn list<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Entry<T>)>> {
+        let records = self.0.records(prefix).await?;
+        records
+            .iter()
+            .map(|record| {
+                let rest = record.name.strip_prefix(prefix).unwrap_or(&record.name);
+                Ok((rest.to_owned(), read(record)?))
+            })
+            .collect()
+    }
+
+    /// Writes `value` if the record is still in `version`; answers whether it was.
+    pub async fn put<T: Serialize>(&self, name: &str, value: &T, version: i64) -> Result<bool> {
+        self.write(RecordTxn {
+            expect: vec![(name.to_owned(), version)],
+            writes: vec![write(name, value)],
+            line: None,
+        })
+        .await
+    }
+
+    /// Removes the record if it is still in `version`; answers whether it was.
+    pub async fn remove(&self, name: &str, version: i64) -> Result<bool> {
+        self.write(RecordTxn {
+            expect: vec![(name.to_owned(), version)],
+            writes: vec![RecordWrite {
+                name: name.to_owned(),
+                value: None,
+            }],
+            line: None,
+        })
+        .await
+    }
+
+    /// Carries out `txn` if all that it expects holds; answers whether it did.
+    pub async fn write(&self, txn: RecordTxn) -> Result<bool> {
+        self.0.write_records(txn).await
+    }
+}
+
+/// The write that makes the record `name` say `value`.
+///
+/// # Panics
+/// Never for the records of this crate: they are plain data, which serializes.
+pub fn write<T: Serialize>(name: impl Into<String>, value: &T) -> RecordWrite {
+    let json = serde_json::to_vec(value).expect("records are plain data");
+    RecordWrite {
+        name: name.into(),
+        value: Some(Bytes::from(json)),
+    }
+}
+
+fn read<T: DeserializeOwned>(record: &Record) -> Result<Entry<T>> {
+    let value = serde_json::from_slice(&record.value).map_err(|error| {
+        StoreError::Broken(format!(
+            "the record {:?} in the new store is not one of this version of segue: {error}",
+            record.name
+        ))
+    })?;
+    Ok(Entry {
+        value,
+        version: record.version,
+    })
+}

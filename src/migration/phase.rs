@@ -1,0 +1,349 @@
+//! The phase machine: pure, without clock and I/O.
+//!
+//! The whole fleet's phase is one [`State`] in one record of the new store. Every transition is a
+//! method here that makes the next state from the present one; whoever carries it out writes it with
+//! a compare-and-put, together with the [`Line`] that makes the store refuse everybody who is behind.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::{Guard, Line};
+use crate::types::{Epoch, Revision};
+
+/// The layout of the records that this version writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Everything goes to the old store.
+    Passthrough,
+    /// Reads see both stores, writes go to the new one.
+    Migration,
+    /// Everything goes to the new store, which still leaves whiteouts.
+    Normal,
+    /// The new store stands alone.
+    Settled,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passthrough => "passthrough",
+            Self::Migration => "migration",
+            Self::Normal => "normal",
+            Self::Settled => "settled",
+        })
+    }
+}
+
+/// Whether clients are served in the phase yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Leases and leased keys are being copied up; clients wait.
+    Opening,
+    /// Clients are served.
+    Open,
+}
+
+/// The state of the migration, the same for the whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The layout of the records; see [`FORMAT`].
+    pub format: u32,
+    /// A random name for this migration.
+    pub migration: String,
+    /// Grows by one with every transition.
+    pub epoch: Epoch,
+    /// The phase.
+    pub phase: Phase,
+    /// Whether it is open.
+    pub stage: Stage,
+    /// The last revision that belongs to the old store.
+    pub base: Revision,
+    /// What makes the old store the one it is.
+    pub old: String,
+    /// The new store held keys when the migration began, and the operator allowed that.
+    pub nonempty: bool,
+    /// When the migration began, in milliseconds since 1970. For people only: nothing is decided
+    /// by a wall clock.
+    pub started_ms: u64,
+    /// When this state was written, likewise.
+    pub changed_ms: u64,
+    /// Every key of the old store was copied up or recorded as a reject.
+    pub backfill_complete: bool,
+    /// The latest verification.
+    pub verified: Option<Verified>,
+    /// After settle: no claims are left.
+    pub claims_dropped: bool,
+}
+
+/// The outcome of a verification, as far as the switch asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// The epoch that it was made in.
+    pub epoch: Epoch,
+    /// Nothing was missing, different or stray.
+    pub good: bool,
+}
+
+/// A decision, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It may be done.
+    Go(&'static str),
+    /// It must not be done now.
+    NoGo(String),
+}
+
+/// What decisions ask about besides the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Rejects that are recorded.
+    pub rejects: usize,
+    /// Live members that have not acknowledged the present epoch.
+    pub behind: Vec<String>,
+}
+
+impl State {
+    /// The state in which a migration begins.
+    #[must_use]
+    pub fn begin(migration: String, old: String, base: Revision, nonempty: bool, now: u64) -> Self {
+        Self {
+            format: FORMAT,
+            migration,
+            epoch: Epoch(1),
+            phase: Phase::Migration,
+            stage: Stage::Opening,
+            base,
+            old,
+            nonempty,
+            started_ms: now,
+            changed_ms: now,
+            backfill_complete: false,
+            verified: None,
+            claims_dropped: false,
+        }
+    }
+
+    /// The line that belongs to this state.
+    #[must_use]
+    pub fn line(&self) -> Option<Line> {
+        (self.phase != Phase::Settled).then_some(Line {
+            epoch: self.epoch,
+            claims: true,
+            base: self.base,
+        })
+    }
+
+    /// What every operation on the new store has to hold to in this state.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        match self.line() {
+            None => Guard::None,
+            Some(line) => Guard::Epoch {
+                epoch: line.epoch,
+                claims: line.claims,
+            },
+        }
+    }
+
+    /// Whether the copy is known to be good in this epoch.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.verified
+            .is_some_and(|verified| verified.good && verified.epoch == self.epoch)
+    }
+
+    /// The state after all leased keys were copied up: clients are let in. An epoch of its own, so
+    /// that a straggler who still copies leases cannot bring back one that a client has revoked.
+    #[must_use]
+    pub fn opened(&self, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            stage: Stage::Open,
+            changed_ms: now,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the fleet may go to `to` now.
+    #[must_use]
+    pub fn may_switch(&self, to: Phase, around: &Surroundings) -> Decision {
+        use Decision::{Go, NoGo};
+        if self.phase == to {
+            return NoGo(format!("the phase is {to} already"));
+        }
+        if self.phase == Phase::Settled {
+            return NoGo("the migration is settled; nothing leads back from there".into());
+        }
+        if self.stage == Stage::Opening {
+            return NoGo("the migration is still being opened: leased keys are on their way".into());
+        }
+        match to {
+            Phase::Passthrough => NoGo("there is no way to the passthrough phase".into()),
+            Phase::Settled if self.phase != Phase::Normal => {
+                NoGo("only a migration in the normal phase can be completed: switch first".into())
+            }
+            _ if !around.behind.is_empty() => NoGo(format!(
+                "members have not acknowledged epoch {} yet: {}",
+                self.epoch,
+                around.behind.join(", ")
+            )),
+            Phase::Migration => Go("every claim is kept until settle, so the overlay still holds"),
+            Phase::Settled => Go("every member is in the normal phase"),
+            Phase::Normal => self.may_leave_the_old_store(around),
+        }
+    }
+
+    fn may_leave_the_old_store(&self, around: &Surroundings) -> Decision {
+        use Decision::{Go, NoGo};
+        if !self.backfill_complete {
+            return NoGo("the backfill is not complete".into());
+        }
+        if around.rejects > 0 {
+            return NoGo(format!(
+                "{} rejected: the new store cannot take {}; see `segue status`, change or delete \
+                 them through the proxy, then run `segue verify`",
+                keys(around.rejects),
+                if around.rejects == 1 { "it" } else { "them" },
+            ));
+        }
+        match self.verified {
+            Some(verified) if verified.epoch != self.epoch => {
+                NoGo("the copy was not verified in this epoch; run `segue verify`".into())
+            }
+            None => NoGo("the copy is not verified; run `segue verify`".into()),
+            Some(Verified { good: false, .. }) => NoGo(
+                "the verification found differences; see `segue verify`, which can be repeated"
+                    .into(),
+            ),
+            Some(Verified { good: true, .. }) => Go("backfill and verification are done"),
+        }
+    }
+
+    /// The state after a switch to `to`, or after settle.
+    #[must_use]
+    pub fn switched(&self, to: Phase, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            phase: to,
+            changed_ms: now,
+            ..self.clone()
+        }
+    }
+}
+
+fn keys(count: usize) -> String {
+    if count == 1 {
+        "1 key was".into()
+    } else {
+        format!("{count} keys were")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready() -> State {
+        let begun = State::begin("m".into(), "old".into(), Revision(9), false, 1);
+        let mut state = begun.opened(2);
+        state.backfill_complete = true;
+        state.verified = Some(Verified {
+            epoch: state.epoch,
+            good: true,
+        });
+        state
+    }
+
+    fn check(state: &State, to: Phase, around: &Surroundings, refused_for: Option<&str>) {
+        match (state.may_switch(to, around), refused_for) {
+            (Decision::Go(_), None) => {}
+            (Decision::NoGo(why), Some(part)) => {
+                assert!(why.contains(part), "{why:?} does not speak of {part:?}");
+            }
+            (decision, expected) => panic!("{decision:?}, expected {expected:?} for {state:?}"),
+        }
+    }
+
+    #[test]
+    fn the_switch_waits_for_everything_that_makes_it_safe() {
+        let nothing = Surroundings::default();
+        let rejects = Surroundings {
+            rejects: 2,
+            ..Surroundings::default()
+        };
+        let behind = Surroundings {
+            behind: vec!["b".into()],
+            ..Surroundings::default()
+        };
+        let of = |change: &dyn Fn(&mut State)| {
+            let mut state = ready();
+            change(&mut state);
+            state
+        };
+        let bad = |s: &mut State| {
+            s.verified = Some(Verified {
+                epoch: s.epoch,
+                good: false,
+            });
+        };
+        for (state, around, refused_for) in [
+            (ready(), &nothing, None),
+            (of(&|s| s.backfill_complete = false), &nothing, Some("backfill")),
+            (of(&|s| s.verified = None), &nothing, Some("not verified")),
+            (of(&bad), &nothing, Some("differences")),
+            (of(&|s| s.epoch = s.epoch.next()), &nothing, Some("this epoch")),
+            (of(&|s| s.stage = Stage::Opening), &nothing, Some("opened")),
+            (ready(), &rejects, Some("2 keys were rejected")),
+            (ready(), &behind, Some("acknowledged epoch 2 yet: b")),
+            (of(&|s| s.phase = Phase::Settled), &nothing, Some("settled")),
+            (of(&|s| s.phase = Phase::Normal), &nothing, Some("already")),
+        ] {
+            check(&state, Phase::Normal, around, refused_for);
+        }
+    }
+
+    #[test]
+    fn the_way_back_and_the_way_out_lead_from_the_normal_phase_only() {
+        let nothing = Surroundings::default();
+        let behind = Surroundings {
+            behind: vec!["b".into()],
+            ..Surroundings::default()
+        };
+        let normal = ready().switched(Phase::Normal, 3);
+        check(&normal, Phase::Migration, &nothing, None);
+        check(&normal, Phase::Settled, &nothing, None);
+        check(&normal, Phase::Settled, &behind, Some("acknowledged"));
+        check(&normal, Phase::Passthrough, &nothing, Some("no way"));
+        check(&ready(), Phase::Settled, &nothing, Some("switch first"));
+        let settled = normal.switched(Phase::Settled, 4);
+        check(&settled, Phase::Migration, &nothing, Some("nothing leads back"));
+        assert_eq!(settled.line(), None);
+        assert_eq!(settled.guard(), Guard::None);
+    }
+
+    #[test]
+    fn every_transition_is_an_epoch_of_its_own_on_the_same_line() {
+        let begun = State::begin("m".into(), "old".into(), Revision(9), false, 1);
+        let states = [
+            begun.clone(),
+            begun.opened(2),
+            begun.opened(2).switched(Phase::Normal, 3),
+            begun.opened(2).switched(Phase::Normal, 3).switched(Phase::Migration, 4),
+        ];
+        for (state, epoch) in states.iter().zip(1..) {
+            let line = Line {
+                epoch: Epoch(epoch),
+                claims: true,
+                base: Revision(9),
+            };
+            assert_eq!(state.line(), Some(line));
+            assert_eq!(state.guard(), Guard::Epoch { epoch: Epoch(epoch), claims: true });
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The way of every request: to the store that the current phase says.
+//!
+//! One load of an [`ArcSwap`] per request. Nothing here is needed for safety: an operation that goes
+//! out under an epoch that is over is refused by the new store itself. It did not happen then, so
+//! the router waits for the next state and sends it there.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::store::{Result, Status, Store, StoreError, Watch, Watching};
+use crate::types::{
+    Answer, Delete, DeleteReply, Epoch, Grant, Granted, LeaseId, LeaseStatus, Put, PutReply, Range,
+    RangeReply, Revision, Txn, TxnReply,
+};
+
+/// What requests go to in one epoch. Every request holds on to it while it runs, so that the last
+/// one that is dropped tells that the epoch's work is done.
+struct Route {
+    epoch: Epoch,
+    store: Option<Arc<dyn Store>>,
+    drained: CancellationToken,
+    _last_one_out: DropGuard,
+}
+
+impl Route {
+    fn new(epoch: Epoch, store: Option<Arc<dyn Store>>) -> Self {
+        let drained = CancellationToken::new();
+        Self {
+            epoch,
+            store,
+            _last_one_out: drained.clone().drop_guard(),
+            drained,
+        }
+    }
+}
+
+/// A [`Store`] that sends every operation on by the current state of the migration.
+pub struct Router {
+    route: ArcSwap<Route>,
+    /// Changes with every route.
+    turns: watch::Sender<u64>,
+    stale: Notify,
+    patience: Duration,
+}
+
+impl Router {
+    /// A router that lets requests wait until [`Self::serve`] is called, but no longer than
+    /// `patience`.
+    #[must_use]
+    pub fn closed(patience: Duration) -> Self {
+        Self {
+            route: ArcSwap::from_pointee(Route::new(Epoch(0), None)),
+            turns: watch::Sender::new(0),
+            stale: Notify::new(),
+            patience,
+        }
+    }
+
+    /// Sends what comes from now on to `store`; without one, lets it wait. The token that comes back
+    /// is cancelled once nothing is under way any more on the way before.
+    pub fn serve(&self, epoch: Epoch, store: Option<Arc<dyn Store>>) -> CancellationToken {
+        let before = self.route.swap(Arc::new(Route::new(epoch, store)));
+        self.turns.send_modify(|turn| *turn += 1);
+        before.drained.clone()
+    }
+
+    /// The epoch that requests go out under now, if they go anywhere.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        let route = self.route.load();
+        route.store.is_some().then_some(route.epoch)
+    }
+
+    /// Returns when a request has learnt that its epoch is over.
+    pub async fn stale(&self) {
+        self.stale.notified().await;
+    }
+
+    /// Runs `operation` on the store of the present route, and on that of the next one for as long
+    /// as it turns out not to have happened because the epoch was over.
+    async fn run<T, F>(&self, operation: impl Fn(Arc<dyn Store>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut deadline = None;
+        loop {
+            let mut turns = self.turns.subscribe();
+            let route = self.route.load_full();
+            if let Some(store) = &route.store {
+                match operation(Arc::clone(store)).await {
+                    Err(StoreError::StaleEpoch) => self.stale.notify_one(),
+                    other => return other,
+                }
+            }
+            // The fleet waits for this route's work before it calls a switch complete.
+            drop(route);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.patience);
+            if tokio::time::timeout_at(deadline, turns.changed()).await.is_err() {
+                return Err(StoreError::Unavailable(
+                    "the migration is changing its phase; nothing was done, try again".into(),
+                ));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Router {
+    async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
+        self.run(|store| {
+            let request = request.clone();
+            async move { store.range(request).await }
+        })
+        .await
+    }
+
+    async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
+        self.run(|store| {
+            let request = request.clone();
+            async move { store.txn(request).await }
+        })
+        .await
+    }
+
+    async fn put(&self, request: Put) -> Result<Answer<PutReply>> {
+        self.run(|store| {
+            let request = request.clone();
+            async move { store.put(request).await }
+        })
+        .await
+    }
+
+    async fn delete(&self, request: Delete) -> Result<Answer<DeleteReply>> {
+        self.run(|store| {
+            let request = request.clone();
+            async move { store.delete(request).await }
+        })
+        .await
+    }
+
+    async fn compact(&self, at: Revision) -> Result<Answer<()>> {
+        self.run(|store| async move { store.compact(at).await }).await
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Watching> {
+        self.run(|store| {
+            let request = request.clone();
+            async move { store.watch(request).await }
+        })
+        .await
+    }
+
+    async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
+        self.run(|store| async move { store.grant(request).await }).await
+    }
+
+    async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
+        self.run(|store| async move { store.revoke(id).await }).await
+    }
+
+    async fn keep_alive(&self, id: LeaseId) -> Result<Answer<Option<i64>>> {
+        self.run(|store| async move { store.keep_alive(id).await }).await
+    }
+
+    async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<Answer<Option<LeaseStatus>>> {
+        self.run(|store| async move { store.time_to_live(id, keys).await })
+            .await
+    }
+
+    async fn leases(&self) -> Result<Answer<Vec<LeaseId>>> {
+        self.run(|store| async move { store.leases().await }).await
+    }
+
+    async fn status(&self) -> Result<Status> {
+        self.run(|store| async move { store.status().await }).await
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.run(|store| async move { store.defragment().await }).await
+    }
+}
