@@ -42,11 +42,21 @@ pub trait OldStore: Send + Sync + 'static {
 pub struct Page {
     /// Pairs in byte order of their keys.
     pub kvs: Vec<KeyValue>,
-    /// There may be more behind the last of them.
+    /// There may be more behind [`Page::last_key`]; then the page is not empty.
     pub more: bool,
     /// Keys that the store holds in this part but that cannot be keys and values of ours, with
     /// the reason.
     pub rejects: Vec<(Bytes, String)>,
+}
+
+impl Page {
+    /// The last key of the page, be it a pair's or a reject's: the scan goes on behind it.
+    #[must_use]
+    pub fn last_key(&self) -> Option<&Bytes> {
+        let pair = self.kvs.last().map(|kv| &kv.key);
+        let reject = self.rejects.iter().map(|(key, _)| key).max();
+        pair.max(reject)
+    }
 }
 
 /// A lease in the old store.

@@ -1,0 +1,371 @@
+//! The backfill: copy-up of everything, shard by shard, in key order.
+//!
+//! Whoever runs it may stop at any point, or run beside another who believes to be the owner: pairs
+//! are only copied where they are unclaimed, and the cursor moves by compare-and-put in the same
+//! transaction. At worst a batch is read twice.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::copier::{Copier, Cursor, Step, weight};
+use super::ledger::{Entry, Ledger};
+use super::rate::Brake;
+use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
+use super::survey::survey;
+use crate::store::{GuardedStore, OldStore, Page, Result, StoreError};
+use crate::types::{Content, KeyRange};
+
+/// Most pairs per page. etcd counts the rest of the range for every page, so small ones are slow.
+const PAGE_KEYS: usize = 8192;
+/// Bytes that a page should have; each shard that is being copied holds two of them.
+const PAGE_BYTES: usize = 2 << 20;
+/// Pairs in a shard's first page, before their size is known.
+const FIRST_PAGE: usize = 128;
+/// How long to wait after a store has failed: twice as long each time, up to the second figure.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What a backfill works on.
+pub struct Backfill {
+    /// The records.
+    pub ledger: Ledger,
+    /// Where from.
+    pub old: Arc<dyn OldStore>,
+    /// Where to, under the guard of the present epoch.
+    pub new: Arc<dyn GuardedStore>,
+    /// Shards to copy at the same time.
+    pub parallel: usize,
+    /// How it is to run, now and later.
+    pub control: watch::Receiver<Control>,
+    /// What keeps it from going on, for people to see; it goes on trying.
+    pub trouble: watch::Sender<Option<String>>,
+}
+
+struct Worker {
+    ledger: Ledger,
+    old: Arc<dyn OldStore>,
+    copier: Copier,
+    brake: Brake,
+    control: watch::Receiver<Control>,
+}
+
+enum Finished {
+    Survey(Result<()>),
+    Shard(String, Result<()>),
+}
+
+impl Backfill {
+    /// Copies until every shard is done. Store errors are waited out; the only one that ends the
+    /// backfill is that its epoch is over. Dropping the future stops everything.
+    pub async fn run(self) -> Result<()> {
+        let worker = Arc::new(Worker {
+            copier: Copier::new(self.ledger.clone(), self.old.clone(), self.new.clone()),
+            ledger: self.ledger.clone(),
+            old: self.old.clone(),
+            brake: Brake::default(),
+            control: self.control.clone(),
+        });
+        let found = Arc::new(Notify::new());
+        let mut busy = BTreeSet::new();
+        let mut surveying = false;
+        let mut tasks = JoinSet::new();
+        let mut pause = PAUSE.0;
+        loop {
+            let progress = match self.progress().await {
+                Ok(progress) => progress,
+                Err(error) => {
+                    self.wait_out(&error, &mut pause).await?;
+                    continue;
+                }
+            };
+            let (surveyed, open) = progress;
+            if surveyed && open.is_empty() {
+                self.trouble.send_replace(None);
+                return Ok(());
+            }
+            if !surveyed && !surveying {
+                surveying = true;
+                let (worker, found) = (worker.clone(), found.clone());
+                tasks.spawn(async move {
+                    let survey = survey(&worker.ledger, &*worker.old, &found);
+                    Finished::Survey(survey.await)
+                });
+            }
+            for cursor in open {
+                if busy.len() < self.parallel && !busy.contains(&cursor.name) {
+                    let worker = worker.clone();
+                    let name = cursor.name.clone();
+                    busy.insert(name.clone());
+                    tasks.spawn(async move { Finished::Shard(name, worker.copy(cursor).await) });
+                }
+            }
+            let finished = tokio::select! {
+                Some(finished) = tasks.join_next() => finished,
+                () = found.notified() => continue,
+            };
+            let result = match finished {
+                Ok(Finished::Survey(result)) => {
+                    surveying = false;
+                    result
+                }
+                Ok(Finished::Shard(name, result)) => {
+                    busy.remove(&name);
+                    result
+                }
+                Err(panic) => Err(StoreError::Broken(format!("a part of the backfill: {panic}"))),
+            };
+            match result {
+                Ok(()) => {
+                    pause = PAUSE.0;
+                    self.trouble.send_replace(None);
+                }
+                Err(error) => self.wait_out(&error, &mut pause).await?,
+            }
+        }
+    }
+
+    /// Whether the survey is done, and the shards that are not.
+    async fn progress(&self) -> Result<(bool, Vec<Cursor>)> {
+        let survey = self.ledger.get::<Survey>(SURVEY).await?;
+        let shards = self.ledger.list::<Shard>(SHARDS).await?;
+        let open = shards
+            .into_iter()
+            .filter(|(_, entry)| !entry.value.done)
+            .map(|(name, entry)| Cursor {
+                name: format!("{SHARDS}{name}"),
+                entry,
+            });
+        let surveyed = survey.is_some_and(|entry| entry.value.done);
+        Ok((surveyed, open.collect()))
+    }
+
+    async fn wait_out(&self, error: &StoreError, pause: &mut Duration) -> Result<()> {
+        if *error == StoreError::StaleEpoch {
+            return Err(StoreError::StaleEpoch);
+        }
+        warn!(%error, ?pause, "the backfill waits");
+        self.trouble.send_replace(Some(error.to_string()));
+        tokio::time::sleep(*pause).await;
+        *pause = (*pause * 2).min(PAUSE.1);
+        Ok(())
+    }
+}
+
+impl Worker {
+    /// Copies a shard from its frontier to its end, or until another has taken it over.
+    async fn copy(&self, mut cursor: Cursor) -> Result<()> {
+        let mut limit = FIRST_PAGE;
+        let mut ahead = Some(self.read(cursor.entry.value.rest(), &mut limit).await?);
+        while let Some((page, next)) = ahead.take() {
+            // The next page is on its way while this one is written. It may be old when its turn
+            // comes: what has changed by then is claimed.
+            let read = async {
+                match next {
+                    Some(rest) => self.read(rest, &mut limit).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let (written, read) = tokio::join!(self.write(&page, &mut cursor), read);
+            if written? == Step::Overtaken {
+                return Ok(());
+            }
+            ahead = read?;
+        }
+        self.close(cursor).await
+    }
+
+    /// A page, and what is to be read after it.
+    async fn read(&self, rest: KeyRange, limit: &mut usize) -> Result<(Page, Option<KeyRange>)> {
+        if rest.is_empty() {
+            return Ok((Page::default(), None));
+        }
+        let most = match self.control.borrow().rate_keys {
+            Some(rate) => (*limit).min(usize::try_from(rate).unwrap_or(*limit).max(1)),
+            None => *limit,
+        };
+        let page = self.old.scan(rest.clone(), most, Content::Full).await?;
+        let next = match (page.more, page.last_key()) {
+            (true, Some(last)) => rest.after(last),
+            (true, None) => {
+                return Err(StoreError::Broken("the old store answered with an empty page".into()));
+            }
+            (false, _) => None,
+        };
+        if !page.kvs.is_empty() {
+            let bytes: usize = page.kvs.iter().map(weight).sum();
+            let mean = (bytes / page.kvs.len()).max(1);
+            *limit = (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(*limit * 8);
+        }
+        Ok((page, next))
+    }
+
+    async fn write(&self, page: &Page, cursor: &mut Cursor) -> Result<Step> {
+        if !page.rejects.is_empty() {
+            self.copier.record_rejects(&page.rejects).await?;
+            // Written with the next move of the cursor. If that never comes, they are seen again.
+            cursor.entry.value.rejected += page.rejects.len() as u64;
+        }
+        let mut rest = &page.kvs[..];
+        while !rest.is_empty() {
+            let batch = self.copier.batch(rest);
+            self.wait_for_turn(batch.len(), batch.iter().map(weight).sum()).await;
+            if self.copier.copy(batch, Some(cursor)).await? == Step::Overtaken {
+                return Ok(Step::Overtaken);
+            }
+            rest = &rest[batch.len()..];
+        }
+        Ok(Step::Done)
+    }
+
+    /// Waits while the backfill is paused, and as long as the limits on its rate say.
+    async fn wait_for_turn(&self, keys: usize, bytes: usize) {
+        let mut control = self.control.clone();
+        loop {
+            let now = *control.borrow_and_update();
+            let amount = (keys as u64, bytes as u64);
+            let turn = async {
+                if now.paused {
+                    std::future::pending::<()>().await;
+                }
+                self.brake.pass(amount, (now.rate_keys, now.rate_bytes)).await;
+            };
+            tokio::select! {
+                biased;
+                () = turn => return,
+                changed = control.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.brake.reset().await;
+                }
+            }
+        }
+    }
+
+    async fn close(&self, cursor: Cursor) -> Result<()> {
+        let done = Shard {
+            done: true,
+            ..cursor.entry.value
+        };
+        // If another member was faster, it has said the same.
+        self.ledger
+            .put(&cursor.name, &done, cursor.entry.version)
+            .await
+            .map(|_| ())
+    }
+}
+
+/// Where the backfill stands, from its records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How far the survey is.
+    pub survey: Survey,
+    /// All shards in key order.
+    pub shards: Vec<Shard>,
+}
+
+impl Progress {
+    /// Reads the records.
+    pub async fn load(ledger: &Ledger) -> Result<Self> {
+        let survey: Option<Entry<Survey>> = ledger.get(SURVEY).await?;
+        let shards = ledger.list::<Shard>(SHARDS).await?;
+        Ok(Self {
+            survey: survey.unwrap_or_default().value,
+            shards: shards.into_iter().map(|(_, entry)| entry.value).collect(),
+        })
+    }
+
+    /// Keys that are still to be copied, as far as is known.
+    #[must_use]
+    pub fn keys_left(&self) -> u64 {
+        let unseen = if self.survey.done {
+            0
+        } else {
+            self.survey.expected.saturating_sub(self.survey.seen)
+        };
+        unseen + self.shards.iter().map(Shard::left).sum::<u64>()
+    }
+
+    /// The spans for which the old store need not be asked, those that touch each other made one.
+    /// A shard with rejects is none: what was rejected is still only in the old store.
+    #[must_use]
+    pub fn copied_spans(&self) -> Vec<KeyRange> {
+        let mut spans: Vec<KeyRange> = Vec::new();
+        let whole = self.shards.iter().filter(|shard| shard.rejected == 0);
+        for span in whole.map(Shard::copied_span) {
+            if span.is_empty() {
+                continue;
+            }
+            match (spans.last_mut(), &span) {
+                (
+                    Some(KeyRange::Span { end: Some(end), .. }),
+                    KeyRange::Span { start, end: further },
+                ) if end == start => {
+                    let start = spans.pop().map(|span| span.start().clone());
+                    spans.push(KeyRange::span(start.unwrap_or_default(), further.clone()));
+                }
+                _ => spans.push(span),
+            }
+        }
+        spans
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn copied_spans_are_joined_where_they_touch_and_never_run_ahead() {
+        let key = |text: &'static str| Bytes::from_static(text.as_bytes());
+        let shard = |start, end: Option<&'static str>, frontier, done| Shard {
+            start: key(start),
+            end: end.map(key),
+            frontier: key(frontier),
+            done,
+            ..Shard::default()
+        };
+        let of = |shards: Vec<Shard>| Progress {
+            shards,
+            ..Progress::default()
+        };
+        let span = |start: &'static str, end: Option<&'static str>| {
+            KeyRange::span(start, end.map(key))
+        };
+        for (shards, spans) in [
+            (vec![], vec![]),
+            (vec![shard("", Some("c"), "", false)], vec![]),
+            (
+                vec![shard("", Some("c"), "b", false), shard("c", None, "d", false)],
+                vec![span("", Some("b")), span("c", Some("d"))],
+            ),
+            (
+                vec![
+                    shard("", Some("c"), "b", true),
+                    shard("c", Some("e"), "d", true),
+                    shard("e", None, "f", false),
+                ],
+                vec![span("", Some("f"))],
+            ),
+            (
+                vec![shard("", Some("c"), "b", true), shard("c", None, "c", true)],
+                vec![span("", None)],
+            ),
+            (
+                vec![
+                    Shard { rejected: 1, ..shard("", Some("c"), "b", true) },
+                    shard("c", None, "d", false),
+                ],
+                vec![span("c", Some("d"))],
+            ),
+        ] {
+            assert_eq!(of(shards.clone()).copied_spans(), spans, "{shards:?}");
+        }
+    }
+}

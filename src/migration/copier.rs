@@ -1,0 +1,336 @@
+//! Brings pairs into the new store, whatever size and however odd they are.
+//!
+//! The new store says by its errors what it can take. A batch that is refused is cut in halves until
+//! the pair that is to blame stands alone: that one is recorded as a reject, with the reason, and
+//! the rest goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tracing::{debug, warn};
+
+use super::ledger::{Entry, Ledger, write};
+use super::records::{Reject, Shard, readable};
+use crate::store::{
+    Claim, CopyUp, GuardedStore, OldStore, Read, ReadReply, RecordTxn, RequestError, Result,
+    StoreError,
+};
+use crate::types::range::successor;
+use crate::types::{Grant, KeyRange, KeyValue, LeaseId};
+
+/// Most pairs in one transaction. Clients wait for as long as it takes, so it is far below what
+/// would copy fastest.
+const BATCH_KEYS: usize = 1000;
+/// Most bytes in one transaction; etcd takes requests up to 1.5 MiB.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Copies pairs from the old store to the new one, in one epoch.
+pub struct Copier {
+    ledger: Ledger,
+    old: Arc<dyn OldStore>,
+    new: Arc<dyn GuardedStore>,
+    /// Pairs that the new store takes in one transaction, as far as it was found out.
+    batch: AtomicUsize,
+}
+
+/// A shard's record, written together with what it says was copied.
+pub struct Cursor {
+    /// The record's name.
+    pub name: String,
+    /// What it says, and in which version.
+    pub entry: Entry<Shard>,
+}
+
+impl Cursor {
+    fn move_to(&mut self, next: Shard) {
+        self.entry.value = next;
+        self.entry.version += 1;
+    }
+}
+
+/// What a step of copying came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It was done.
+    Done,
+    /// Another member has moved the cursor.
+    Overtaken,
+}
+
+/// How a refused batch is to be treated.
+enum Refusal {
+    /// It is too much at once.
+    TooMuch,
+    /// A pair in it cannot be taken.
+    Pair(String),
+    /// A lease of a pair is not known.
+    Lease,
+}
+
+impl Copier {
+    /// A copier under the guard that `new` was made with.
+    #[must_use]
+    pub fn new(ledger: Ledger, old: Arc<dyn OldStore>, new: Arc<dyn GuardedStore>) -> Self {
+        Self {
+            ledger,
+            old,
+            new,
+            batch: AtomicUsize::new(BATCH_KEYS),
+        }
+    }
+
+    /// The first of `pairs` that go into one transaction.
+    #[must_use]
+    pub fn batch<'a>(&self, pairs: &'a [KeyValue]) -> &'a [KeyValue] {
+        let most = self.batch.load(Ordering::Relaxed);
+        let mut bytes = 0;
+        let fit = pairs.iter().take(most).take_while(|kv| {
+            bytes += weight(kv);
+            bytes <= BATCH_BYTES
+        });
+        &pairs[..fit.count().clamp(1.min(pairs.len()), pairs.len())]
+    }
+
+    /// Copies all of `pairs`, which are in key order if there is a cursor, and moves the cursor
+    /// behind each that was dealt with.
+    pub async fn copy(&self, pairs: &[KeyValue], cursor: Option<&mut Cursor>) -> Result<Step> {
+        self.copy_with(pairs, cursor, true).await
+    }
+
+    async fn copy_with(
+        &self,
+        pairs: &[KeyValue],
+        mut cursor: Option<&mut Cursor>,
+        mend: bool,
+    ) -> Result<Step> {
+        let mut rest = pairs;
+        let mut most = usize::MAX;
+        while !rest.is_empty() {
+            let batch = self.batch(rest);
+            let batch = &batch[..batch.len().min(most)];
+            let refusal = match self.write(batch, cursor.as_deref_mut()).await {
+                Ok(Step::Done) => {
+                    rest = &rest[batch.len()..];
+                    most = most.saturating_mul(2);
+                    continue;
+                }
+                Ok(Step::Overtaken) => return Ok(Step::Overtaken),
+                Err(StoreError::Request(why)) => refusal(why)?,
+                Err(error) => return Err(error),
+            };
+            match refusal {
+                Refusal::Lease if mend => {
+                    let (mended, rejects) = self.mend_leases(batch).await?;
+                    Box::pin(self.copy_with(&mended, None, false)).await?;
+                    let copied = mended.len();
+                    let cursor = cursor.as_deref_mut();
+                    if self.pass(batch, copied, rejects, cursor).await? == Step::Overtaken {
+                        return Ok(Step::Overtaken);
+                    }
+                    rest = &rest[batch.len()..];
+                }
+                Refusal::Lease => {
+                    return Err(StoreError::Unavailable(
+                        "a lease ended while its keys were being copied".into(),
+                    ));
+                }
+                Refusal::TooMuch | Refusal::Pair(_) if batch.len() > 1 => {
+                    most = batch.len() / 2;
+                    if matches!(refusal, Refusal::TooMuch) {
+                        self.batch.fetch_min(most.max(1), Ordering::Relaxed);
+                    }
+                }
+                Refusal::TooMuch | Refusal::Pair(_) => {
+                    let reason = match refusal {
+                        Refusal::Pair(reason) => reason,
+                        _ => RequestError::TooLarge.to_string(),
+                    };
+                    let reject = Reject {
+                        key: batch[0].key.clone(),
+                        reason,
+                    };
+                    let cursor = cursor.as_deref_mut();
+                    if self.pass(batch, 0, vec![reject], cursor).await? == Step::Overtaken {
+                        return Ok(Step::Overtaken);
+                    }
+                    rest = &rest[1..];
+                }
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    /// Copies `batch` and moves the cursor behind it, in one transaction.
+    async fn write(&self, batch: &[KeyValue], cursor: Option<&mut Cursor>) -> Result<Step> {
+        let mut copy_up = CopyUp {
+            kvs: batch.to_vec(),
+            record: None,
+        };
+        let Some(cursor) = cursor else {
+            self.new.copy_up(copy_up).await?;
+            return Ok(Step::Done);
+        };
+        let count = batch.len() as u64;
+        let mut next = advanced(&cursor.entry.value, batch);
+        next.copied += count;
+        copy_up.record = Some((write(&cursor.name, &next), cursor.entry.version));
+        let Some(copied) = self.new.copy_up(copy_up).await? else {
+            return Ok(Step::Overtaken);
+        };
+        // How many were claimed already is only known now: the next write of the record says so.
+        let claimed = count.saturating_sub(copied as u64);
+        next.copied -= claimed;
+        next.claimed += claimed;
+        cursor.move_to(next);
+        Ok(Step::Done)
+    }
+
+    /// Moves the cursor behind `batch`, of which `copied` pairs were copied and `rejects` cannot be.
+    async fn pass(
+        &self,
+        batch: &[KeyValue],
+        copied: usize,
+        rejects: Vec<Reject>,
+        cursor: Option<&mut Cursor>,
+    ) -> Result<Step> {
+        for Reject { key, reason } in &rejects {
+            warn!(key = %readable(key), reason, "the new store cannot take this key");
+        }
+        let writes = rejects
+            .iter()
+            .map(|reject| write(Reject::record(&reject.key), reject));
+        let mut txn = RecordTxn {
+            writes: writes.collect(),
+            ..RecordTxn::default()
+        };
+        let Some(cursor) = cursor else {
+            if !txn.writes.is_empty() {
+                self.ledger.write(txn).await?;
+            }
+            return Ok(Step::Done);
+        };
+        let mut next = advanced(&cursor.entry.value, batch);
+        next.rejected += rejects.len() as u64;
+        next.copied += copied as u64;
+        next.claimed += batch.len().saturating_sub(copied + rejects.len()) as u64;
+        txn.expect = vec![(cursor.name.clone(), cursor.entry.version)];
+        txn.writes.push(write(&cursor.name, &next));
+        if !self.ledger.write(txn).await? {
+            return Ok(Step::Overtaken);
+        }
+        cursor.move_to(next);
+        Ok(Step::Done)
+    }
+
+    /// Records keys of the old store that are no keys of ours.
+    pub async fn record_rejects(&self, rejects: &[(Bytes, String)]) -> Result<()> {
+        let rejects = rejects.iter().map(|(key, reason)| Reject {
+            key: key.clone(),
+            reason: reason.clone(),
+        });
+        self.pass(&[], 0, rejects.collect(), None).await.map(|_| ())
+    }
+
+    /// What can be copied of `batch`, some of whose leases the new store does not know, and what
+    /// cannot. A key whose lease has ended in the new store is claimed and needs no copy. A lease
+    /// that came into the old store after the migration was opened is granted now.
+    async fn mend_leases(&self, batch: &[KeyValue]) -> Result<(Vec<KeyValue>, Vec<Reject>)> {
+        let claimed = self.claimed(batch.iter().filter(|kv| kv.lease.is_some())).await?;
+        let open: BTreeSet<LeaseId> = batch
+            .iter()
+            .filter(|kv| kv.lease.is_some() && !claimed.contains(&kv.key))
+            .map(|kv| kv.lease)
+            .collect();
+        let mut known = BTreeMap::new();
+        if !open.is_empty() {
+            for lease in self.old.leases().await? {
+                known.insert(lease.id, lease.ttl_s);
+            }
+        }
+        for (id, ttl_s) in known.iter().filter(|(id, _)| open.contains(id)) {
+            debug!(lease = id.0, "a lease that is new in the old store");
+            self.grant(*id, *ttl_s).await?;
+        }
+        let mut mended = Vec::with_capacity(batch.len());
+        let mut rejects = Vec::new();
+        for kv in batch {
+            if claimed.contains(&kv.key) {
+                continue;
+            }
+            if !kv.lease.is_some() || known.contains_key(&kv.lease) {
+                mended.push(kv.clone());
+                continue;
+            }
+            // The lease has just ended, and the key with it, or the old store is not sane.
+            match self.old.get(vec![kv.key.clone()]).await?.pop().flatten() {
+                Some(now) if now.lease == kv.lease => rejects.push(Reject {
+                    key: kv.key.clone(),
+                    reason: format!("it is attached to lease {:x}, which is no lease", kv.lease.0),
+                }),
+                Some(_) => {
+                    return Err(StoreError::Unavailable(
+                        "a key of the old store has just changed".into(),
+                    ));
+                }
+                None => {}
+            }
+        }
+        Ok((mended, rejects))
+    }
+
+    /// Grants a lease with the number that it has in the old store.
+    pub async fn grant(&self, id: LeaseId, ttl_s: i64) -> Result<()> {
+        let grant = Grant {
+            id: Some(id),
+            ttl_s,
+        };
+        match self.new.grant(grant).await {
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseExists)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Those of `kvs` whose keys are claimed.
+    async fn claimed(&self, kvs: impl Iterator<Item = &KeyValue>) -> Result<BTreeSet<Bytes>> {
+        let reads = kvs
+            .map(|kv| Read::Claims {
+                keys: KeyRange::One(kv.key.clone()),
+                values: 0,
+            })
+            .collect();
+        let replies = self.new.snapshot(None, reads).await?.reply;
+        let claims = replies.into_iter().flat_map(|reply| match reply {
+            ReadReply::Claims(claims) => claims,
+            ReadReply::Range(_) => Vec::new(),
+        });
+        Ok(claims.map(|claim: Claim| claim.key().clone()).collect())
+    }
+}
+
+/// The shard with its frontier behind `batch`.
+fn advanced(shard: &Shard, batch: &[KeyValue]) -> Shard {
+    let mut next = shard.clone();
+    if let Some(last) = batch.last() {
+        next.frontier = successor(&last.key);
+    }
+    next.bytes += batch.iter().map(weight).sum::<usize>() as u64;
+    next
+}
+
+/// Bytes of a pair that count.
+#[must_use]
+pub fn weight(kv: &KeyValue) -> usize {
+    kv.key.len() + kv.value.len()
+}
+
+fn refusal(why: RequestError) -> Result<Refusal> {
+    match why {
+        RequestError::TooManyOperations | RequestError::TooLarge => Ok(Refusal::TooMuch),
+        RequestError::Unacceptable(reason) => Ok(Refusal::Pair(reason)),
+        RequestError::LeaseNotFound => Ok(Refusal::Lease),
+        // The store's trouble, not the pair's: it is tried again.
+        other => Err(StoreError::Request(other)),
+    }
+}

@@ -1,0 +1,81 @@
+//! Divides the old store into shards by walking over its keys, without values, well ahead of the
+//! copying. No guess about how keys are distributed can be wrong then, and in the end the number of
+//! keys is known exactly.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::ledger::{Entry, Ledger, write};
+use super::records::{SHARDS, SURVEY, Shard, Survey};
+use crate::store::{OldStore, RecordTxn, Result, StoreError};
+use crate::types::range::successor;
+use crate::types::{Content, KeyRange};
+
+/// Keys in the first shards. Later ones grow with the store, so that there are never many.
+const STRIDE: u64 = 4096;
+/// A shard has at most this part of what was seen before it.
+const PART: u64 = 16;
+/// Keys per page. etcd counts the rest of the range for every page, so small ones are slow.
+const PAGE: usize = 10_000;
+
+/// Goes on with the survey until every key is in a shard. `found` is notified of each.
+pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) -> Result<()> {
+    let mut entry: Entry<Survey> = match ledger.get(SURVEY).await? {
+        Some(entry) => entry,
+        None => Entry {
+            value: Survey {
+                expected: old.count(KeyRange::all()).await? as u64,
+                ..Survey::default()
+            },
+            version: 0,
+        },
+    };
+    while !entry.value.done {
+        let mut next = entry.value.clone();
+        let shard = stride(old, &mut next).await?;
+        let name = format!("{SHARDS}{:06}", entry.value.shards);
+        next.shards += 1;
+        let txn = RecordTxn {
+            expect: vec![(SURVEY.to_owned(), entry.version)],
+            writes: vec![write(SURVEY, &next), write(name, &shard)],
+            line: None,
+        };
+        if ledger.write(txn).await? {
+            entry.value = next;
+            entry.version += 1;
+            found.notify_one();
+        } else {
+            entry = ledger.get(SURVEY).await?.unwrap_or_default();
+        }
+    }
+    Ok(())
+}
+
+/// The next shard; `survey` is moved behind it.
+async fn stride(old: &dyn OldStore, survey: &mut Survey) -> Result<Shard> {
+    let wanted = STRIDE.max(survey.seen / PART);
+    let start = survey.next.clone();
+    let mut surveyed = 0;
+    while surveyed < wanted && !survey.done {
+        let limit = usize::try_from(wanted - surveyed).unwrap_or(PAGE).min(PAGE);
+        let rest = KeyRange::span(survey.next.clone(), None);
+        let page = old.scan(rest, limit, Content::KeysOnly).await?;
+        surveyed += (page.kvs.len() + page.rejects.len()) as u64;
+        survey.done = !page.more;
+        if page.more {
+            let last = page.last_key().ok_or_else(|| {
+                StoreError::Broken("the old store answered with an empty page".into())
+            })?;
+            survey.next = successor(last);
+        }
+    }
+    survey.seen += surveyed;
+    Ok(Shard {
+        frontier: start.clone(),
+        start,
+        end: (!survey.done).then(|| survey.next.clone()),
+        surveyed,
+        ..Shard::default()
+    })
+}

@@ -1,0 +1,367 @@
+//! The verification: a full ordered comparison of both stores, by code that shares nothing with the
+//! backfill.
+//!
+//! It walks over the old store and reads what the new one has claimed in the same span afterwards
+//! (old before new: a claim that is missing then was missing all along). Clients may go on writing:
+//! what they have changed has a revision behind the base, and is theirs to decide.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::records::readable;
+use crate::store::{Claim, GuardedStore, OldStore, Page, Read, ReadReply, Result, StoreError};
+use crate::types::range::successor;
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
+
+/// Bytes that are to be held of either store at a time.
+const PAGE_BYTES: usize = 2 << 20;
+/// Most keys that are held of either store at a time.
+const PAGE_KEYS: usize = 4096;
+/// Keys in the first page, before their size is known.
+const FIRST_PAGE: usize = 128;
+/// Findings that are listed one by one; all are counted.
+const LISTED: usize = 100;
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The epoch that it was made in.
+    pub epoch: Epoch,
+    /// It has been through all keys.
+    pub complete: bool,
+    /// Complete, and nothing was found.
+    pub good: bool,
+    /// Keys of the old store that were compared.
+    pub compared: u64,
+    /// Keys that are the same in both.
+    pub equal: u64,
+    /// Keys that clients have changed or deleted since the migration began.
+    pub superseded: u64,
+    /// Copied keys with a lease that have run out in the old store since. Only the new one counts.
+    pub expired: u64,
+    /// Keys of the old store that were not copied.
+    pub missing: u64,
+    /// Keys whose copy is not what the old store holds.
+    pub different: u64,
+    /// Keys that are in the new store and seem to be copies, but are not in the old one.
+    pub stray: u64,
+    /// The new store held keys when the migration began, so strays are to be expected.
+    pub strays_expected: bool,
+    /// The first of what was found.
+    pub findings: Vec<Finding>,
+    /// When it ended, in milliseconds since 1970.
+    pub finished_ms: u64,
+}
+
+/// Something that should not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What kind.
+    pub kind: Kind,
+    /// The key, bytes that are not printable escaped.
+    pub key: String,
+    /// What is wrong, if there is more to say.
+    pub detail: String,
+}
+
+/// Kinds of findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Not copied.
+    Missing,
+    /// Copied wrongly.
+    Different,
+    /// Copied from nowhere.
+    Stray,
+}
+
+/// What a verification works on.
+pub struct Verification {
+    /// The store that the data comes from.
+    pub old: Arc<dyn OldStore>,
+    /// The store that the data goes to, under the guard of the present epoch.
+    pub new: Arc<dyn GuardedStore>,
+    /// The last revision that belongs to the old store.
+    pub base: Revision,
+}
+
+impl Verification {
+    /// Compares everything. `report` says what it is to begin with; `progress` is called now and then.
+    pub async fn run(
+        &self,
+        mut report: Report,
+        progress: &(dyn Fn(&Report) + Sync),
+    ) -> Result<Report> {
+        let mut rest = Some(KeyRange::all());
+        let mut limits = (FIRST_PAGE, FIRST_PAGE);
+        while let Some(span) = rest {
+            rest = self.step(span, &mut limits, &mut report).await?;
+            progress(&report);
+        }
+        let strays = if report.strays_expected { 0 } else { report.stray };
+        report.complete = true;
+        report.good = report.missing + report.different + strays == 0;
+        Ok(report)
+    }
+
+    /// Compares the first part of `span`, and answers with the rest.
+    async fn step(
+        &self,
+        span: KeyRange,
+        limits: &mut (usize, usize),
+        report: &mut Report,
+    ) -> Result<Option<KeyRange>> {
+        let mut page = self.old.scan(span.clone(), limits.0, Content::Full).await?;
+        limits.0 = adapted(limits.0, page.kvs.iter());
+        let old_end = page.more.then(|| page.last_key().map(|key| successor(key))).flatten();
+        if page.more && old_end.is_none() {
+            return Err(StoreError::Broken("the old store answered with an empty page".into()));
+        }
+        let new_end = self.end_of_page(&span, limits.1).await?;
+        let end = match (old_end, new_end) {
+            (Some(old), Some(new)) => Some(old.min(new)),
+            (old, new) => old.or(new),
+        };
+        let part = match &end {
+            Some(end) => KeyRange::span(span.start().clone(), Some(end.clone())),
+            None => span.clone(),
+        };
+        page.kvs.retain(|kv| part.contains(&kv.key));
+        page.rejects.retain(|(key, _)| part.contains(key));
+        let claims = self.claims(part).await?;
+        limits.1 = adapted(limits.1, claims.iter().filter_map(live));
+        compare(&page, &claims, self.base, report);
+        Ok(end.and_then(|end| match span {
+            KeyRange::Span { end: last, .. } => {
+                let rest = KeyRange::span(end, last);
+                (!rest.is_empty()).then_some(rest)
+            }
+            KeyRange::One(_) => None,
+        }))
+    }
+
+    /// Where a page of `limit` live keys of the new store ends, if it does not reach the end of
+    /// `span`. Claims cannot be read page by page, so the span is cut to what can be held.
+    async fn end_of_page(&self, span: &KeyRange, limit: usize) -> Result<Option<Bytes>> {
+        let request = Range {
+            limit,
+            content: Content::KeysOnly,
+            ..Range::of(span.clone())
+        };
+        let reply = self.new.range(request).await?.reply;
+        let last = reply.kvs.last().filter(|_| reply.more);
+        Ok(last.map(|kv| successor(&kv.key)))
+    }
+
+    async fn claims(&self, keys: KeyRange) -> Result<Vec<Claim>> {
+        let read = Read::Claims {
+            keys,
+            values: usize::MAX,
+        };
+        match self.new.snapshot(None, vec![read]).await?.reply.pop() {
+            Some(ReadReply::Claims(claims)) => Ok(claims),
+            _ => Err(StoreError::Broken(
+                "the new store did not answer which keys are claimed".into(),
+            )),
+        }
+    }
+}
+
+fn live(claim: &Claim) -> Option<&KeyValue> {
+    match claim {
+        Claim::Live(kv) => Some(kv),
+        Claim::Whiteout(_) => None,
+    }
+}
+
+fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
+    let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| {
+        (count + 1, bytes + kv.key.len() + kv.value.len())
+    });
+    if count == 0 {
+        return limit;
+    }
+    let mean = (bytes / count).max(1);
+    (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(limit * 8)
+}
+
+/// Walks over both sides in key order.
+fn compare(page: &Page, claims: &[Claim], base: Revision, report: &mut Report) {
+    let mut old = page.kvs.iter().peekable();
+    let mut new = claims.iter().peekable();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(kv), Some(claim)) => kv.key.cmp(claim.key()),
+        };
+        match order {
+            Ordering::Less => {
+                report.compared += 1;
+                if let Some(kv) = old.next() {
+                    report.find(Kind::Missing, &kv.key, String::new());
+                }
+            }
+            Ordering::Greater => {
+                if let Some(Claim::Live(kv)) = new.next()
+                    && kv.mod_revision <= base
+                {
+                    if kv.lease.is_some() {
+                        report.expired += 1;
+                    } else {
+                        report.find(Kind::Stray, &kv.key, String::new());
+                    }
+                }
+            }
+            Ordering::Equal => {
+                report.compared += 1;
+                match (old.next(), new.next()) {
+                    (Some(old), Some(Claim::Live(new))) if new.mod_revision <= base => {
+                        match difference(old, new) {
+                            None => report.equal += 1,
+                            Some(what) => report.find(Kind::Different, &old.key, what),
+                        }
+                    }
+                    _ => report.superseded += 1,
+                }
+            }
+        }
+    }
+    for (key, reason) in &page.rejects {
+        report.compared += 1;
+        let decided = claims.iter().any(|claim| claim.key() == key);
+        if decided {
+            report.superseded += 1;
+        } else {
+            report.find(Kind::Missing, key, reason.clone());
+        }
+    }
+}
+
+fn difference(old: &KeyValue, new: &KeyValue) -> Option<String> {
+    let numbers = [
+        ("create revision", old.create_revision.0, new.create_revision.0),
+        ("mod revision", old.mod_revision.0, new.mod_revision.0),
+        ("version", old.version, new.version),
+        ("lease", old.lease.0, new.lease.0),
+    ];
+    if old.value != new.value {
+        return Some(format!(
+            "the values differ ({} bytes in the old store, {} in the new one)",
+            old.value.len(),
+            new.value.len()
+        ));
+    }
+    numbers
+        .into_iter()
+        .find(|(_, old, new)| old != new)
+        .map(|(what, old, new)| format!("{what} {old} in the old store, {new} in the new one"))
+}
+
+impl Report {
+    fn find(&mut self, kind: Kind, key: &[u8], detail: String) {
+        match kind {
+            Kind::Missing => self.missing += 1,
+            Kind::Different => self.different += 1,
+            Kind::Stray => self.stray += 1,
+        }
+        if self.findings.len() < LISTED {
+            self.findings.push(Finding {
+                kind,
+                key: readable(key),
+                detail,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LeaseId;
+
+    const BASE: Revision = Revision(10);
+
+    fn kv(key: &'static str, value: &'static str, revision: i64) -> KeyValue {
+        KeyValue {
+            key: key.into(),
+            value: value.into(),
+            create_revision: Revision(revision),
+            mod_revision: Revision(revision),
+            version: 1,
+            lease: LeaseId::NONE,
+        }
+    }
+
+    fn found(old: &[KeyValue], new: &[Claim]) -> Report {
+        let page = Page {
+            kvs: old.to_vec(),
+            ..Page::default()
+        };
+        let mut report = Report::default();
+        compare(&page, new, BASE, &mut report);
+        report
+    }
+
+    #[test]
+    fn each_kind_of_difference_is_told_from_what_clients_did() {
+        let a = || kv("a", "1", 5);
+        let changed = |change: &dyn Fn(&mut KeyValue)| {
+            let mut copy = a();
+            change(&mut copy);
+            Claim::Live(copy)
+        };
+        let leased = changed(&|kv| kv.lease = LeaseId(7));
+        let [equal, superseded, expired, missing, different, stray] = [0, 1, 2, 3, 4, 5];
+        for (name, old, new, expected) in [
+            ("same", vec![a()], vec![changed(&|_| {})], equal),
+            ("not copied", vec![a()], vec![], missing),
+            ("value", vec![a()], vec![changed(&|kv| kv.value = "2".into())], different),
+            ("version", vec![a()], vec![changed(&|kv| kv.version = 2)], different),
+            ("created", vec![a()], vec![changed(&|kv| kv.create_revision = Revision(4))], different),
+            ("modified", vec![a()], vec![changed(&|kv| kv.mod_revision = Revision(10))], different),
+            ("lease", vec![a()], vec![leased.clone()], different),
+            ("written since", vec![a()], vec![changed(&|kv| kv.mod_revision = Revision(11))], superseded),
+            ("deleted since", vec![a()], vec![Claim::Whiteout("a".into())], superseded),
+            ("from nowhere", vec![], vec![changed(&|_| {})], stray),
+            ("expired in old", vec![], vec![leased], expired),
+        ] {
+            let report = found(&old, &new);
+            let counts = [
+                report.equal,
+                report.superseded,
+                report.expired,
+                report.missing,
+                report.different,
+                report.stray,
+            ];
+            let mut wanted = [0; 6];
+            wanted[expected] = 1;
+            assert_eq!(counts, wanted, "{name}");
+            assert_eq!(report.findings.len(), usize::from(expected >= missing), "{name}");
+        }
+    }
+
+    #[test]
+    fn new_keys_of_clients_and_their_whiteouts_are_nobodys_concern() {
+        let new = [
+            Claim::Live(kv("b", "x", 11)),
+            Claim::Whiteout("c".into()),
+        ];
+        assert_eq!(found(&[], &new), Report::default());
+    }
+
+    #[test]
+    fn a_gap_is_found_among_neighbours() {
+        let old = [kv("a", "1", 1), kv("b", "2", 2), kv("c", "3", 3)];
+        let new = [Claim::Live(old[0].clone()), Claim::Live(old[2].clone())];
+        let report = found(&old, &new);
+        assert_eq!((report.compared, report.equal, report.missing), (3, 2, 1));
+        assert_eq!(report.findings[0].key, "b");
+    }
+}
