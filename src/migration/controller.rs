@@ -1,0 +1,443 @@
+//! One member's view of the migration, and what people can ask of it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::backfill::Progress;
+use super::driver::Driver;
+use super::fleet::Fleet;
+use super::ledger::{Entry, Ledger, write};
+use super::phase::{Decision, FORMAT, Phase, State, Surroundings};
+use super::records::{CONTROL, Control, Outcome, REJECTS, Reject, STATE, SWITCH, Switch};
+use super::router::Router;
+use super::status::Meter;
+use super::switch::{KEY, Request};
+use super::verify::Report;
+use crate::overlay::{Counters, Overlay};
+use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
+use crate::tasks::Tasks;
+use crate::types::{Put, Range, Reserved};
+
+/// What a member of a migration is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A random name that nobody else has, not even this proxy after a restart.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// The URL that clients find it at.
+    pub client_url: String,
+    /// The address of its admin API.
+    pub admin: String,
+    /// The keys that are Segue's own.
+    pub reserved: Reserved,
+    /// Begin even if the new store is not empty.
+    pub allow_nonempty: bool,
+    /// Shards of the backfill that are copied at the same time.
+    pub parallel: usize,
+    /// How the backfill is to run, for a migration that begins.
+    pub control: Control,
+    /// Verify once when the backfill is complete.
+    pub auto_verify: bool,
+    /// How often, and how long.
+    pub timing: Timing,
+}
+
+/// How often, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between two looks at the records, and two beats of the member.
+    pub look: Duration,
+    /// A member whose beat stands still for this long is gone. Ten beats or more, so that a
+    /// moment's load does not cost a member its place.
+    pub lapse: Duration,
+    /// How long a request waits for a phase to open.
+    pub patience: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            look: Duration::from_millis(500),
+            lapse: Duration::from_secs(10),
+            patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a migration cannot be begun or joined. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A store failed.
+    #[error("the {which} store: {error}")]
+    Store {
+        /// `old` or `new`.
+        which: &'static str,
+        /// How.
+        error: StoreError,
+    },
+    /// The new store has keys.
+    #[error(
+        "the new store is not empty, and what it holds is not this migration. Give an empty one, or \
+         say --allow-nonempty: its keys are kept then and win over those of the old store"
+    )]
+    NotEmpty,
+    /// Both are one.
+    #[error("the old and the new store are the same store; nothing can be moved from one to the other")]
+    Same,
+    /// The new store holds another migration.
+    #[error(
+        "the new store holds a migration from another old store than this one. Give the old store that \
+         it began with, or an empty new one"
+    )]
+    OtherOldStore,
+    /// The records are of another version.
+    #[error("the new store holds a migration in format {0}, and this version of segue knows {FORMAT}")]
+    Format(u32),
+}
+
+/// What a member knows, as of its last look.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The state, and the version of its record.
+    pub state: Entry<State>,
+    /// The members.
+    pub fleet: Fleet,
+    /// Who owns the backfill.
+    pub owner: Option<String>,
+    /// How far it is.
+    pub progress: Progress,
+    /// The latest request to switch.
+    pub switch: Switch,
+    /// Why the last look failed, if it did.
+    pub trouble: Option<String>,
+}
+
+/// A member of a migration.
+pub struct Controller {
+    pub(super) options: Options,
+    pub(super) ledger: Ledger,
+    pub(super) old: Arc<dyn OldStore>,
+    pub(super) new: Arc<dyn NewStore>,
+    /// The new store as it is, for the switch key, which may be written there by anybody.
+    pub(super) plain: Arc<dyn GuardedStore>,
+    pub(super) router: Arc<Router>,
+    pub(super) view: ArcSwap<View>,
+    /// Counts the looks.
+    pub(super) looks: watch::Sender<u64>,
+    pub(super) wake: Notify,
+    pub(super) control: watch::Sender<Control>,
+    pub(super) backfill_trouble: watch::Sender<Option<String>>,
+    pub(super) overlay: ArcSwapOption<Overlay>,
+    /// Of overlays of earlier epochs.
+    pub(super) past_counters: ArcSwap<Counters>,
+    pub(super) verifying: ArcSwapOption<Report>,
+    /// Grows with each request to verify.
+    pub(super) verify_wanted: watch::Sender<u64>,
+    pub(super) meter: std::sync::Mutex<Meter>,
+    pub(super) tasks: Tasks,
+    pub(super) started: Instant,
+}
+
+impl Controller {
+    /// Joins the migration that `new` holds, or begins one. Checks everything first; what it writes
+    /// is one compare-and-put.
+    ///
+    /// `expected` is the state that the caller has seen already; with it in a phase that does not
+    /// need the old store, that one is not asked.
+    pub async fn open(
+        old: Arc<dyn OldStore>,
+        new: Arc<dyn NewStore>,
+        options: Options,
+        tasks: Tasks,
+    ) -> Result<Arc<Self>, OpenError> {
+        let of_new = |error| OpenError::Store { which: "new", error };
+        let ledger = Ledger::new(new.clone());
+        let plain = new.guarded(Guard::None);
+        let state = loop {
+            if let Some(entry) = ledger.get::<State>(STATE).await.map_err(of_new)? {
+                check_joinable(&entry.value, &old).await?;
+                break entry;
+            }
+            begin(&ledger, &old, &new, &plain, &options).await?;
+        };
+        let control = ledger.get::<Control>(CONTROL).await.map_err(of_new)?;
+        let view = View {
+            state,
+            fleet: Fleet::default(),
+            owner: None,
+            progress: Progress::default(),
+            switch: Switch::default(),
+            trouble: None,
+        };
+        Ok(Arc::new(Self {
+            router: Arc::new(Router::closed(options.timing.patience)),
+            view: ArcSwap::from_pointee(view),
+            looks: watch::Sender::new(0),
+            wake: Notify::new(),
+            control: watch::Sender::new(control.unwrap_or_default().value),
+            backfill_trouble: watch::Sender::new(None),
+            overlay: ArcSwapOption::empty(),
+            past_counters: ArcSwap::default(),
+            verifying: ArcSwapOption::empty(),
+            verify_wanted: watch::Sender::new(0),
+            meter: std::sync::Mutex::default(),
+            started: Instant::now(),
+            options,
+            ledger,
+            old,
+            new,
+            plain,
+            tasks,
+        }))
+    }
+
+    /// Keeps this member in step with the fleet until the tasks are cancelled.
+    pub async fn run(self: Arc<Self>) {
+        Driver::new(self).run().await;
+    }
+
+    /// What requests of clients go to.
+    #[must_use]
+    pub fn router(&self) -> Arc<Router> {
+        Arc::clone(&self.router)
+    }
+
+    /// What this member knew when it last looked.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// This member's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.options.id
+    }
+
+    /// Names and client URLs of all members, this one first.
+    #[must_use]
+    pub fn members(&self) -> Vec<(String, String, String)> {
+        let view = self.view.load();
+        let own = &self.options;
+        let mut members = vec![(own.id.clone(), own.name.clone(), own.client_url.clone())];
+        let others = view.fleet.iter().filter(|(id, _)| *id != own.id);
+        members.extend(others.map(|(id, member)| {
+            (id.to_owned(), member.name.clone(), member.client_url.clone())
+        }));
+        members
+    }
+
+    /// Waits until `holds` of the member's view, which is looked at anew at least every half second.
+    pub async fn wait_until(&self, holds: impl Fn(&View) -> bool) {
+        let mut looks = self.looks.subscribe();
+        while !holds(&self.view.load()) {
+            if looks.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until clients are served.
+    pub async fn ready(&self) {
+        self.wait_until(|view| self.router.epoch() == Some(view.state.value.epoch))
+            .await;
+    }
+
+    /// Writes the switch key, as any client could, and waits for what becomes of it.
+    pub async fn switch(&self, request: Request) -> Result<Switch> {
+        let key = self.options.reserved.key(KEY);
+        self.router.put(Put::new(key.clone(), request.value())).await?;
+        let written = self.plain.range(Range::key(key)).await?.reply.kvs;
+        let revision = written.first().map_or(0, |kv| kv.mod_revision.0);
+        self.wake.notify_one();
+        self.wait_until(|view| view.switch.revision >= revision && !view.switch.reason.is_empty())
+            .await;
+        Ok(self.view.load().switch.clone())
+    }
+
+    /// Pauses or resumes the backfill, or changes its limits, for the whole fleet.
+    pub async fn steer(&self, change: impl Fn(&mut Control)) -> Result<Control> {
+        loop {
+            let mut entry = self.ledger.get::<Control>(CONTROL).await?.unwrap_or_default();
+            change(&mut entry.value);
+            if self.ledger.put(CONTROL, &entry.value, entry.version).await? {
+                self.control.send_replace(entry.value);
+                self.wake.notify_one();
+                return Ok(entry.value);
+            }
+        }
+    }
+
+    /// Asks for a verification, and answers how many were asked for before.
+    pub fn verify(&self) {
+        self.verify_wanted.send_modify(|wanted| *wanted += 1);
+        self.wake.notify_one();
+    }
+
+    /// The verification that is under way.
+    #[must_use]
+    pub fn verifying(&self) -> Option<Arc<Report>> {
+        self.verifying.load_full()
+    }
+
+    /// The report of the latest verification.
+    pub async fn report(&self) -> Result<Option<Report>> {
+        let entry = self.ledger.get::<Report>(super::records::VERIFY).await?;
+        Ok(entry.map(|entry| entry.value))
+    }
+
+    /// All rejects.
+    pub async fn rejects(&self) -> Result<Vec<Reject>> {
+        let records = self.ledger.list::<Reject>(REJECTS).await?;
+        Ok(records.into_iter().map(|(_, entry)| entry.value).collect())
+    }
+
+    /// What a decision has to take into account.
+    pub(super) async fn surroundings(&self, state: &State) -> Result<Surroundings> {
+        Ok(Surroundings {
+            rejects: self.rejects().await?.len(),
+            behind: self.view.load().fleet.behind(state.epoch),
+        })
+    }
+
+    /// Whether the switch to the normal phase would be refused now, and why.
+    pub async fn blocked(&self) -> Result<Option<String>> {
+        let state = &self.view.load().state.value;
+        let around = self.surroundings(state).await?;
+        Ok(match state.may_switch(Phase::Normal, &around) {
+            Decision::Go(_) => None,
+            Decision::NoGo(why) => Some(why),
+        })
+    }
+
+    /// Settles the migration, if that is safe: claims and the line are removed, and the old store is
+    /// let go. Answers why not, if not.
+    pub async fn complete(&self) -> Result<Result<(), String>> {
+        loop {
+            let Some(entry) = self.ledger.get::<State>(STATE).await? else {
+                return Ok(Err("the record of the migration is gone".into()));
+            };
+            let around = self.surroundings(&entry.value).await?;
+            match entry.value.may_switch(Phase::Settled, &around) {
+                Decision::NoGo(why) => return Ok(Err(why)),
+                Decision::Go(why) => {
+                    let next = entry.value.switched(Phase::Settled, now_ms());
+                    if self.transit(&entry, &next, None).await? {
+                        info!(epoch = next.epoch.0, why, "the migration is settled");
+                        self.wake.notify_one();
+                        return Ok(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out a transition by one compare-and-put; answers whether it was this one.
+    pub(super) async fn transit(
+        &self,
+        from: &Entry<State>,
+        to: &State,
+        switch: Option<(&Switch, i64)>,
+    ) -> Result<bool> {
+        let mut txn = RecordTxn {
+            expect: vec![(STATE.to_owned(), from.version)],
+            writes: vec![write(STATE, to)],
+            line: (to.line() != from.value.line()).then(|| to.line()),
+        };
+        if let Some((record, version)) = switch {
+            txn.expect.push((SWITCH.to_owned(), version));
+            txn.writes.push(write(SWITCH, record));
+        }
+        self.ledger.write(txn).await
+    }
+
+    /// Changes the state without a transition, if `change` wants it; answers whether it did.
+    pub(super) async fn amend(&self, change: impl Fn(&mut State) -> bool) -> Result<bool> {
+        loop {
+            let Some(entry) = self.ledger.get::<State>(STATE).await? else {
+                return Ok(false);
+            };
+            let mut next = entry.value.clone();
+            if !change(&mut next) {
+                return Ok(false);
+            }
+            next.changed_ms = now_ms();
+            if self.transit(&entry, &next, None).await? {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// Writes the first state, unless another member does so first.
+async fn begin(
+    ledger: &Ledger,
+    old: &Arc<dyn OldStore>,
+    new: &Arc<dyn NewStore>,
+    plain: &Arc<dyn GuardedStore>,
+    options: &Options,
+) -> Result<(), OpenError> {
+    let of_old = |error| OpenError::Store { which: "old", error };
+    let of_new = |error| OpenError::Store { which: "new", error };
+    let identity = old.identity().await.map_err(of_old)?;
+    if identity == new.identity().await.map_err(of_new)? {
+        return Err(OpenError::Same);
+    }
+    let nonempty = !new.is_empty().await.map_err(of_new)?;
+    if nonempty && !options.allow_nonempty {
+        return Err(OpenError::NotEmpty);
+    }
+    // Read before the line is set. Nobody is served through this member yet.
+    let base = old.revision().await.map_err(of_old)?;
+    let migration = format!("{:016x}", rand::random::<u64>());
+    let state = State::begin(migration, identity, base, nonempty, now_ms());
+    // A value of the switch key that was there before is no request to this migration.
+    let key = Range::key(options.reserved.key(KEY));
+    let present = plain.range(key).await.map_err(of_new)?.reply.kvs;
+    let switch = Switch {
+        revision: present.first().map_or(0, |kv| kv.mod_revision.0),
+        outcome: Outcome::None,
+        reason: "nothing was asked for yet".into(),
+        ..Switch::default()
+    };
+    let txn = RecordTxn {
+        expect: vec![(STATE.to_owned(), 0)],
+        writes: vec![
+            write(STATE, &state),
+            write(SWITCH, &switch),
+            write(CONTROL, &options.control),
+        ],
+        line: Some(state.line()),
+    };
+    if ledger.write(txn).await.map_err(of_new)? {
+        info!(migration = %state.migration, %base, "a migration begins");
+    }
+    Ok(())
+}
+
+async fn check_joinable(state: &State, old: &Arc<dyn OldStore>) -> Result<(), OpenError> {
+    if state.format != FORMAT {
+        return Err(OpenError::Format(state.format));
+    }
+    if state.phase != Phase::Migration {
+        // The old store is asked only if the phase goes back, and checked then.
+        return Ok(());
+    }
+    let identity = old.identity().await;
+    match identity.map_err(|error| OpenError::Store { which: "old", error })? {
+        identity if identity == state.old => Ok(()),
+        _ => Err(OpenError::OtherOldStore),
+    }
+}
+
+/// Milliseconds since 1970, for people.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

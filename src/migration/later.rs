@@ -1,0 +1,77 @@
+//! An old store that is connected to when it is first needed. In the normal phase that may be
+//! never: a proxy must come up then even if the old store is gone.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
+
+use crate::store::{OldLease, OldStore, Page, Result, StoreError};
+use crate::types::{Content, KeyRange, KeyValue, Revision};
+
+/// Opens the old store.
+pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn OldStore>>> + Send + Sync>;
+
+/// An old store that is opened on demand, and as often as it takes.
+pub struct OldLater {
+    open: Opener,
+    /// What the store has to be; see [`OldStore::identity`].
+    expected: Option<String>,
+    store: OnceCell<Arc<dyn OldStore>>,
+}
+
+impl OldLater {
+    /// An old store that `open` opens. If it turns out to be another one than `expected`, every
+    /// operation fails.
+    #[must_use]
+    pub fn new(open: Opener, expected: Option<String>) -> Self {
+        Self {
+            open,
+            expected,
+            store: OnceCell::new(),
+        }
+    }
+
+    async fn store(&self) -> Result<&Arc<dyn OldStore>> {
+        let open = || async {
+            let store = (self.open)().await?;
+            let identity = store.identity().await?;
+            if self.expected.as_ref().is_some_and(|expected| *expected != identity) {
+                return Err(StoreError::Broken(
+                    "the old store is another one than the one that this migration began with".into(),
+                ));
+            }
+            Ok(store)
+        };
+        self.store.get_or_try_init(open).await
+    }
+}
+
+#[async_trait]
+impl OldStore for OldLater {
+    async fn identity(&self) -> Result<String> {
+        self.store().await?.identity().await
+    }
+
+    async fn revision(&self) -> Result<Revision> {
+        self.store().await?.revision().await
+    }
+
+    async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+        self.store().await?.get(keys).await
+    }
+
+    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+        self.store().await?.scan(keys, limit, content).await
+    }
+
+    async fn count(&self, keys: KeyRange) -> Result<usize> {
+        self.store().await?.count(keys).await
+    }
+
+    async fn leases(&self) -> Result<Vec<OldLease>> {
+        self.store().await?.leases().await
+    }
+}

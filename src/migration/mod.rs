@@ -1,0 +1,33 @@
+//! The migration: its phases, and everything that moves it from one to the next.
+//!
+//! - [`phase`]: the state machine, pure.
+//! - [`records`], [`ledger`]: what is kept in the new store, and how it is read and written.
+//! - [`controller`]: one member's view of the migration, and what people can ask of it.
+//! - [`driver`]: the loop that keeps the member in step with the fleet and runs the jobs.
+//! - [`router`]: the way of every request to the store that the phase says.
+//! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
+//! - [`verify`]: comparing it.
+//! - [`switch`], [`fleet`]: what operators want, and who else is there.
+//! - [`status`]: all of it for people to see.
+
+pub mod backfill;
+pub mod controller;
+pub mod copier;
+pub mod driver;
+pub mod fleet;
+pub mod later;
+pub mod ledger;
+pub mod opening;
+pub mod phase;
+pub mod rate;
+pub mod records;
+pub mod rejects;
+pub mod router;
+pub mod status;
+pub mod survey;
+pub mod switch;
+pub mod verify;
+
+pub use controller::{Controller, OpenError, Options, Timing};
+pub use later::OldLater;
+pub use router::Router;
