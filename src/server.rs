@@ -1,0 +1,367 @@
+//! The composition root: configuration in, running tasks out.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, lookup_host};
+use tracing::info;
+
+use crate::admin::{self, Facts};
+use crate::api::{self, ApiConfig, Identity, Member, Members};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::migration::ledger::Ledger;
+use crate::migration::phase::{Phase, State};
+use crate::migration::records::{Control, STATE};
+use crate::migration::{Controller, OldLater, OpenError, Options, Router, Timing};
+use crate::store::{Guard, NewStore, OldStore, Store, StoreError, StoreUrl, open};
+use crate::tasks::Tasks;
+use crate::types::Reserved;
+
+/// How long requests and jobs that are under way may take when the server is shut down.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why the server cannot start. Nothing was written to any store.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A store cannot be opened.
+    #[error("the {which} store ({url}): {error}")]
+    Store {
+        /// `old` or `new`.
+        which: &'static str,
+        /// Where it is, without secrets.
+        url: String,
+        /// Why.
+        error: StoreError,
+    },
+    /// An address cannot be listened on.
+    #[error(
+        "cannot listen on {address} for the {what}: {error}; choose another with --{flag} (port 0 \
+         picks a free one)"
+    )]
+    Listen {
+        /// For what.
+        what: &'static str,
+        /// The flag that changes it.
+        flag: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The proxy would talk to itself.
+    #[error(
+        "--{which} names {host}, where this proxy itself is going to listen: it would be its own store. \
+         Give the store's own address, or move the proxy with --listen"
+    )]
+    Self_ {
+        /// `old` or `new`.
+        which: &'static str,
+        /// As written.
+        host: String,
+    },
+    /// The migration needs its old store.
+    #[error(
+        "the new store is in the {0} phase of a migration: name its old store with --old, or finish the \
+         migration with `segue complete` first"
+    )]
+    OldMissing(Phase),
+    /// The migration cannot be begun or joined.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// The stores to serve.
+#[derive(Clone)]
+pub struct Stores {
+    /// Where the data comes from.
+    pub old: Option<Arc<dyn OldStore>>,
+    /// Where it goes.
+    pub new: Arc<dyn NewStore>,
+}
+
+/// A proxy that runs.
+pub struct Server {
+    /// Where it serves the etcd API.
+    pub api: SocketAddr,
+    /// Where it serves the admin API.
+    pub admin: SocketAddr,
+    /// The migration, unless the new store is served alone.
+    pub controller: Option<Arc<Controller>>,
+    tasks: Tasks,
+}
+
+impl Server {
+    /// Opens the stores and starts to serve.
+    pub async fn start(config: Config, timing: Timing) -> Result<Self, StartError> {
+        for (which, url) in [("old", config.old.as_ref()), ("new", Some(&config.new))] {
+            if let Some(url) = url {
+                refuse_self(which, url, config.listen).await?;
+            }
+        }
+        let reserved = Reserved::new(config.reserved_prefix.clone());
+        let new = open::new_store(&config.new, &reserved).await;
+        let new = new.map_err(|error| StartError::Store {
+            which: "new",
+            url: config.new.to_string(),
+            error,
+        })?;
+        let old = match config.old.clone() {
+            Some(url) => Some(old_later(url, &reserved, &new).await?),
+            None => None,
+        };
+        Self::over(Stores { old, new }, config, timing).await
+    }
+
+    /// Starts to serve stores that are open already. The URLs in `config` are only shown.
+    pub async fn over(
+        stores: Stores,
+        config: Config,
+        timing: Timing,
+    ) -> Result<Self, StartError> {
+        let api_listener = bind("etcd API", "listen", config.listen).await?;
+        let admin_listener = bind("admin API", "admin", config.admin).await?;
+        let address = |listener: &TcpListener, asked: SocketAddr| {
+            listener.local_addr().unwrap_or(asked)
+        };
+        let api = address(&api_listener, config.listen);
+        let admin = address(&admin_listener, config.admin);
+        let client_url = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| format!("http://{}", reachable(api)));
+        let name = config.name.clone().unwrap_or_else(|| client_url.clone());
+
+        let tasks = Tasks::new();
+        let of_new = |error| OpenError::Store { which: "new", error };
+        let identity = Identity {
+            cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
+            member_id: number(&name),
+        };
+        let controller = match stores.old {
+            Some(old) => {
+                let options = Options {
+                    id: format!("{:016x}", rand::random::<u64>()),
+                    name: name.clone(),
+                    client_url: client_url.clone(),
+                    admin: admin.to_string(),
+                    reserved: Reserved::new(config.reserved_prefix.clone()),
+                    allow_nonempty: config.allow_nonempty,
+                    parallel: config.parallel,
+                    control: Control {
+                        paused: false,
+                        rate_keys: config.rate_keys,
+                        rate_bytes: config.rate_bytes,
+                    },
+                    auto_verify: config.auto_verify,
+                    timing,
+                };
+                let new = stores.new.clone();
+                Some(Controller::open(old, new, options, tasks.clone()).await?)
+            }
+            None => {
+                refuse_unfinished(&stores.new).await?;
+                None
+            }
+        };
+        let router: Arc<dyn Store> = match &controller {
+            Some(controller) => controller.router(),
+            None => Arc::new(Router::to(stores.new.guarded(Guard::None))),
+        };
+        if let Some(controller) = &controller {
+            tasks.spawn("migration", controller.clone().run());
+        }
+        let metrics = Arc::new(Metrics::default());
+        let own = Member {
+            id: identity.member_id,
+            name,
+            client_urls: vec![client_url],
+        };
+        let members = Arc::new(Proxies {
+            own,
+            controller: controller.clone(),
+        });
+        let facts = Facts {
+            listen: api.to_string(),
+            admin: admin.to_string(),
+            old: config.old.as_ref().map(ToString::to_string),
+            new: config.new.to_string(),
+            controller: controller.clone(),
+            metrics: metrics.clone(),
+            started: tokio::time::Instant::now(),
+        };
+        let shutdown = tasks.token().clone();
+        tasks.spawn("admin API", admin::serve(admin_listener, facts, shutdown.clone()));
+        let api_config = ApiConfig::new(identity, members);
+        let stop = async move { shutdown.cancelled().await };
+        tasks.spawn("etcd API", async move {
+            if let Err(error) = api::serve(api_listener, api_config, router, metrics, stop).await {
+                tracing::error!(%error, "the etcd API has stopped");
+            }
+        });
+        Ok(Self {
+            api,
+            admin,
+            controller,
+            tasks,
+        })
+    }
+
+    /// Waits until clients are served.
+    pub async fn ready(&self) {
+        if let Some(controller) = &self.controller {
+            controller.ready().await;
+        }
+    }
+
+    /// The phase as this proxy knows it.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match &self.controller {
+            Some(controller) => controller.view().state.value.phase,
+            None => Phase::Settled,
+        }
+    }
+
+    /// Lets requests finish, stops everything and answers what did not end in time.
+    pub async fn stop(self) -> Vec<String> {
+        info!("shutting down");
+        self.tasks.shut_down(GRACE).await
+    }
+
+    /// Ends everything at once, as if the process were killed: nothing is written any more.
+    pub fn abort(self) {
+        if let Some(controller) = &self.controller {
+            controller.vanish();
+        }
+        self.tasks.cancel();
+    }
+}
+
+/// The proxies of the fleet, for clients.
+struct Proxies {
+    own: Member,
+    controller: Option<Arc<Controller>>,
+}
+
+impl Members for Proxies {
+    fn members(&self) -> Vec<Member> {
+        let mut members = vec![self.own.clone()];
+        if let Some(controller) = &self.controller {
+            let others = controller.members().into_iter().skip(1);
+            members.extend(others.map(|(_, name, url)| Member {
+                id: number(&name),
+                name,
+                client_urls: vec![url],
+            }));
+        }
+        members
+    }
+}
+
+/// The old store, opened at once if there is a migration phase to be served, else when it is needed.
+async fn old_later(
+    url: StoreUrl,
+    reserved: &Reserved,
+    new: &Arc<dyn NewStore>,
+) -> Result<Arc<dyn OldStore>, StartError> {
+    let state = Ledger::new(new.clone()).get::<State>(STATE).await;
+    let state = state.map_err(|error| OpenError::Store { which: "new", error })?;
+    let needed = state
+        .as_ref()
+        .is_none_or(|entry| entry.value.phase == Phase::Migration);
+    if needed {
+        let opened = open::old_store(&url, reserved).await;
+        return opened.map_err(|error| StartError::Store {
+            which: "old",
+            url: url.to_string(),
+            error,
+        });
+    }
+    let reserved = reserved.clone();
+    let opener = Box::new(move || {
+        let (url, reserved) = (url.clone(), reserved.clone());
+        let opening: futures_util::future::BoxFuture<'static, _> =
+            Box::pin(async move { open::old_store(&url, &reserved).await });
+        opening
+    });
+    let expected = state.map(|entry| entry.value.old);
+    Ok(Arc::new(OldLater::new(opener, expected)))
+}
+
+async fn refuse_unfinished(new: &Arc<dyn NewStore>) -> Result<(), StartError> {
+    let state = Ledger::new(new.clone()).get::<State>(STATE).await;
+    let state = state.map_err(|error| OpenError::Store { which: "new", error })?;
+    match state.map(|entry| entry.value.phase) {
+        None | Some(Phase::Settled) => Ok(()),
+        Some(phase) => Err(StartError::OldMissing(phase)),
+    }
+}
+
+/// Refuses a store whose address is the one that we are going to listen on.
+async fn refuse_self(
+    which: &'static str,
+    url: &StoreUrl,
+    listen: SocketAddr,
+) -> Result<(), StartError> {
+    let (StoreUrl::Etcd(cluster) | StoreUrl::Etcd2(cluster)) = url else {
+        return Ok(());
+    };
+    for host in &cluster.hosts {
+        // A name that does not resolve is the store's own error, and comes later.
+        let Ok(addresses) = lookup_host(host).await else {
+            continue;
+        };
+        for address in addresses {
+            if address.port() == listen.port() && listens_at(listen.ip(), address.ip()) {
+                return Err(StartError::Self_ {
+                    which,
+                    host: host.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether who listens on `listen` is reached at `ip`.
+fn listens_at(listen: IpAddr, ip: IpAddr) -> bool {
+    // Only addresses of this machine can be bound.
+    listen == ip || (listen.is_unspecified() && std::net::UdpSocket::bind((ip, 0)).is_ok())
+}
+
+async fn bind(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| StartError::Listen {
+            what,
+            flag,
+            address,
+            error,
+        })
+}
+
+/// An address to call for one to listen on.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => ([127, 0, 0, 1], address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            (std::net::Ipv6Addr::LOCALHOST, address.port()).into()
+        }
+        _ => address,
+    }
+}
+
+/// A number for a name, the same wherever and whenever it is asked for, and never 0 (FNV-1a).
+fn number(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
+}
