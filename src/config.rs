@@ -61,7 +61,7 @@ pub struct Settings {
     /// Keys that begin with this are Segue's own and hidden from clients [default: segue/]
     #[arg(long, env = "SEGUE_RESERVED_PREFIX", value_name = "PREFIX")]
     pub reserved_prefix: Option<String>,
-    /// What to log, as in RUST_LOG [default: info]
+    /// What to log, as in `RUST_LOG` [default: info]
     #[arg(long, env = "SEGUE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// A TOML file with these settings; names as the flags, with `_` for `-`
@@ -73,6 +73,7 @@ pub struct Settings {
 /// is silently ignored is found too late.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_field_names, reason = "named as the flags are")]
 struct File {
     old: Option<String>,
     new: Option<String>,
@@ -308,16 +309,12 @@ fn address(
     })
 }
 
-fn limit(
-    flag: Option<u64>,
-    file: Option<Amount>,
-    name: &str,
-) -> Result<Option<u64>, ConfigError> {
+fn limit(flag: Option<u64>, file: Option<Amount>, name: &str) -> Result<Option<u64>, ConfigError> {
     let limit = match (flag, file) {
         (Some(number), _) | (None, Some(Amount::Number(number))) => Some(number),
-        (None, Some(Amount::Text(text))) => Some(
-            number(&text).map_err(|error| ConfigError::Value(format!("{name}: {error}")))?,
-        ),
+        (None, Some(Amount::Text(text))) => {
+            Some(number(&text).map_err(|error| ConfigError::Value(format!("{name}: {error}")))?)
+        }
         (None, None) => None,
     };
     Ok(limit.filter(|limit| *limit > 0))
@@ -325,7 +322,10 @@ fn limit(
 
 /// Reads a number that may end in k, M or G (powers of 1024).
 pub fn number(text: &str) -> Result<u64, String> {
-    let trimmed = text.trim().trim_end_matches("iB").trim_end_matches(['b', 'B']);
+    let trimmed = text
+        .trim()
+        .trim_end_matches("iB")
+        .trim_end_matches(['b', 'B']);
     let (digits, factor) = match trimmed.char_indices().last() {
         Some((at, 'k' | 'K')) => (&trimmed[..at], 1 << 10),
         Some((at, 'm' | 'M')) => (&trimmed[..at], 1 << 20),
@@ -359,7 +359,8 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let file = "new = 'sqlite:file.db'\nlisten = '127.0.0.1:1'\nrate_bytes = '2M'\nparallel = 2";
+        let file =
+            "new = 'sqlite:file.db'\nlisten = '127.0.0.1:1'\nrate_bytes = '2M'\nparallel = 2";
         let config = with_file(
             file,
             Settings {
@@ -393,11 +394,20 @@ mod tests {
             (set(&|s| s.listen = Some("x".into())), "IP:PORT"),
             (set(&|s| s.parallel = Some(0)), "1 to 64"),
             (set(&|s| s.reserved_prefix = Some(String::new())), "empty"),
-            (set(&|s| s.config = Some("/no/such".into())), "cannot be read"),
-            (set(&|s| s.old = Some("etcd://u@h".into())), "--old-password-file"),
-            (with_file("listen = ':1'", new()).unwrap_err(), "listen"),
+            (
+                set(&|s| s.config = Some("/no/such".into())),
+                "cannot be read",
+            ),
+            (
+                set(&|s| s.old = Some("etcd://u@h".into())),
+                "--old-password-file",
+            ),
+            (with_file("listen = 'x:1'", new()).unwrap_err(), "listen"),
             (with_file("\nlisten = 5", new()).unwrap_err(), "line 2"),
-            (with_file("rate_keys = 'x'", new()).unwrap_err(), "rate_keys"),
+            (
+                with_file("rate_keys = 'x'", new()).unwrap_err(),
+                "rate_keys",
+            ),
         ] {
             assert!(error.contains(hint), "{error:?} does not speak of {hint:?}");
         }

@@ -1,8 +1,13 @@
 //! Segue speaks the etcd v3 API and moves a running application from one key-value store to another.
 
+pub mod admin;
 pub mod api;
+pub mod cli;
+pub mod config;
 pub mod metrics;
+pub mod migration;
 pub mod overlay;
+pub mod server;
 pub mod store;
 pub mod tasks;
 pub mod types;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, lookup_host};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::{self, Facts};
 use crate::api::{self, ApiConfig, Identity, Member, Members};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::migration::later::Opener;
 use crate::migration::ledger::Ledger;
 use crate::migration::phase::{Phase, State};
 use crate::migration::records::{Control, STATE};
@@ -56,7 +57,7 @@ pub enum StartError {
         "--{which} names {host}, where this proxy itself is going to listen: it would be its own store. \
          Give the store's own address, or move the proxy with --listen"
     )]
-    Self_ {
+    Itself {
         /// `old` or `new`.
         which: &'static str,
         /// As written.
@@ -102,30 +103,36 @@ impl Server {
             }
         }
         let reserved = Reserved::new(config.reserved_prefix.clone());
-        let new = open::new_store(&config.new, &reserved).await;
+        let old = match config.old.clone() {
+            Some(url) => Some((url.clone(), open::open_old(&url, &reserved).await)),
+            None => None,
+        };
+        // A new store's file is not made for nothing.
+        let made = matches!(&config.new, StoreUrl::Sqlite(path) if !path.exists());
+        let old = match old {
+            Some((url, Err(error))) if made => return Err(of_old(&url, error)),
+            old => old,
+        };
+        let new = open::open_new(&config.new, &reserved).await;
         let new = new.map_err(|error| StartError::Store {
             which: "new",
             url: config.new.to_string(),
             error,
         })?;
-        let old = match config.old.clone() {
-            Some(url) => Some(old_later(url, &reserved, &new).await?),
+        let old = match old {
             None => None,
+            Some((_, Ok(store))) => Some(store),
+            Some((url, Err(error))) => Some(old_later(url, error, &reserved, &new).await?),
         };
         Self::over(Stores { old, new }, config, timing).await
     }
 
     /// Starts to serve stores that are open already. The URLs in `config` are only shown.
-    pub async fn over(
-        stores: Stores,
-        config: Config,
-        timing: Timing,
-    ) -> Result<Self, StartError> {
+    pub async fn over(stores: Stores, config: Config, timing: Timing) -> Result<Self, StartError> {
         let api_listener = bind("etcd API", "listen", config.listen).await?;
         let admin_listener = bind("admin API", "admin", config.admin).await?;
-        let address = |listener: &TcpListener, asked: SocketAddr| {
-            listener.local_addr().unwrap_or(asked)
-        };
+        let address =
+            |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
         let api = address(&api_listener, config.listen);
         let admin = address(&admin_listener, config.admin);
         let client_url = config
@@ -135,36 +142,36 @@ impl Server {
         let name = config.name.clone().unwrap_or_else(|| client_url.clone());
 
         let tasks = Tasks::new();
-        let of_new = |error| OpenError::Store { which: "new", error };
+        let of_new = |error| OpenError::Store {
+            which: "new",
+            error,
+        };
         let identity = Identity {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
         };
-        let controller = match stores.old {
-            Some(old) => {
-                let options = Options {
-                    id: format!("{:016x}", rand::random::<u64>()),
-                    name: name.clone(),
-                    client_url: client_url.clone(),
-                    admin: admin.to_string(),
-                    reserved: Reserved::new(config.reserved_prefix.clone()),
-                    allow_nonempty: config.allow_nonempty,
-                    parallel: config.parallel,
-                    control: Control {
-                        paused: false,
-                        rate_keys: config.rate_keys,
-                        rate_bytes: config.rate_bytes,
-                    },
-                    auto_verify: config.auto_verify,
-                    timing,
-                };
-                let new = stores.new.clone();
-                Some(Controller::open(old, new, options, tasks.clone()).await?)
-            }
-            None => {
-                refuse_unfinished(&stores.new).await?;
-                None
-            }
+        let controller = if let Some(old) = stores.old {
+            let options = Options {
+                id: format!("{:016x}", rand::random::<u64>()),
+                name: name.clone(),
+                client_url: client_url.clone(),
+                admin: admin.to_string(),
+                reserved: Reserved::new(config.reserved_prefix.clone()),
+                allow_nonempty: config.allow_nonempty,
+                parallel: config.parallel,
+                control: Control {
+                    paused: false,
+                    rate_keys: config.rate_keys,
+                    rate_bytes: config.rate_bytes,
+                },
+                auto_verify: config.auto_verify,
+                timing,
+            };
+            let new = stores.new.clone();
+            Some(Controller::open(old, new, options, tasks.clone()).await?)
+        } else {
+            refuse_unfinished(&stores.new).await?;
+            None
         };
         let router: Arc<dyn Store> = match &controller {
             Some(controller) => controller.router(),
@@ -193,7 +200,10 @@ impl Server {
             started: tokio::time::Instant::now(),
         };
         let shutdown = tasks.token().clone();
-        tasks.spawn("admin API", admin::serve(admin_listener, facts, shutdown.clone()));
+        tasks.spawn(
+            "admin API",
+            admin::serve(admin_listener, facts, shutdown.clone()),
+        );
         let api_config = ApiConfig::new(identity, members);
         let stop = async move { shutdown.cancelled().await };
         tasks.spawn("etcd API", async move {
@@ -261,39 +271,44 @@ impl Members for Proxies {
     }
 }
 
-/// The old store, opened at once if there is a migration phase to be served, else when it is needed.
+fn of_old(url: &StoreUrl, error: StoreError) -> StartError {
+    StartError::Store {
+        which: "old",
+        url: url.to_string(),
+        error,
+    }
+}
+
+/// An old store that could not be opened now: no obstacle in the phases that do not need it.
 async fn old_later(
     url: StoreUrl,
+    error: StoreError,
     reserved: &Reserved,
     new: &Arc<dyn NewStore>,
 ) -> Result<Arc<dyn OldStore>, StartError> {
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
-    let state = state.map_err(|error| OpenError::Store { which: "new", error })?;
-    let needed = state
-        .as_ref()
-        .is_none_or(|entry| entry.value.phase == Phase::Migration);
-    if needed {
-        let opened = open::old_store(&url, reserved).await;
-        return opened.map_err(|error| StartError::Store {
-            which: "old",
-            url: url.to_string(),
-            error,
-        });
-    }
+    let state = state.map_err(|error| OpenError::Store {
+        which: "new",
+        error,
+    })?;
+    let Some(state) = state.filter(|entry| entry.value.phase != Phase::Migration) else {
+        return Err(of_old(&url, error));
+    };
+    warn!(%error, phase = %state.value.phase, "the old store cannot be reached; it is not needed now");
     let reserved = reserved.clone();
-    let opener = Box::new(move || {
+    let opener: Opener = Box::new(move || {
         let (url, reserved) = (url.clone(), reserved.clone());
-        let opening: futures_util::future::BoxFuture<'static, _> =
-            Box::pin(async move { open::old_store(&url, &reserved).await });
-        opening
+        Box::pin(async move { open::open_old(&url, &reserved).await })
     });
-    let expected = state.map(|entry| entry.value.old);
-    Ok(Arc::new(OldLater::new(opener, expected)))
+    Ok(Arc::new(OldLater::new(opener, Some(state.value.old))))
 }
 
 async fn refuse_unfinished(new: &Arc<dyn NewStore>) -> Result<(), StartError> {
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
-    let state = state.map_err(|error| OpenError::Store { which: "new", error })?;
+    let state = state.map_err(|error| OpenError::Store {
+        which: "new",
+        error,
+    })?;
     match state.map(|entry| entry.value.phase) {
         None | Some(Phase::Settled) => Ok(()),
         Some(phase) => Err(StartError::OldMissing(phase)),
@@ -316,7 +331,7 @@ async fn refuse_self(
         };
         for address in addresses {
             if address.port() == listen.port() && listens_at(listen.ip(), address.ip()) {
-                return Err(StartError::Self_ {
+                return Err(StartError::Itself {
                     which,
                     host: host.clone(),
                 });

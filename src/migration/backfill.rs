@@ -116,7 +116,9 @@ impl Backfill {
                     busy.remove(&name);
                     result
                 }
-                Err(panic) => Err(StoreError::Broken(format!("a part of the backfill: {panic}"))),
+                Err(panic) => Err(StoreError::Broken(format!(
+                    "a part of the backfill: {panic}"
+                ))),
             };
             match result {
                 Ok(()) => {
@@ -191,7 +193,9 @@ impl Worker {
         let next = match (page.more, page.last_key()) {
             (true, Some(last)) => rest.after(last),
             (true, None) => {
-                return Err(StoreError::Broken("the old store answered with an empty page".into()));
+                return Err(StoreError::Broken(
+                    "the old store answered with an empty page".into(),
+                ));
             }
             (false, _) => None,
         };
@@ -212,7 +216,8 @@ impl Worker {
         let mut rest = &page.kvs[..];
         while !rest.is_empty() {
             let batch = self.copier.batch(rest);
-            self.wait_for_turn(batch.len(), batch.iter().map(weight).sum()).await;
+            self.wait_for_turn(batch.len(), batch.iter().map(weight).sum())
+                .await;
             if self.copier.copy(batch, Some(cursor)).await? == Step::Overtaken {
                 return Ok(Step::Overtaken);
             }
@@ -231,7 +236,9 @@ impl Worker {
                 if now.paused {
                     std::future::pending::<()>().await;
                 }
-                self.brake.pass(amount, (now.rate_keys, now.rate_bytes)).await;
+                self.brake
+                    .pass(amount, (now.rate_keys, now.rate_bytes))
+                    .await;
             };
             tokio::select! {
                 biased;
@@ -303,7 +310,10 @@ impl Progress {
             match (spans.last_mut(), &span) {
                 (
                     Some(KeyRange::Span { end: Some(end), .. }),
-                    KeyRange::Span { start, end: further },
+                    KeyRange::Span {
+                        start,
+                        end: further,
+                    },
                 ) if end == start => {
                     let start = spans.pop().map(|span| span.start().clone());
                     spans.push(KeyRange::span(start.unwrap_or_default(), further.clone()));
@@ -335,14 +345,16 @@ mod tests {
             shards,
             ..Progress::default()
         };
-        let span = |start: &'static str, end: Option<&'static str>| {
-            KeyRange::span(start, end.map(key))
-        };
+        let span =
+            |start: &'static str, end: Option<&'static str>| KeyRange::span(start, end.map(key));
         for (shards, spans) in [
             (vec![], vec![]),
             (vec![shard("", Some("c"), "", false)], vec![]),
             (
-                vec![shard("", Some("c"), "b", false), shard("c", None, "d", false)],
+                vec![
+                    shard("", Some("c"), "b", false),
+                    shard("c", None, "d", false),
+                ],
                 vec![span("", Some("b")), span("c", Some("d"))],
             ),
             (
@@ -359,7 +371,10 @@ mod tests {
             ),
             (
                 vec![
-                    Shard { rejected: 1, ..shard("", Some("c"), "b", true) },
+                    Shard {
+                        rejected: 1,
+                        ..shard("", Some("c"), "b", true)
+                    },
                     shard("c", None, "d", false),
                 ],
                 vec![span("c", Some("d"))],

@@ -1,6 +1,7 @@
 //! One member's view of the migration, and what people can ask of it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -88,7 +89,9 @@ pub enum OpenError {
     )]
     NotEmpty,
     /// Both are one.
-    #[error("the old and the new store are the same store; nothing can be moved from one to the other")]
+    #[error(
+        "the old and the new store are the same store; nothing can be moved from one to the other"
+    )]
     Same,
     /// The new store holds another migration.
     #[error(
@@ -97,7 +100,9 @@ pub enum OpenError {
     )]
     OtherOldStore,
     /// The records are of another version.
-    #[error("the new store holds a migration in format {0}, and this version of segue knows {FORMAT}")]
+    #[error(
+        "the new store holds a migration in format {0}, and this version of segue knows {FORMAT}"
+    )]
     Format(u32),
 }
 
@@ -139,9 +144,12 @@ pub struct Controller {
     pub(super) verifying: ArcSwapOption<Report>,
     /// Grows with each request to verify.
     pub(super) verify_wanted: watch::Sender<u64>,
+    /// The number of the latest verification that has ended.
+    pub(super) verifications_done: AtomicU64,
     pub(super) meter: std::sync::Mutex<Meter>,
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
+    vanished: AtomicBool,
 }
 
 impl Controller {
@@ -156,7 +164,10 @@ impl Controller {
         options: Options,
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
-        let of_new = |error| OpenError::Store { which: "new", error };
+        let of_new = |error| OpenError::Store {
+            which: "new",
+            error,
+        };
         let ledger = Ledger::new(new.clone());
         let plain = new.guarded(Guard::None);
         let state = loop {
@@ -164,7 +175,11 @@ impl Controller {
                 check_joinable(&entry.value, &old).await?;
                 break entry;
             }
-            begin(&ledger, &old, &new, &plain, &options).await?;
+            match begin(&ledger, &old, &new, &plain, &options).await {
+                // Another member has begun the same migration in this very moment.
+                Err(OpenError::NotEmpty) if has_state(&ledger).await.map_err(of_new)? => {}
+                begun => begun?,
+            }
         };
         let control = ledger.get::<Control>(CONTROL).await.map_err(of_new)?;
         let view = View {
@@ -186,8 +201,10 @@ impl Controller {
             past_counters: ArcSwap::default(),
             verifying: ArcSwapOption::empty(),
             verify_wanted: watch::Sender::new(0),
+            verifications_done: AtomicU64::new(0),
             meter: std::sync::Mutex::default(),
             started: Instant::now(),
+            vanished: AtomicBool::new(false),
             options,
             ledger,
             old,
@@ -228,7 +245,11 @@ impl Controller {
         let mut members = vec![(own.id.clone(), own.name.clone(), own.client_url.clone())];
         let others = view.fleet.iter().filter(|(id, _)| *id != own.id);
         members.extend(others.map(|(id, member)| {
-            (id.to_owned(), member.name.clone(), member.client_url.clone())
+            (
+                id.to_owned(),
+                member.name.clone(),
+                member.client_url.clone(),
+            )
         }));
         members
     }
@@ -252,7 +273,9 @@ impl Controller {
     /// Writes the switch key, as any client could, and waits for what becomes of it.
     pub async fn switch(&self, request: Request) -> Result<Switch> {
         let key = self.options.reserved.key(KEY);
-        self.router.put(Put::new(key.clone(), request.value())).await?;
+        self.router
+            .put(Put::new(key.clone(), request.value()))
+            .await?;
         let written = self.plain.range(Range::key(key)).await?.reply.kvs;
         let revision = written.first().map_or(0, |kv| kv.mod_revision.0);
         self.wake.notify_one();
@@ -264,9 +287,17 @@ impl Controller {
     /// Pauses or resumes the backfill, or changes its limits, for the whole fleet.
     pub async fn steer(&self, change: impl Fn(&mut Control)) -> Result<Control> {
         loop {
-            let mut entry = self.ledger.get::<Control>(CONTROL).await?.unwrap_or_default();
+            let mut entry = self
+                .ledger
+                .get::<Control>(CONTROL)
+                .await?
+                .unwrap_or_default();
             change(&mut entry.value);
-            if self.ledger.put(CONTROL, &entry.value, entry.version).await? {
+            if self
+                .ledger
+                .put(CONTROL, &entry.value, entry.version)
+                .await?
+            {
                 self.control.send_replace(entry.value);
                 self.wake.notify_one();
                 return Ok(entry.value);
@@ -274,10 +305,17 @@ impl Controller {
         }
     }
 
-    /// Asks for a verification, and answers how many were asked for before.
-    pub fn verify(&self) {
+    /// Asks for a verification, and answers its number; see [`Self::verifications_done`].
+    pub fn verify(&self) -> u64 {
         self.verify_wanted.send_modify(|wanted| *wanted += 1);
         self.wake.notify_one();
+        *self.verify_wanted.borrow()
+    }
+
+    /// The number of the latest verification asked of this member that has ended.
+    #[must_use]
+    pub fn verifications_done(&self) -> u64 {
+        self.verifications_done.load(Ordering::Relaxed)
     }
 
     /// The verification that is under way.
@@ -299,11 +337,35 @@ impl Controller {
     }
 
     /// What a decision has to take into account.
-    pub(super) async fn surroundings(&self, state: &State) -> Result<Surroundings> {
+    async fn surroundings(&self, state: &State) -> Result<Surroundings> {
+        self.surroundings_of(state, &self.view.load().fleet).await
+    }
+
+    /// The same, with the fleet as it was just seen.
+    pub(super) async fn surroundings_of(
+        &self,
+        state: &State,
+        fleet: &Fleet,
+    ) -> Result<Surroundings> {
         Ok(Surroundings {
             rejects: self.rejects().await?.len(),
-            behind: self.view.load().fleet.behind(state.epoch),
+            behind: fleet.behind(state.epoch),
         })
+    }
+
+    /// Takes a reading of the backfill's pace.
+    pub(super) fn mark(&self, progress: &Progress) {
+        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        meter.mark(progress, Instant::now());
+    }
+
+    /// Stops this member without a farewell, as if its process were killed.
+    pub fn vanish(&self) {
+        self.vanished.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn vanished(&self) -> bool {
+        self.vanished.load(Ordering::Relaxed)
     }
 
     /// Whether the switch to the normal phase would be refused now, and why.
@@ -375,6 +437,10 @@ impl Controller {
     }
 }
 
+async fn has_state(ledger: &Ledger) -> Result<bool> {
+    Ok(ledger.get::<State>(STATE).await?.is_some())
+}
+
 /// Writes the first state, unless another member does so first.
 async fn begin(
     ledger: &Ledger,
@@ -383,8 +449,14 @@ async fn begin(
     plain: &Arc<dyn GuardedStore>,
     options: &Options,
 ) -> Result<(), OpenError> {
-    let of_old = |error| OpenError::Store { which: "old", error };
-    let of_new = |error| OpenError::Store { which: "new", error };
+    let of_old = |error| OpenError::Store {
+        which: "old",
+        error,
+    };
+    let of_new = |error| OpenError::Store {
+        which: "new",
+        error,
+    };
     let identity = old.identity().await.map_err(of_old)?;
     if identity == new.identity().await.map_err(of_new)? {
         return Err(OpenError::Same);
@@ -430,7 +502,10 @@ async fn check_joinable(state: &State, old: &Arc<dyn OldStore>) -> Result<(), Op
         return Ok(());
     }
     let identity = old.identity().await;
-    match identity.map_err(|error| OpenError::Store { which: "old", error })? {
+    match identity.map_err(|error| OpenError::Store {
+        which: "old",
+        error,
+    })? {
         identity if identity == state.old => Ok(()),
         _ => Err(OpenError::OtherOldStore),
     }
@@ -439,5 +514,7 @@ async fn check_joinable(state: &State, old: &Arc<dyn OldStore>) -> Result<(), Op
 /// Milliseconds since 1970, for people.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }

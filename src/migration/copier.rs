@@ -237,7 +237,9 @@ impl Copier {
     /// cannot. A key whose lease has ended in the new store is claimed and needs no copy. A lease
     /// that came into the old store after the migration was opened is granted now.
     async fn mend_leases(&self, batch: &[KeyValue]) -> Result<(Vec<KeyValue>, Vec<Reject>)> {
-        let claimed = self.claimed(batch.iter().filter(|kv| kv.lease.is_some())).await?;
+        let claimed = self
+            .claimed(batch.iter().filter(|kv| kv.lease.is_some()))
+            .await?;
         let open: BTreeSet<LeaseId> = batch
             .iter()
             .filter(|kv| kv.lease.is_some() && !claimed.contains(&kv.key))
@@ -267,7 +269,10 @@ impl Copier {
             match self.old.get(vec![kv.key.clone()]).await?.pop().flatten() {
                 Some(now) if now.lease == kv.lease => rejects.push(Reject {
                     key: kv.key.clone(),
-                    reason: format!("it is attached to lease {:x}, which is no lease", kv.lease.0),
+                    reason: format!(
+                        "it is attached to lease {:x}, which is no lease",
+                        kv.lease.0
+                    ),
                 }),
                 Some(_) => {
                     return Err(StoreError::Unavailable(

@@ -4,28 +4,374 @@
 //! starts or stops the jobs that are this member's. Nothing here holds anything that a restart, or
 //! another member, could not find in the records.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::backfill::{Backfill, Progress};
+use super::backfill::Progress;
 use super::controller::{Controller, View, now_ms};
 use super::fleet::Fleet;
+use super::jobs::{self, Job, Jobs, Situation};
 use super::ledger::Entry;
-use super::phase::{Decision, Phase, Stage, State, Verified};
+use super::phase::{Decision, Phase, Stage, State};
 use super::records::{
-    CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Switch, VERIFY,
+    CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Switch,
 };
 use super::status::add;
-use super::switch::{KEY, seen};
-use super::verify::{Report, Verification};
-use super::{opening, rejects};
+use super::switch::{KEY, LOOK, seen};
 use crate::overlay::Overlay;
-use crate::store::{GuardedStore, Range_, Result, Store, StoreError, Watch};
+use crate::store::{Result, Store, StoreError, Watch, Watching};
 use crate::types::{Epoch, KeyRange, Range};
+
+/// A turn that takes longer has met a store that does not answer.
+const TURN: Duration = Duration::from_secs(10);
+
+/// What one member's loop keeps from turn to turn.
+pub(super) struct Driver {
+    shared: Arc<Controller>,
+    jobs: Jobs,
+    fleet: Fleet,
+    /// Ways that requests went before the present one, while something may be under way on them.
+    draining: Vec<CancellationToken>,
+    /// The epoch that requests are sent by.
+    routed: Option<Epoch>,
+    /// The spans are all published and will not change.
+    published: bool,
+    own: Entry<Member>,
+    begun: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<Controller>) -> Self {
+        let options = &shared.options;
+        let own = Entry {
+            value: Member {
+                name: options.name.clone(),
+                client_url: options.client_url.clone(),
+                admin: options.admin.clone(),
+                ..Member::default()
+            },
+            version: 0,
+        };
+        Self {
+            jobs: Jobs::new(shared.tasks.clone()),
+            shared,
+            fleet: Fleet::default(),
+            draining: Vec::new(),
+            routed: None,
+            published: false,
+            own,
+            begun: Instant::now(),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut switch = SwitchWatch::default();
+        loop {
+            match tokio::time::timeout(TURN, self.turn()).await {
+                Ok(Ok(())) => self.publish(None),
+                Ok(Err(error)) => self.publish(Some(error)),
+                Err(_) => self.publish(Some(StoreError::Unavailable(
+                    "the new store does not answer".into(),
+                ))),
+            }
+            tokio::select! {
+                () = shared.tasks.cancelled() => break,
+                () = tokio::time::sleep(shared.options.timing.look) => {}
+                () = shared.router.stale() => {}
+                () = shared.wake.notified() => {}
+                () = self.jobs.finished() => {}
+                () = drained(&self.draining) => {}
+                () = switch.changed(&shared) => {}
+            }
+        }
+        self.jobs.stop();
+        if !shared.vanished() {
+            // So that nobody waits for this member, and the backfill goes on elsewhere at once.
+            let name = format!("{MEMBERS}{}", shared.id());
+            let farewell = shared.ledger.remove(&name, self.own.version);
+            let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+        }
+    }
+
+    /// One look at the records, and what follows from it.
+    async fn turn(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let state = self.load_state().await?;
+        self.follow(&state.value);
+        self.beat().await?;
+        let owner = self.choose_owner().await?;
+        if let Some(control) = shared.ledger.get::<Control>(CONTROL).await? {
+            let changed = |now: &mut Control| {
+                let differs = *now != control.value;
+                *now = control.value;
+                differs
+            };
+            shared.control.send_if_modified(changed);
+        }
+        let progress = self.load_progress(&state.value).await?;
+        let switch = self.decide_switch(&state).await?;
+        let situation = Situation {
+            owner: owner.as_deref() == Some(shared.id()),
+            verify_wanted: *shared.verify_wanted.borrow(),
+        };
+        for job in jobs::wanted(
+            &state.value,
+            situation,
+            &self.jobs,
+            shared.options.auto_verify,
+        ) {
+            self.start(job, &state.value);
+        }
+        self.jobs.keep_only(&state.value, situation);
+        shared.view.store(Arc::new(View {
+            state,
+            fleet: self.fleet.clone(),
+            owner,
+            progress,
+            switch,
+            trouble: None,
+        }));
+        Ok(())
+    }
+
+    async fn load_state(&self) -> Result<Entry<State>> {
+        let state = self.shared.ledger.get::<State>(STATE).await?;
+        state.ok_or_else(|| StoreError::Broken("the record of the migration is gone".into()))
+    }
+
+    /// Sends requests the way that the state says, if that is another way than before.
+    fn follow(&mut self, state: &State) {
+        let shared = &self.shared;
+        if self.routed == Some(state.epoch) {
+            return;
+        }
+        let overlay = (state.phase == Phase::Migration && state.stage == Stage::Open).then(|| {
+            let new = shared.new.guarded(state.guard());
+            let reserved = shared.options.reserved.clone();
+            let overlay = Overlay::new(shared.old.clone(), new, state.base, reserved);
+            overlay.set_copied(shared.view.load().progress.copied_spans());
+            Arc::new(overlay)
+        });
+        let store: Option<Arc<dyn Store>> = match &overlay {
+            Some(overlay) => Some(overlay.clone()),
+            None if state.stage == Stage::Opening => None,
+            None => Some(shared.new.guarded(state.guard())),
+        };
+        if let Some(past) = shared.overlay.swap(overlay) {
+            let sum = add(**shared.past_counters.load(), past.counters());
+            shared.past_counters.store(Arc::new(sum));
+        }
+        self.draining.push(shared.router.serve(state.epoch, store));
+        self.routed = Some(state.epoch);
+        self.published = false;
+        info!(epoch = state.epoch.0, phase = %state.phase, "requests follow the new epoch");
+    }
+
+    /// Shows that this member lives, and which epoch it has nothing before of.
+    async fn beat(&mut self) -> Result<()> {
+        self.draining.retain(|drained| !drained.is_cancelled());
+        if self.draining.is_empty() {
+            self.own.value.acknowledged = self.routed.unwrap_or_default();
+        }
+        self.own.value.beat += 1;
+        let shared = Arc::clone(&self.shared);
+        let name = format!("{MEMBERS}{}", shared.id());
+        if shared
+            .ledger
+            .put(&name, &self.own.value, self.own.version)
+            .await?
+        {
+            self.own.version += 1;
+        } else {
+            // An earlier write was done though it seemed to fail, or the others took us for dead.
+            let present = shared.ledger.get::<Member>(&name).await?;
+            self.own.version = present.map_or(0, |entry| entry.version);
+        }
+        let now = self.begun.elapsed();
+        self.fleet.observe(shared.ledger.list(MEMBERS).await?, now);
+        for (id, version) in self.fleet.lapsed(now, shared.options.timing.lapse) {
+            if id != shared.id()
+                && shared
+                    .ledger
+                    .remove(&format!("{MEMBERS}{id}"), version)
+                    .await?
+            {
+                warn!(member = %id, "a member has not been heard of and is no longer waited for");
+            }
+        }
+        Ok(())
+    }
+
+    /// Who owns the jobs that only one member does; this member, if there is nobody.
+    async fn choose_owner(&self) -> Result<Option<String>> {
+        let shared = &self.shared;
+        let entry = shared.ledger.get::<Owner>(OWNER).await?.unwrap_or_default();
+        let owner = entry.value.member;
+        if self.fleet.get(&owner).is_some() {
+            return Ok(Some(owner));
+        }
+        let id = shared.id().to_owned();
+        let claim = Owner { member: id.clone() };
+        let done = shared.ledger.put(OWNER, &claim, entry.version).await?;
+        if done {
+            info!("this member owns the backfill now");
+        }
+        Ok(done.then_some(id))
+    }
+
+    /// How far the backfill is, told to the overlay.
+    async fn load_progress(&mut self, state: &State) -> Result<Progress> {
+        let shared = &self.shared;
+        if self.published {
+            return Ok(shared.view.load().progress.clone());
+        }
+        let progress = Progress::load(&shared.ledger).await?;
+        if let Some(overlay) = &*shared.overlay.load() {
+            overlay.set_copied(progress.copied_spans());
+        }
+        shared.mark(&progress);
+        // What was complete when the state was read is complete in what was read after it.
+        self.published = state.backfill_complete;
+        Ok(progress)
+    }
+
+    /// Looks at the switch key, and does what it says if that is safe.
+    async fn decide_switch(&self, state: &Entry<State>) -> Result<Switch> {
+        let shared = &self.shared;
+        let key = Range::key(shared.options.reserved.key(KEY));
+        let present = shared.plain.range(key).await?.reply.kvs.pop();
+        let entry = shared
+            .ledger
+            .get::<Switch>(SWITCH)
+            .await?
+            .unwrap_or_default();
+        let mut record = entry.value.clone();
+        if let Some(kv) = present
+            && kv.mod_revision.0 != record.revision
+        {
+            record = seen(kv.mod_revision.0, &kv.value);
+        }
+        let mut next = None;
+        if let (Outcome::Waiting, Some(to)) = (record.outcome, record.to) {
+            let around = shared.surroundings_of(&state.value, &self.fleet).await?;
+            let decision = state.value.may_switch(to, &around);
+            match decision {
+                _ if state.value.phase == to => {
+                    record.outcome = Outcome::Done;
+                    record.reason = format!("the phase is {to}");
+                }
+                Decision::Go(why) => {
+                    record.outcome = Outcome::Done;
+                    why.clone_into(&mut record.reason);
+                    next = Some(state.value.switched(to, now_ms()));
+                }
+                Decision::NoGo(why) => {
+                    record.reason = why;
+                    if !record.when_ready {
+                        record.outcome = Outcome::Refused;
+                    }
+                }
+            }
+        }
+        if record == entry.value {
+            return Ok(record);
+        }
+        let done = if let Some(next) = &next {
+            let record = Some((&record, entry.version));
+            shared.transit(state, next, record).await?
+        } else {
+            shared.ledger.put(SWITCH, &record, entry.version).await?
+        };
+        if !done {
+            // Another member was faster, or the state has changed: the next turn sees it.
+            shared.wake.notify_one();
+            return Ok(entry.value);
+        }
+        match (&next, record.outcome) {
+            (Some(next), _) => {
+                info!(phase = %next.phase, epoch = next.epoch.0, reason = %record.reason, "switched");
+                shared.wake.notify_one();
+            }
+            (None, Outcome::Refused) => {
+                warn!(value = %record.value, reason = %record.reason, "the switch is refused");
+            }
+            _ => {}
+        }
+        Ok(record)
+    }
+
+    fn start(&mut self, job: Job, state: &State) {
+        let shared = Arc::clone(&self.shared);
+        let state = state.clone();
+        match job {
+            Job::Opening => self
+                .jobs
+                .start(job, &state, jobs::open(shared, state.clone())),
+            Job::Backfill => self
+                .jobs
+                .start(job, &state, jobs::backfill(shared, state.clone())),
+            Job::Verification(number) => {
+                self.jobs
+                    .start(job, &state, jobs::verify(shared, state.clone(), number));
+            }
+            Job::Settling => self.jobs.start(job, &state, jobs::settle(shared)),
+        }
+    }
+
+    /// Shows how the turn went.
+    fn publish(&self, error: Option<StoreError>) {
+        if let Some(error) = error {
+            let before = self.shared.view();
+            let text = error.to_string();
+            if before.trouble.as_ref() != Some(&text) {
+                warn!(%error, "the migration's records cannot be read or written; trying again");
+            }
+            self.shared.view.store(Arc::new(View {
+                trouble: Some(text),
+                ..(*before).clone()
+            }));
+        }
+        self.shared.looks.send_modify(|looks| *looks += 1);
+    }
+}
+
+/// Returns when all are drained, unless there is none.
+async fn drained(draining: &[CancellationToken]) {
+    if draining.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    for token in draining {
+        token.cancelled().await;
+    }
+}
+
+/// A watch on the switch key, opened again when it ends. Only to be quick: the key is read in every
+/// turn anyhow.
+#[derive(Default)]
+struct SwitchWatch {
+    watching: Option<Watching>,
+}
+
+impl SwitchWatch {
+    async fn changed(&mut self, shared: &Controller) {
+        let key = KeyRange::One(shared.options.reserved.key(KEY));
+        if self.watching.is_none() {
+            match shared.plain.watch(Watch::of(key, None)).await {
+                Ok(watching) => self.watching = Some(watching),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
+        let Some(watching) = &mut self.watching else {
+            return;
+        };
+        if watching.items.next().await.is_none() {
+            self.watching = None;
+        }
+    }
+}

@@ -91,12 +91,21 @@ mod tests {
         let at = Duration::from_secs;
         let lapse = at(10);
         let mut fleet = Fleet::default();
-        fleet.observe(vec![("a".into(), record(1, 1)), ("b".into(), record(9, 1))], at(0));
-        fleet.observe(vec![("a".into(), record(1, 1)), ("b".into(), record(10, 1))], at(8));
+        fleet.observe(
+            vec![("a".into(), record(1, 1)), ("b".into(), record(9, 1))],
+            at(0),
+        );
+        fleet.observe(
+            vec![("a".into(), record(1, 1)), ("b".into(), record(10, 1))],
+            at(8),
+        );
         assert_eq!(fleet.lapsed(at(10), lapse), []);
         assert_eq!(fleet.lapsed(at(11), lapse), [("a".to_owned(), 1)]);
         assert_eq!(fleet.lapsed(at(18), lapse), [("a".to_owned(), 1)]);
-        fleet.observe(vec![("a".into(), record(2, 1)), ("b".into(), record(10, 1))], at(18));
+        fleet.observe(
+            vec![("a".into(), record(2, 1)), ("b".into(), record(10, 1))],
+            at(18),
+        );
         assert_eq!(fleet.lapsed(at(19), lapse), [("b".to_owned(), 1)]);
     }
 

@@ -38,9 +38,14 @@ impl OldLater {
         let open = || async {
             let store = (self.open)().await?;
             let identity = store.identity().await?;
-            if self.expected.as_ref().is_some_and(|expected| *expected != identity) {
+            if self
+                .expected
+                .as_ref()
+                .is_some_and(|expected| *expected != identity)
+            {
                 return Err(StoreError::Broken(
-                    "the old store is another one than the one that this migration began with".into(),
+                    "the old store is another one than the one that this migration began with"
+                        .into(),
                 ));
             }
             Ok(store)

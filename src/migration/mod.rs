@@ -13,8 +13,9 @@
 pub mod backfill;
 pub mod controller;
 pub mod copier;
-pub mod driver;
+mod driver;
 pub mod fleet;
+mod jobs;
 pub mod later;
 pub mod ledger;
 pub mod opening;

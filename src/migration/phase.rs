@@ -181,7 +181,9 @@ impl State {
             return NoGo("the migration is settled; nothing leads back from there".into());
         }
         if self.stage == Stage::Opening {
-            return NoGo("the migration is still being opened: leased keys are on their way".into());
+            return NoGo(
+                "the migration is still being opened: leased keys are on their way".into(),
+            );
         }
         match to {
             Phase::Passthrough => NoGo("there is no way to the passthrough phase".into()),
@@ -294,10 +296,18 @@ mod tests {
         };
         for (state, around, refused_for) in [
             (ready(), &nothing, None),
-            (of(&|s| s.backfill_complete = false), &nothing, Some("backfill")),
+            (
+                of(&|s| s.backfill_complete = false),
+                &nothing,
+                Some("backfill"),
+            ),
             (of(&|s| s.verified = None), &nothing, Some("not verified")),
             (of(&bad), &nothing, Some("differences")),
-            (of(&|s| s.epoch = s.epoch.next()), &nothing, Some("this epoch")),
+            (
+                of(&|s| s.epoch = s.epoch.next()),
+                &nothing,
+                Some("this epoch"),
+            ),
             (of(&|s| s.stage = Stage::Opening), &nothing, Some("opened")),
             (ready(), &rejects, Some("2 keys were rejected")),
             (ready(), &behind, Some("acknowledged epoch 2 yet: b")),
@@ -322,7 +332,12 @@ mod tests {
         check(&normal, Phase::Passthrough, &nothing, Some("no way"));
         check(&ready(), Phase::Settled, &nothing, Some("switch first"));
         let settled = normal.switched(Phase::Settled, 4);
-        check(&settled, Phase::Migration, &nothing, Some("nothing leads back"));
+        check(
+            &settled,
+            Phase::Migration,
+            &nothing,
+            Some("nothing leads back"),
+        );
         assert_eq!(settled.line(), None);
         assert_eq!(settled.guard(), Guard::None);
     }
@@ -334,7 +349,10 @@ mod tests {
             begun.clone(),
             begun.opened(2),
             begun.opened(2).switched(Phase::Normal, 3),
-            begun.opened(2).switched(Phase::Normal, 3).switched(Phase::Migration, 4),
+            begun
+                .opened(2)
+                .switched(Phase::Normal, 3)
+                .switched(Phase::Migration, 4),
         ];
         for (state, epoch) in states.iter().zip(1..) {
             let line = Line {
@@ -343,7 +361,13 @@ mod tests {
                 base: Revision(9),
             };
             assert_eq!(state.line(), Some(line));
-            assert_eq!(state.guard(), Guard::Epoch { epoch: Epoch(epoch), claims: true });
+            assert_eq!(
+                state.guard(),
+                Guard::Epoch {
+                    epoch: Epoch(epoch),
+                    claims: true
+                }
+            );
         }
     }
 }

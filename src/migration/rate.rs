@@ -58,21 +58,44 @@ impl Brake {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_slower_of_both_limits_holds() {
-        for (limits, seconds) in [
-            ((None, None), 0),
-            ((Some(100), None), 9),
-            ((None, Some(500)), 18),
-            ((Some(100), Some(500)), 18),
-            ((Some(0), Some(0)), 0),
+    #[test]
+    fn what_has_passed_is_paid_for_by_what_comes_next() {
+        let begin = Instant::now();
+        for (rate, amount, times, seconds) in [
+            (None, 100, 10, 0),
+            (Some(0), 100, 10, 0),
+            (Some(100), 100, 1, 0),
+            (Some(100), 100, 10, 9),
+            (Some(50), 1000, 3, 40),
+            (Some(u64::MAX), u64::MAX, 3, 2),
         ] {
-            let brake = Brake::default();
-            let begin = Instant::now();
-            for _ in 0..10 {
-                brake.pass((100, 1000), limits).await;
-            }
-            assert_eq!(begin.elapsed().as_secs(), seconds, "{limits:?}");
+            let mut meter = Meter::default();
+            let last = (0..times).map(|_| meter.book(begin, amount, rate)).last();
+            let waited = last.unwrap().duration_since(begin);
+            assert_eq!(waited.as_secs(), seconds, "{rate:?} {amount}");
         }
+    }
+
+    #[test]
+    fn a_rest_is_not_saved_up() {
+        let begin = Instant::now();
+        let mut meter = Meter::default();
+        meter.book(begin, 100, Some(100));
+        let later = begin + Duration::from_mins(1);
+        assert_eq!(meter.book(later, 100, Some(100)), later);
+        assert_eq!(
+            meter.book(later, 1, Some(100)),
+            later + Duration::from_secs(1)
+        );
+    }
+
+    #[tokio::test]
+    async fn without_limits_nothing_waits() {
+        let brake = Brake::default();
+        let begin = Instant::now();
+        for _ in 0..1000 {
+            brake.pass((u64::MAX, u64::MAX), (None, None)).await;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(5));
     }
 }

@@ -242,7 +242,6 @@ pub mod hex {
         use serde::de::Error;
 
         /// For serde.
-        #[expect(clippy::ref_option, reason = "serde prescribes it")]
         pub fn serialize<S: Serializer>(bytes: &Option<Bytes>, to: S) -> Result<S::Ok, S::Error> {
             match bytes {
                 Some(bytes) => to.serialize_some(&encode(bytes)),
@@ -253,9 +252,7 @@ pub mod hex {
         /// For serde.
         pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Bytes>, D::Error> {
             Option::<String>::deserialize(from)?
-                .map(|text| {
-                    decode(&text).ok_or_else(|| D::Error::custom("not hexadecimal digits"))
-                })
+                .map(|text| decode(&text).ok_or_else(|| D::Error::custom("not hexadecimal digits")))
                 .transpose()
         }
     }
@@ -300,7 +297,10 @@ mod tests {
         };
         assert_eq!(shard.copied_span(), KeyRange::span("a", Some(key("c"))));
         assert_eq!(shard.rest(), KeyRange::span("c", Some(key("z"))));
-        let done = Shard { done: true, ..shard };
+        let done = Shard {
+            done: true,
+            ..shard
+        };
         assert_eq!(done.copied_span(), KeyRange::span("a", Some(key("z"))));
     }
 

@@ -63,6 +63,14 @@ impl Router {
         }
     }
 
+    /// A router to `store` for good.
+    #[must_use]
+    pub fn to(store: Arc<dyn Store>) -> Self {
+        let router = Self::closed(Duration::ZERO);
+        router.serve(Epoch(0), Some(store));
+        router
+    }
+
     /// Sends what comes from now on to `store`; without one, lets it wait. The token that comes back
     /// is cancelled once nothing is under way any more on the way before.
     pub fn serve(&self, epoch: Epoch, store: Option<Arc<dyn Store>>) -> CancellationToken {
@@ -102,7 +110,10 @@ impl Router {
             // The fleet waits for this route's work before it calls a switch complete.
             drop(route);
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.patience);
-            if tokio::time::timeout_at(deadline, turns.changed()).await.is_err() {
+            if tokio::time::timeout_at(deadline, turns.changed())
+                .await
+                .is_err()
+            {
                 return Err(StoreError::Unavailable(
                     "the migration is changing its phase; nothing was done, try again".into(),
                 ));
@@ -146,7 +157,8 @@ impl Store for Router {
     }
 
     async fn compact(&self, at: Revision) -> Result<Answer<()>> {
-        self.run(|store| async move { store.compact(at).await }).await
+        self.run(|store| async move { store.compact(at).await })
+            .await
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
@@ -158,15 +170,18 @@ impl Store for Router {
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
-        self.run(|store| async move { store.grant(request).await }).await
+        self.run(|store| async move { store.grant(request).await })
+            .await
     }
 
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
-        self.run(|store| async move { store.revoke(id).await }).await
+        self.run(|store| async move { store.revoke(id).await })
+            .await
     }
 
     async fn keep_alive(&self, id: LeaseId) -> Result<Answer<Option<i64>>> {
-        self.run(|store| async move { store.keep_alive(id).await }).await
+        self.run(|store| async move { store.keep_alive(id).await })
+            .await
     }
 
     async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<Answer<Option<LeaseStatus>>> {
@@ -183,6 +198,7 @@ impl Store for Router {
     }
 
     async fn defragment(&self) -> Result<()> {
-        self.run(|store| async move { store.defragment().await }).await
+        self.run(|store| async move { store.defragment().await })
+            .await
     }
 }

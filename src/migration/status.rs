@@ -141,7 +141,9 @@ impl Controller {
                 Phase::Migration => state.is_verified(),
                 _ => state.verified.is_some_and(|verified| verified.good),
             },
-            verifying: self.verifying().map(|report: std::sync::Arc<Report>| report.compared),
+            verifying: self
+                .verifying()
+                .map(|report: std::sync::Arc<Report>| report.compared),
             rejects,
             blocked: match state.phase {
                 Phase::Migration => self.blocked().await?,

@@ -97,7 +97,11 @@ mod tests {
             ("normal when-ready now", Err(())),
             ("settled", Err(())),
         ] {
-            assert_eq!(Request::parse(value.as_bytes()).map_err(|_| ()), request, "{value:?}");
+            assert_eq!(
+                Request::parse(value.as_bytes()).map_err(|_| ()),
+                request,
+                "{value:?}"
+            );
         }
         assert!(Request::parse(&[0xff]).is_err());
     }

@@ -102,7 +102,11 @@ impl Verification {
             rest = self.step(span, &mut limits, &mut report).await?;
             progress(&report);
         }
-        let strays = if report.strays_expected { 0 } else { report.stray };
+        let strays = if report.strays_expected {
+            0
+        } else {
+            report.stray
+        };
         report.complete = true;
         report.good = report.missing + report.different + strays == 0;
         Ok(report)
@@ -117,9 +121,14 @@ impl Verification {
     ) -> Result<Option<KeyRange>> {
         let mut page = self.old.scan(span.clone(), limits.0, Content::Full).await?;
         limits.0 = adapted(limits.0, page.kvs.iter());
-        let old_end = page.more.then(|| page.last_key().map(|key| successor(key))).flatten();
+        let old_end = page
+            .more
+            .then(|| page.last_key().map(|key| successor(key)))
+            .flatten();
         if page.more && old_end.is_none() {
-            return Err(StoreError::Broken("the old store answered with an empty page".into()));
+            return Err(StoreError::Broken(
+                "the old store answered with an empty page".into(),
+            ));
         }
         let new_end = self.end_of_page(&span, limits.1).await?;
         let end = match (old_end, new_end) {
@@ -245,7 +254,11 @@ fn compare(page: &Page, claims: &[Claim], base: Revision, report: &mut Report) {
 
 fn difference(old: &KeyValue, new: &KeyValue) -> Option<String> {
     let numbers = [
-        ("create revision", old.create_revision.0, new.create_revision.0),
+        (
+            "create revision",
+            old.create_revision.0,
+            new.create_revision.0,
+        ),
         ("mod revision", old.mod_revision.0, new.mod_revision.0),
         ("version", old.version, new.version),
         ("lease", old.lease.0, new.lease.0),
@@ -321,13 +334,43 @@ mod tests {
         for (name, old, new, expected) in [
             ("same", vec![a()], vec![changed(&|_| {})], equal),
             ("not copied", vec![a()], vec![], missing),
-            ("value", vec![a()], vec![changed(&|kv| kv.value = "2".into())], different),
-            ("version", vec![a()], vec![changed(&|kv| kv.version = 2)], different),
-            ("created", vec![a()], vec![changed(&|kv| kv.create_revision = Revision(4))], different),
-            ("modified", vec![a()], vec![changed(&|kv| kv.mod_revision = Revision(10))], different),
+            (
+                "value",
+                vec![a()],
+                vec![changed(&|kv| kv.value = "2".into())],
+                different,
+            ),
+            (
+                "version",
+                vec![a()],
+                vec![changed(&|kv| kv.version = 2)],
+                different,
+            ),
+            (
+                "created",
+                vec![a()],
+                vec![changed(&|kv| kv.create_revision = Revision(4))],
+                different,
+            ),
+            (
+                "modified",
+                vec![a()],
+                vec![changed(&|kv| kv.mod_revision = Revision(10))],
+                different,
+            ),
             ("lease", vec![a()], vec![leased.clone()], different),
-            ("written since", vec![a()], vec![changed(&|kv| kv.mod_revision = Revision(11))], superseded),
-            ("deleted since", vec![a()], vec![Claim::Whiteout("a".into())], superseded),
+            (
+                "written since",
+                vec![a()],
+                vec![changed(&|kv| kv.mod_revision = Revision(11))],
+                superseded,
+            ),
+            (
+                "deleted since",
+                vec![a()],
+                vec![Claim::Whiteout("a".into())],
+                superseded,
+            ),
             ("from nowhere", vec![], vec![changed(&|_| {})], stray),
             ("expired in old", vec![], vec![leased], expired),
         ] {
@@ -343,16 +386,17 @@ mod tests {
             let mut wanted = [0; 6];
             wanted[expected] = 1;
             assert_eq!(counts, wanted, "{name}");
-            assert_eq!(report.findings.len(), usize::from(expected >= missing), "{name}");
+            assert_eq!(
+                report.findings.len(),
+                usize::from(expected >= missing),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn new_keys_of_clients_and_their_whiteouts_are_nobodys_concern() {
-        let new = [
-            Claim::Live(kv("b", "x", 11)),
-            Claim::Whiteout("c".into()),
-        ];
+        let new = [Claim::Live(kv("b", "x", 11)), Claim::Whiteout("c".into())];
         assert_eq!(found(&[], &new), Report::default());
     }
 

@@ -3,7 +3,7 @@
 use crate::types::Revision;
 
 /// The result of an operation on a store.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Why an operation on a store failed, and whether it may have happened all the same.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

@@ -1,0 +1,56 @@
+//! The admin API: HTTP on a listener of its own, for the commands, for scripts and for Prometheus.
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET /status` | everything about the migration, as JSON |
+//! | `POST /switch` `{"to": "normal", "when_ready": false}` | writes the switch key and answers what became of it |
+//! | `POST /pause`, `POST /resume` | the backfill |
+//! | `POST /rates` `{"keys": 5000, "bytes": null}` | its limits |
+//! | `POST /verify`, `GET /verify` | starts a verification; its report, or how far it is |
+//! | `POST /complete` | settles the migration |
+//! | `GET /rejects` | keys that the new store cannot take |
+//! | `GET /metrics` | for Prometheus |
+//! | `GET /` | the same for a browser |
+//!
+//! An error is `{"message": "…"}` with a status of 409 where something is refused because it is not
+//! safe, 503 where a store does not answer.
+
+mod routes;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::migration::Controller;
+
+/// What the admin API knows.
+#[derive(Clone)]
+pub struct Facts {
+    /// Where the etcd API is served.
+    pub listen: String,
+    /// Where the admin API is served.
+    pub admin: String,
+    /// The old store, without secrets.
+    pub old: Option<String>,
+    /// The new store, without secrets.
+    pub new: String,
+    /// The migration, if there is one.
+    pub controller: Option<Arc<Controller>>,
+    /// What was counted.
+    pub metrics: Arc<Metrics>,
+    /// When the server was started.
+    pub started: Instant,
+}
+
+/// Serves the admin API until `shutdown` is cancelled.
+pub async fn serve(listener: TcpListener, facts: Facts, shutdown: CancellationToken) {
+    let routes = routes::all(facts);
+    let stop = async move { shutdown.cancelled().await };
+    let served = axum::serve(listener, routes).with_graceful_shutdown(stop);
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the admin API has stopped");
+    }
+}

@@ -1,0 +1,27 @@
+//! `segue complete`
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::Client;
+use super::{Admin, Failure};
+
+/// Settle the migration for good
+///
+/// From the normal phase only, when all members have acknowledged it. The claims are removed and the
+/// old store is let go; nothing leads back. A new store that assigns revisions by itself (etcd)
+/// then shows its own: restart clients that hold on to revisions or watches.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  segue complete")]
+pub(super) struct Complete {
+    #[command(flatten)]
+    admin: Admin,
+}
+
+impl Complete {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let answer: Value = Client::new(&self.admin).post("/complete", None).await?;
+        println!("{}", answer["message"].as_str().unwrap_or_default());
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+//! `segue rejects`
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::Client;
+use super::{Admin, Failure};
+
+/// List the keys that the new store cannot take
+///
+/// They hold the switch back. Change or delete them through the proxy, then run `segue verify`,
+/// which tries them again.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  segue rejects --json")]
+pub(super) struct Rejects {
+    #[command(flatten)]
+    admin: Admin,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+impl Rejects {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let rejects: Vec<Value> = Client::new(&self.admin).get("/rejects").await?;
+        if self.json {
+            println!("{}", Value::from(rejects));
+            return Ok(());
+        }
+        for reject in &rejects {
+            let text = |name: &str| reject[name].as_str().unwrap_or_default().to_owned();
+            println!("{}: {}", text("key"), text("reason"));
+        }
+        if rejects.is_empty() {
+            println!("none");
+        }
+        Ok(())
+    }
+}

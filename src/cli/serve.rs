@@ -1,0 +1,122 @@
+//! `segue serve`
+
+use std::io::Write as _;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::config::Settings;
+use crate::migration::Timing;
+use crate::server::Server;
+
+const EXAMPLES: &str = "\
+Examples:
+  segue serve --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
+  segue serve --old sqlite:old.db --new sqlite:new.db --listen 0.0.0.0:2379
+  segue serve --new sqlite:data.db            etcd's API on SQLite, no migration
+  SEGUE_NEW_PASSWORD=… segue serve --old … --new etcd://root@10.0.0.1:2379
+  segue serve --config /etc/segue.toml
+
+Stores:
+  sqlite:PATH                                  a file
+  etcd://[USER[:PASSWORD]@]HOST:PORT[,…]       etcd, v3 API
+  etcd2://[USER[:PASSWORD]@]HOST:PORT[,…]      etcd, v2 keys API (old store only)
+  memory:                                      gone when the process ends
+
+Settings come from flags, then SEGUE_… variables, then the TOML file (the same names with `_`).
+A password on the command line can be seen by everybody on the machine: use a file or a variable.";
+
+/// Serve the etcd API, and migrate from the old store to the new one
+///
+/// Without --old the new store is served alone. With it, a migration begins, or goes on where it was:
+/// clients can use both stores as one at once, while every key is copied in the background. Several
+/// proxies with the same stores are one fleet.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let config = self
+            .settings
+            .complete()
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        log(&config.log)?;
+        let mut signals = Signals::new()?;
+        let server = tokio::select! {
+            started = Server::start(config, Timing::default()) => {
+                started.map_err(|error| Failure::Failed(error.to_string()))?
+            }
+            () = signals.next() => return Ok(()),
+        };
+        tokio::select! {
+            () = server.ready() => {
+                let mut out = std::io::stdout().lock();
+                let _ = writeln!(
+                    out,
+                    "segue is ready: etcd API on {}, admin on {}, phase {}",
+                    server.api,
+                    server.admin,
+                    server.phase()
+                );
+                let _ = out.flush();
+            }
+            () = signals.next() => return stop(server, &mut signals).await,
+        }
+        signals.next().await;
+        stop(server, &mut signals).await
+    }
+}
+
+async fn stop(server: Server, signals: &mut Signals) -> Result<(), Failure> {
+    tokio::select! {
+        left = server.stop() => match left.as_slice() {
+            [] => Ok(()),
+            left => Err(Failure::Failed(format!("did not end in time: {}", left.join(", ")))),
+        },
+        () = signals.next() => Err(Failure::Failed("stopped at once".into())),
+    }
+}
+
+fn log(filter: &str) -> Result<(), Failure> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) => filter,
+        Err(_) => filter.to_owned(),
+    };
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|error| Failure::Usage(format!("--log {filter}: {error}")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// What asks the process to end.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).map_err(|error| Failure::Failed(error.to_string()));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

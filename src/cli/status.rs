@@ -1,0 +1,287 @@
+//! `segue status`
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::client::Client;
+use super::{Admin, Failure};
+use crate::migration::records::Outcome;
+use crate::migration::status::Status as Report;
+
+/// How often the live view looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+const EXAMPLES: &str = "\
+Examples:
+  segue status
+  segue status --watch
+  segue status --json | jq .keys_left";
+
+/// Show how the migration stands
+///
+/// Phase, progress with an estimate of the time left, rejects, members, what the switch waits for,
+/// and which store answered the reads.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Status {
+    #[command(flatten)]
+    admin: Admin,
+    /// Print one JSON object, for scripts
+    #[arg(long)]
+    json: bool,
+    /// Show it live until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Status {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let client = Client::new(&self.admin);
+        loop {
+            let status: Report = client.get("/status").await?;
+            let text = if self.json {
+                json(&status, self.watch)?
+            } else {
+                render(&status)
+            };
+            if !self.watch {
+                println!("{text}");
+                return Ok(());
+            }
+            if self.json {
+                println!("{text}");
+            } else {
+                // Home, the text with every line's rest cleared, then everything below cleared.
+                let lines = text.replace('\n', "\x1b[K\n");
+                println!("\x1b[H{lines}\x1b[K\x1b[J");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn json(status: &Report, one_line: bool) -> Result<String, Failure> {
+    let text = if one_line {
+        serde_json::to_string(status)
+    } else {
+        serde_json::to_string_pretty(status)
+    };
+    text.map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// The status as people read it.
+fn render(status: &Report) -> String {
+    let mut out = String::new();
+    let stores = match &status.old {
+        Some(old) => format!("{old} → {}", status.new),
+        None => status.new.clone(),
+    };
+    line(&mut out, "stores", &stores);
+    let phase = if status.stage == "opening" {
+        format!(
+            "{} (opening: leased keys are on their way, clients wait)",
+            status.phase
+        )
+    } else {
+        status.phase.clone()
+    };
+    line(
+        &mut out,
+        "phase",
+        &format!("{phase}, epoch {}", status.epoch),
+    );
+    line(
+        &mut out,
+        "serving",
+        &format!(
+            "etcd API on {}, up {}",
+            status.listen,
+            span(status.uptime_s)
+        ),
+    );
+    if status.migration.is_empty() {
+        line(&mut out, "migration", "none: the new store is served alone");
+        return out.trim_end().to_owned();
+    }
+    line(&mut out, "backfill", &backfill(status));
+    let verified = match (status.verifying, status.verified) {
+        (Some(keys), _) => format!("under way: {} keys compared", number(keys)),
+        (None, true) => "yes: both stores agree".into(),
+        (None, false) => "no".into(),
+    };
+    line(&mut out, "verified", &verified);
+    let rejects = match status.rejects {
+        0 => "none".into(),
+        count => format!("{} (`segue rejects` lists them)", number(count)),
+    };
+    line(&mut out, "rejects", &rejects);
+    line(
+        &mut out,
+        "reads here",
+        &format!(
+            "{} by the new store alone, {} with the old one; {} keys copied up on demand",
+            number(status.reads_new),
+            number(status.reads_old),
+            number(status.copy_ups)
+        ),
+    );
+    if let Some(switch) = switch(status) {
+        line(&mut out, "switch", &switch);
+    }
+    for (index, member) in status.members.iter().enumerate() {
+        let name = if index == 0 { "members" } else { "" };
+        let marks = [
+            (member.this, "this one"),
+            (
+                status.owner.as_ref() == Some(&member.id),
+                "runs the backfill",
+            ),
+            (
+                member.acknowledged < status.epoch,
+                "has yet to acknowledge the epoch",
+            ),
+        ];
+        let marks: Vec<&str> = marks
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, mark)| *mark)
+            .collect();
+        let marks = if marks.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", marks.join(", "))
+        };
+        line(&mut out, name, &format!("{}{marks}", member.name));
+    }
+    if let Some(trouble) = &status.trouble {
+        line(&mut out, "trouble", trouble);
+    }
+    out.trim_end().to_owned()
+}
+
+fn backfill(status: &Report) -> String {
+    let total = status.keys_copied + status.rejects + status.keys_left;
+    if status.backfill_complete {
+        return format!(
+            "complete: {} keys, {}",
+            number(status.keys_copied),
+            bytes(status.bytes_copied)
+        );
+    }
+    let percent = (status.keys_copied * 100).checked_div(total).unwrap_or(0);
+    let mut text = format!(
+        "{percent} %: {} keys copied, {} left, {}",
+        number(status.keys_copied),
+        number(status.keys_left),
+        bytes(status.bytes_copied)
+    );
+    if status.paused {
+        text.push_str("; paused (`segue resume`)");
+        return text;
+    }
+    let _ = write!(
+        text,
+        "; {} keys/s, {}/s",
+        number(status.keys_per_s),
+        bytes(status.bytes_per_s)
+    );
+    if let Some(eta) = status.eta_s {
+        let _ = write!(text, ", about {} left", span(eta));
+    }
+    text
+}
+
+fn switch(status: &Report) -> Option<String> {
+    let latest = &status.switch;
+    match (latest.outcome, &status.blocked) {
+        (Outcome::Refused, _) => Some(format!("`{}` was refused: {}", latest.value, latest.reason)),
+        (Outcome::Waiting, _) => Some(format!("`{}` waits: {}", latest.value, latest.reason)),
+        (_, Some(why)) if status.phase == "migration" => Some(format!("not yet: {why}")),
+        (_, None) if status.phase == "migration" => {
+            Some("ready: `segue switch` goes to the normal phase".into())
+        }
+        _ => None,
+    }
+}
+
+fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "{name:<11} {text}");
+}
+
+/// A number with its thousands set apart.
+fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut tenths = u128::from(bytes) * 10;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]),
+    }
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_easy_to_read() {
+        assert_eq!(number(1_234_567), "1,234,567");
+        assert_eq!(number(12), "12");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(3 << 20), "3.0 MiB");
+        assert_eq!(span(59), "59 s");
+        assert_eq!(span(3700), "1 h 1 min");
+    }
+
+    #[test]
+    fn people_see_what_the_switch_waits_for() {
+        let status = Report {
+            phase: "migration".into(),
+            migration: "m".into(),
+            keys_copied: 30,
+            keys_left: 10,
+            eta_s: Some(61),
+            blocked: Some("the backfill is not complete".into()),
+            ..Report::default()
+        };
+        let text = render(&status);
+        for part in [
+            "75 %",
+            "10 left",
+            "about 1 min 1 s",
+            "not yet: the backfill",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

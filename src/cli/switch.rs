@@ -1,0 +1,88 @@
+//! `segue switch`
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{Admin, Failure};
+use crate::migration::records::Outcome;
+use crate::migration::status::Status;
+
+/// How often to look whether the switch has come through.
+const LOOK: Duration = Duration::from_millis(250);
+
+const EXAMPLES: &str = "\
+Examples:
+  segue switch                        to the normal phase: the old store is no longer asked
+  segue switch --when-ready --wait    as soon as backfill and verification are done
+  segue switch migration              back to the migration phase
+
+The same with any etcd client: etcdctl put segue/switch normal
+(or `true`, `migration`; with ` when-ready` behind it to let it wait).";
+
+/// Switch the fleet to another phase
+///
+/// Refused, with the reason and exit code 3, while it is not safe: until every key is copied and the
+/// copy is verified.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Switch {
+    #[command(flatten)]
+    admin: Admin,
+    /// The phase to go to
+    #[arg(value_enum, default_value = "normal")]
+    to: To,
+    /// If it is not safe yet, do it as soon as it is
+    #[arg(long)]
+    when_ready: bool,
+    /// Return when all members have acknowledged the switch
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum To {
+    Normal,
+    Migration,
+}
+
+impl Switch {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let client = Client::new(&self.admin);
+        let to = match self.to {
+            To::Normal => "normal",
+            To::Migration => "migration",
+        };
+        let body = json!({ "to": to, "when_ready": self.when_ready });
+        let answer: Value = client.post("/switch", Some(body)).await?;
+        let message = answer["message"].as_str().unwrap_or_default();
+        match answer["switch"]["outcome"].as_str() {
+            Some("waiting") => println!("the switch to {to} waits until it is safe: {message}"),
+            _ => println!("switched to {to}: {message}"),
+        }
+        if self.wait {
+            wait(&client, to).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn wait(client: &Client, to: &str) -> Result<(), Failure> {
+    loop {
+        let status: Status = client.get("/status").await?;
+        let all = status
+            .members
+            .iter()
+            .all(|member| member.acknowledged >= status.epoch);
+        if status.phase == to && all {
+            println!("all {} members are in the {to} phase", status.members.len());
+            return Ok(());
+        }
+        if status.switch.outcome == Outcome::Refused {
+            return Err(Failure::Refused(status.switch.reason));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

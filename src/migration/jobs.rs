@@ -1,0 +1,371 @@
+//! The jobs that one member does for all, and when.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{info, warn};
+
+use super::backfill::Backfill;
+use super::controller::{Controller, now_ms};
+use super::ledger::write;
+use super::phase::{Phase, Stage, State, Verified};
+use super::records::{STATE, VERIFY};
+use super::verify::{Report, Verification};
+use super::{opening, rejects};
+use crate::store::{RecordTxn, Result, StoreError};
+use crate::tasks::Tasks;
+use crate::types::Epoch;
+
+/// How long a job waits when a store has failed, before it tries again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Leases and leased keys.
+    Opening,
+    /// All keys.
+    Backfill,
+    /// Comparing; asked for so many times.
+    Verification(u64),
+    /// Dropping claims.
+    Settling,
+}
+
+/// What the choice of jobs depends on besides the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Situation {
+    /// This member owns the jobs.
+    pub owner: bool,
+    /// How often people have asked this member for a verification.
+    pub verify_wanted: u64,
+}
+
+/// The jobs that run.
+pub(super) struct Jobs {
+    tasks: Tasks,
+    running: Vec<(Job, Epoch, JoinHandle<()>)>,
+    /// Requests to verify that were taken up.
+    verified: u64,
+    finished: Arc<Notify>,
+}
+
+impl Jobs {
+    pub(super) fn new(tasks: Tasks) -> Self {
+        Self {
+            tasks,
+            running: Vec::new(),
+            verified: 0,
+            finished: Arc::default(),
+        }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        job: Job,
+        state: &State,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        if let Job::Verification(wanted) = job {
+            self.verified = wanted;
+        }
+        let finished = Arc::clone(&self.finished);
+        let token = self.tasks.token().clone();
+        let handle = self.tasks.spawn(format!("{job:?}"), async move {
+            tokio::select! {
+                () = work => {}
+                () = token.cancelled() => {}
+            }
+            finished.notify_one();
+        });
+        self.running.push((job, state.epoch, handle));
+    }
+
+    /// Stops what is not this member's any more, or belongs to an epoch that is over.
+    pub(super) fn keep_only(&mut self, state: &State, situation: Situation) {
+        self.running.retain(|(job, epoch, handle)| {
+            let kept =
+                *epoch == state.epoch && (situation.owner || matches!(job, Job::Verification(_)));
+            if !kept {
+                handle.abort();
+            }
+            kept && !handle.is_finished()
+        });
+    }
+
+    pub(super) fn stop(&mut self) {
+        let handles = self
+            .running
+            .drain(..)
+            .map(|(_, _, handle)| handle.abort_handle());
+        handles.for_each(|handle: AbortHandle| handle.abort());
+    }
+
+    /// Returns when a job has ended.
+    pub(super) async fn finished(&self) {
+        self.finished.notified().await;
+    }
+
+    fn runs(&self, like: Job, epoch: Epoch) -> bool {
+        self.running.iter().any(|(job, of, handle)| {
+            std::mem::discriminant(job) == std::mem::discriminant(&like)
+                && *of == epoch
+                && !handle.is_finished()
+        })
+    }
+}
+
+/// The jobs that are to be started now.
+pub(super) fn wanted(
+    state: &State,
+    situation: Situation,
+    jobs: &Jobs,
+    auto_verify: bool,
+) -> Vec<Job> {
+    let asked = situation.verify_wanted > jobs.verified;
+    let mut wanted = choose(state, situation.owner, auto_verify, asked);
+    for job in &mut wanted {
+        if let Job::Verification(number) = job {
+            *number = situation.verify_wanted;
+        }
+    }
+    wanted.retain(|job| !jobs.runs(*job, state.epoch));
+    wanted
+}
+
+/// The jobs that a state asks for.
+fn choose(state: &State, owner: bool, auto_verify: bool, asked: bool) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let open = state.stage == Stage::Open;
+    let moving = matches!(state.phase, Phase::Migration | Phase::Normal);
+    if owner && !open {
+        jobs.push(Job::Opening);
+    }
+    if owner && open && state.phase == Phase::Migration && !state.backfill_complete {
+        jobs.push(Job::Backfill);
+    }
+    let due = owner
+        && auto_verify
+        && state.phase == Phase::Migration
+        && state.backfill_complete
+        && state
+            .verified
+            .is_none_or(|verified| verified.epoch != state.epoch);
+    if open && moving && (asked || due) {
+        jobs.push(Job::Verification(0));
+    }
+    if owner && state.phase == Phase::Settled && !state.claims_dropped {
+        jobs.push(Job::Settling);
+    }
+    jobs
+}
+
+/// Brings leases and leased keys over, then lets clients in.
+pub(super) async fn open(shared: Arc<Controller>, state: State) {
+    let new = shared.new.guarded(state.guard());
+    until_done("opening the migration", || async {
+        let keys = opening::copy_leased(&shared.ledger, &shared.old, &new).await?;
+        let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+            return Ok(());
+        };
+        if entry.value.epoch == state.epoch
+            && shared
+                .transit(&entry, &entry.value.opened(now_ms()), None)
+                .await?
+        {
+            info!(leased_keys = keys, "the migration is open");
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Copies everything, then says so.
+pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
+    let backfill = Backfill {
+        ledger: shared.ledger.clone(),
+        old: shared.old.clone(),
+        new: shared.new.guarded(state.guard()),
+        parallel: shared.options.parallel,
+        control: shared.control.subscribe(),
+        trouble: shared.backfill_trouble.clone(),
+    };
+    info!("the backfill runs here");
+    if backfill.run().await.is_err() {
+        return;
+    }
+    until_done("recording that the backfill is complete", || async {
+        let done = shared
+            .amend(|now| {
+                let ours = now.epoch == state.epoch && !now.backfill_complete;
+                now.backfill_complete |= ours;
+                // What was found before there was everything is of no interest.
+                now.verified = now.verified.filter(|_| !ours);
+                ours
+            })
+            .await?;
+        if done {
+            info!("the backfill is complete");
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Tries rejects again, compares everything, and records what was found.
+pub(super) async fn verify(shared: Arc<Controller>, state: State, number: u64) {
+    until_done("verifying", || verify_once(&shared, &state)).await;
+    shared.verifying.store(None);
+    shared
+        .verifications_done
+        .fetch_max(number, Ordering::Relaxed);
+}
+
+async fn verify_once(shared: &Controller, state: &State) -> Result<()> {
+    let new = shared.new.guarded(state.guard());
+    if state.phase == Phase::Migration {
+        rejects::retry(&shared.ledger, &shared.old, &new).await?;
+    }
+    let verification = Verification {
+        old: shared.old.clone(),
+        new,
+        base: state.base,
+    };
+    let begin = Report {
+        epoch: state.epoch,
+        strays_expected: state.nonempty,
+        ..Report::default()
+    };
+    let progress = |report: &Report| shared.verifying.store(Some(Arc::new(report.clone())));
+    progress(&begin);
+    let mut report = verification.run(begin, &progress).await?;
+    report.finished_ms = now_ms();
+    loop {
+        let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+            return Ok(());
+        };
+        if entry.value.epoch != state.epoch {
+            return Ok(());
+        }
+        let mut next = entry.value.clone();
+        next.verified = Some(Verified {
+            epoch: state.epoch,
+            good: report.good,
+        });
+        let txn = RecordTxn {
+            expect: vec![(STATE.to_owned(), entry.version)],
+            writes: vec![write(STATE, &next), write(VERIFY, &report)],
+            line: None,
+        };
+        if shared.ledger.write(txn).await? {
+            let Report {
+                compared,
+                missing,
+                different,
+                stray,
+                ..
+            } = report;
+            info!(
+                good = report.good,
+                compared, missing, different, stray, "verified"
+            );
+            return Ok(());
+        }
+    }
+}
+
+/// Drops the claims, which nobody asks for any more.
+pub(super) async fn settle(shared: Arc<Controller>) {
+    until_done("dropping claims", || async {
+        shared.new.drop_claims().await?;
+        let dropped = |now: &mut State| {
+            let ours = now.phase == Phase::Settled && !now.claims_dropped;
+            now.claims_dropped |= ours;
+            ours
+        };
+        if shared.amend(dropped).await? {
+            info!("nothing is left of the migration but its records");
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Tries until it works, or until the epoch is over.
+async fn until_done<F: Future<Output = Result<()>>>(what: &str, work: impl Fn() -> F) {
+    loop {
+        match work().await {
+            Ok(()) | Err(StoreError::StaleEpoch) => return,
+            Err(error) => {
+                warn!(%error, "{what}: trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Revision;
+
+    #[test]
+    fn each_state_has_its_jobs() {
+        let begun = State::begin("m".into(), "old".into(), Revision(9), false, 1);
+        let open = begun.opened(2);
+        let copied = State {
+            backfill_complete: true,
+            ..open.clone()
+        };
+        let bad = State {
+            verified: Some(Verified {
+                epoch: copied.epoch,
+                good: false,
+            }),
+            ..copied.clone()
+        };
+        let normal = bad.switched(Phase::Normal, 3);
+        let settled = normal.switched(Phase::Settled, 4);
+        let done = State {
+            claims_dropped: true,
+            ..settled.clone()
+        };
+        let verification = Job::Verification(0);
+        for (state, owner, auto, asked, jobs) in [
+            (&begun, true, true, false, vec![Job::Opening]),
+            (&begun, false, true, false, vec![]),
+            (&open, true, true, false, vec![Job::Backfill]),
+            (&open, false, true, false, vec![]),
+            (&open, false, true, true, vec![verification]),
+            (&copied, true, true, false, vec![verification]),
+            (&copied, true, false, false, vec![]),
+            (&copied, false, true, false, vec![]),
+            (&copied, false, false, true, vec![verification]),
+            // Once by itself; more often only if somebody asks.
+            (&bad, true, true, false, vec![]),
+            (&bad, true, true, true, vec![verification]),
+            (&normal, true, true, false, vec![]),
+            (&normal, false, true, true, vec![verification]),
+            (
+                &normal.switched(Phase::Migration, 5),
+                true,
+                true,
+                false,
+                vec![verification],
+            ),
+            (&settled, true, true, true, vec![Job::Settling]),
+            (&settled, false, true, false, vec![]),
+            (&done, true, true, true, vec![]),
+        ] {
+            assert_eq!(
+                choose(state, owner, auto, asked),
+                jobs,
+                "{state:?} {owner} {auto} {asked}"
+            );
+        }
+    }
+}
