@@ -497,3 +497,13 @@ fn holds(compare: &Compare, kv: &KeyValue) -> bool {
 fn holds_of_nothing(compare: &Compare) -> bool {
     !matches!(compare.target, CompareTarget::Value(_)) && holds(compare, &KeyValue::default())
 }
+
+/// Whether `compare` holds of all pairs that it is about, or of nothing where there are none.
+#[must_use]
+pub fn holds_of_all<'a>(compare: &Compare, pairs: impl IntoIterator<Item = &'a KeyValue>) -> bool {
+    let mut pairs = pairs.into_iter().peekable();
+    if pairs.peek().is_none() {
+        return holds_of_nothing(compare);
+    }
+    pairs.all(|kv| holds(compare, kv))
+}

@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod etcd2;
+pub mod etcd3;
 pub mod eval;
 pub mod feed;
 pub mod lease;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::etcd2::Etcd2;
+use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
-use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
+use super::{Guard, NewStore, OldStore, RequestError, Result, StoreUrl};
 use crate::types::Reserved;
 
 /// Opens the store at `url` for a migration to go to. One that lives in a file is created if need be.
@@ -29,7 +30,7 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
             };
             Ok(sql::sqlite::open(path, options).await?)
         }
-        StoreUrl::Etcd(_) => Err(not_built(url)),
+        StoreUrl::Etcd(cluster) => Ok(Arc::new(Etcd3::open(cluster, reserved.clone()).await?)),
     }
 }
 
@@ -54,7 +55,11 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store, identity)))
         }
-        StoreUrl::Memory | StoreUrl::Etcd(_) => {
+        StoreUrl::Etcd(cluster) => {
+            let store = OldEtcd3::open(cluster, reserved.clone()).await?;
+            Ok(Arc::new(store))
+        }
+        StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
@@ -72,10 +77,6 @@ fn check_account(url: &StoreUrl) -> Result<()> {
         ))
         .into()),
     }
-}
-
-fn not_built(url: &StoreUrl) -> StoreError {
-    RequestError::Unsupported(format!("{url} is not supported by this version yet")).into()
 }
 
 #[cfg(test)]

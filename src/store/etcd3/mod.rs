@@ -1,0 +1,111 @@
+//! etcd v3 as a store: as the new one of a migration, by itself, and as the old one.
+//!
+//! Without a line everything is passed through. With one, three things are added.
+//!
+//! - **Claims.** A key is claimed if its claim record exists. The record is written once, in the
+//!   transaction that first writes or copies up the key, never changed, and has no lease: so a key that is
+//!   deleted, or that etcd lets expire by itself, leaves a whiteout behind without anybody's doing.
+//! - **Numbers.** Clients see etcd's revisions shifted by an offset that is fixed when the line is set. The
+//!   claim record of a key that was copied up holds the numbers that the key had in the old store, which
+//!   clients see for as long as the key lives on. Copy-ups and records take revisions of etcd's, so
+//!   clients see gaps, never a repetition.
+//! - **The epoch.** Every transaction and every read has the condition that the epoch still stands. etcd cannot put
+//!   grants, revokes and compactions into transactions: for these the epoch is read just before.
+//!
+//! What belongs to the store itself lies below `segue/_/` (under the reserved prefix): `epoch`, `line`,
+//! `claim/KEY` and `record/NAME`.
+//!
+//! Modules: [`client`] (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
+//! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
+//! `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `records`; `tail`
+//! (watches); `old`.
+
+mod claims;
+mod client;
+mod copy_up;
+mod decide;
+mod errors;
+mod late;
+mod names;
+mod numbers;
+mod old;
+mod ops;
+mod records;
+mod session;
+mod snapshot;
+mod tail;
+mod txn;
+mod view;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use client::Client;
+use names::Names;
+use records::StoredLine;
+use view::View;
+
+use super::Result;
+use super::url::Cluster;
+use crate::types::Reserved;
+
+pub use old::OldEtcd3;
+
+/// An etcd cluster as a new store.
+pub struct Etcd3 {
+    shared: Arc<Shared>,
+}
+
+/// What all handles on the store share.
+struct Shared {
+    client: Client,
+    names: Arc<Names>,
+    plain: Arc<View>,
+    /// The view under the latest line that a handle was made for.
+    under_line: Mutex<Option<Arc<View>>>,
+}
+
+impl Etcd3 {
+    /// Connects to a cluster and makes sure that it answers and lets us in.
+    pub async fn open(cluster: &Cluster, reserved: Reserved) -> Result<Self> {
+        let client = Client::open(cluster).await?;
+        let names = Arc::new(Names::new(&reserved));
+        let plain = Arc::new(View::plain(client.clone(), names.clone()));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                client,
+                names,
+                plain,
+                under_line: Mutex::new(None),
+            }),
+        })
+    }
+}
+
+impl Shared {
+    /// The store as it is to be seen under `line`. Handles of different epochs share it, and with it
+    /// the claims that are known, for as long as the numbers stay the same.
+    fn view(&self, line: &StoredLine) -> Arc<View> {
+        let numbers = line.numbers();
+        let mut view = self
+            .under_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let view = match &*view {
+            Some(view) if view.numbers == numbers => view.clone(),
+            _ => {
+                let new = View::under_line(self.client.clone(), self.names.clone(), numbers);
+                view.insert(Arc::new(new)).clone()
+            }
+        };
+        view.set_copied_until(line.copied_until());
+        view
+    }
+
+    /// Forgets what was known under the last line.
+    fn forget_views(&self) {
+        *self
+            .under_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

@@ -1,0 +1,331 @@
+//! Operations under a guard: what every one of them shares.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+
+use super::Shared;
+use super::decide::Decided;
+use super::txn::{Plan, Writer, finish_range, pairs, written_keys};
+use super::view::{View, compare, header_revision, range_op, range_request, range_response, txn_op};
+use crate::proto::etcdserverpb as pb;
+use crate::store::{CopyUp, Guard, GuardedStore, Read, ReadReply, Result, StoreError};
+use crate::types::{Answer, KeyRange, KeyValue, Revision, Txn, TxnReply};
+use pb::compare::{CompareResult, TargetUnion};
+
+/// How often a transaction is tried again whose conditions had to be decided beforehand, while
+/// others keep changing what they are about.
+const TRIES_MAX: usize = 20;
+/// Operations that a transaction may have so that claims can be added to it.
+const OPS_WITH_CLAIMS_MAX: usize = 120;
+
+/// A handle on the store that holds to a guard.
+pub(super) struct Guarded {
+    shared: Arc<Shared>,
+    guard: Guard,
+    session: OnceCell<Session>,
+}
+
+/// What a handle knows once it has read the line.
+pub(super) struct Session {
+    pub(super) view: Arc<View>,
+    /// The condition that the epoch still stands, where the guard names one.
+    pub(super) epoch: Option<pb::Compare>,
+    /// Writes of keys whose claim is not known leave one.
+    pub(super) leave_claims: bool,
+}
+
+impl Guarded {
+    pub(super) fn new(shared: Arc<Shared>, guard: Guard) -> Self {
+        Self {
+            shared,
+            guard,
+            session: OnceCell::new(),
+        }
+    }
+
+    /// The session. The line is read once: it does not change within an epoch, and a transaction of
+    /// an earlier epoch fails.
+    pub(super) async fn session(&self) -> Result<&Session> {
+        self.session.get_or_try_init(|| self.begin()).await
+    }
+
+    async fn begin(&self) -> Result<Session> {
+        let line = self.shared.read_line().await?;
+        match self.guard {
+            Guard::None => Ok(match line {
+                None => Session {
+                    view: self.shared.plain.clone(),
+                    epoch: None,
+                    leave_claims: false,
+                },
+                Some(line) => Session {
+                    view: self.shared.view(&line),
+                    epoch: None,
+                    leave_claims: line.line.claims,
+                },
+            }),
+            Guard::Epoch { epoch, claims } => {
+                let line = line
+                    .filter(|line| line.line.epoch == epoch)
+                    .ok_or(StoreError::StaleEpoch)?;
+                let view = self.shared.view(&line);
+                Ok(Session {
+                    epoch: Some(compare(
+                        &KeyRange::One(view.names.epoch.clone()),
+                        CompareResult::Equal,
+                        TargetUnion::Value(super::records::epoch_value(epoch)),
+                    )),
+                    view,
+                    leave_claims: claims,
+                })
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Reads the epoch, so that a failed transaction can tell whether that was why.
+    pub(super) fn epoch_op(&self) -> pb::RequestOp {
+        range_op(range_request(&KeyRange::One(self.view.names.epoch.clone())))
+    }
+
+    /// Whether the epoch, as read by [`Self::epoch_op`], is the guard's.
+    pub(super) fn epoch_stands(&self, response: Option<pb::ResponseOp>) -> bool {
+        let Some(TargetUnion::Value(wanted)) =
+            self.epoch.as_ref().and_then(|epoch| epoch.target_union.as_ref())
+        else {
+            return true;
+        };
+        let range = response.and_then(range_response).unwrap_or_default();
+        range.kvs.first().is_some_and(|kv| kv.value == wanted)
+    }
+
+    /// The revision that clients see, from a response's header.
+    pub(super) fn revision(&self, header: Option<&pb::ResponseHeader>) -> Revision {
+        self.view.numbers.visible(header_revision(header))
+    }
+
+    /// Asserts the epoch for an operation that etcd cannot run in a transaction, and answers etcd's
+    /// revision.
+    pub(super) async fn check_epoch(&self) -> Result<i64> {
+        let mut request = range_request(&KeyRange::One(self.view.names.epoch.clone()));
+        request.count_only = self.epoch.is_none();
+        let response = self.view.client.range(request).await?;
+        let revision = header_revision(response.header.as_ref());
+        let op = pb::ResponseOp {
+            response: Some(pb::response_op::Response::ResponseRange(response)),
+        };
+        if self.epoch_stands(Some(op)) {
+            Ok(revision)
+        } else {
+            Err(StoreError::StaleEpoch)
+        }
+    }
+
+    /// Runs a transaction whose only condition is the epoch.
+    pub(super) async fn run(
+        &self,
+        success: Vec<pb::RequestOp>,
+        writes: bool,
+    ) -> Result<pb::TxnResponse> {
+        let request = pb::TxnRequest {
+            compare: self.epoch.iter().cloned().collect(),
+            success,
+            failure: Vec::new(),
+        };
+        let response = self.send(request, writes).await?;
+        if response.succeeded {
+            Ok(response)
+        } else {
+            Err(StoreError::StaleEpoch)
+        }
+    }
+
+    async fn send(&self, request: pb::TxnRequest, writes: bool) -> Result<pb::TxnResponse> {
+        if writes {
+            self.view.client.txn(request).await
+        } else {
+            self.view.client.read(request).await
+        }
+    }
+
+    /// Runs a client's transaction.
+    pub(super) async fn txn(&self, txn: Txn) -> Result<Answer<TxnReply>> {
+        let writes = !txn.is_read_only();
+        let leave_claims = self.leave_claims && self.claims_fit(&txn).await?;
+        let mut decided = Decided::read(self, &txn).await?;
+        if decided.truths.is_empty() {
+            let answer = self.attempt(txn, decided, leave_claims, writes).await?;
+            return answer.ok_or(StoreError::StaleEpoch);
+        }
+        for _ in 0..TRIES_MAX {
+            let attempt = self.attempt(txn.clone(), decided, leave_claims, writes);
+            if let Some(answer) = attempt.await? {
+                return Ok(answer);
+            }
+            decided = Decided::read(self, &txn).await?;
+        }
+        Err(StoreError::Unavailable(
+            "too many others change what the transaction compares".into(),
+        ))
+    }
+
+    /// Runs a client's transaction, unless what was decided beforehand is no longer so.
+    async fn attempt(
+        &self,
+        txn: Txn,
+        decided: Decided,
+        leave_claims: bool,
+        writes: bool,
+    ) -> Result<Option<Answer<TxnReply>>> {
+        let mut writer = Writer::new(&self.view, leave_claims, &decided.claims, &decided.truths);
+        let (request, plan) = writer.txn(txn)?;
+        let failure_may_run = plan.failure_only_reads() || request.compare.is_empty();
+        let within = !decided.guards.is_empty() || (self.epoch.is_some() && !failure_may_run);
+        let sent = if within {
+            self.run_within(request, decided.guards, &plan, writes).await?
+        } else {
+            Some(self.run_beside(request, &plan, writes).await?)
+        };
+        let Some((revision, mut reply)) = sent else {
+            return Ok(None);
+        };
+        self.finish(&plan, &mut reply).await?;
+        Ok(Some(Answer { revision, reply }))
+    }
+
+    /// Runs a transaction with the epoch as one more condition. Where it fails, the failure branch
+    /// runs whether the epoch stands or not, so it may only read.
+    async fn run_beside(
+        &self,
+        mut request: pb::TxnRequest,
+        plan: &Plan,
+        writes: bool,
+    ) -> Result<(Revision, TxnReply)> {
+        let conditional = !request.compare.is_empty();
+        if let Some(epoch) = &self.epoch {
+            request.compare.push(epoch.clone());
+            if conditional {
+                request.failure.push(self.epoch_op());
+            }
+        }
+        let mut response = self.send(request, writes).await?;
+        let revision = self.revision(response.header.as_ref());
+        if self.epoch.is_some() && !response.succeeded {
+            let epoch = response.responses.pop().filter(|_| conditional);
+            if !conditional || !self.epoch_stands(epoch) {
+                return Err(StoreError::StaleEpoch);
+            }
+        }
+        Ok((revision, plan.read(&self.view, response)))
+    }
+
+    /// Runs a transaction within one whose conditions are the epoch and `guards`; answers nothing if
+    /// only the guards failed.
+    async fn run_within(
+        &self,
+        request: pb::TxnRequest,
+        guards: Vec<pb::Compare>,
+        plan: &Plan,
+        writes: bool,
+    ) -> Result<Option<(Revision, TxnReply)>> {
+        let outer = pb::TxnRequest {
+            compare: self.epoch.iter().cloned().chain(guards).collect(),
+            success: vec![txn_op(request)],
+            failure: vec![self.epoch_op()],
+        };
+        let mut response = self.send(outer, writes).await?;
+        let revision = self.revision(response.header.as_ref());
+        let inner = response.responses.pop();
+        if !response.succeeded {
+            return if self.epoch_stands(inner) {
+                Ok(None)
+            } else {
+                Err(StoreError::StaleEpoch)
+            };
+        }
+        let inner = match inner.and_then(|op| op.response) {
+            Some(pb::response_op::Response::ResponseTxn(txn)) => txn,
+            _ => pb::TxnResponse::default(),
+        };
+        Ok(Some((revision, plan.read(&self.view, inner))))
+    }
+
+    /// Gives the pairs of a reply the numbers that clients see, and makes its reads final.
+    pub(super) async fn finish(&self, plan: &Plan, reply: &mut TxnReply) -> Result<()> {
+        let mut found = Vec::new();
+        pairs(reply, &mut found);
+        if !found.is_empty() {
+            self.view.translate(found).await?;
+        }
+        let mut unfinished = Vec::new();
+        plan.unfinished(reply, &mut unfinished);
+        for (asked, reply) in unfinished {
+            finish_range(&self.view, asked, reply).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the claims that a transaction has to leave can be added to it. Where they would make
+    /// it larger than etcd takes they are left beforehand: the keys do not exist in the old store, or
+    /// they would have been copied up, so a claim alone changes nothing that anybody sees.
+    async fn claims_fit(&self, txn: &Txn) -> Result<bool> {
+        let mut keys = written_keys(txn);
+        keys.retain(|key| !self.view.is_known(key));
+        let mut operations = txn.compares.len().max(txn.success.len()).max(txn.failure.len());
+        txn.visit(&mut |op| {
+            if let crate::types::Op::Txn(nested) = op {
+                operations += nested.success.len().max(nested.failure.len()) + nested.compares.len();
+            }
+        });
+        if operations + 2 * keys.len() + 2 <= OPS_WITH_CLAIMS_MAX {
+            return Ok(true);
+        }
+        for chunk in keys.chunks(OPS_WITH_CLAIMS_MAX / 2) {
+            let claims = chunk.iter().map(|key| super::txn::claim_op(&self.view, key));
+            let response = self.run(claims.collect(), true).await?;
+            for (key, response) in chunk.iter().zip(response.responses) {
+                super::txn::learn_claim(&self.view, key, response);
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[async_trait]
+impl GuardedStore for Guarded {
+    async fn snapshot(
+        &self,
+        at: Option<Revision>,
+        reads: Vec<Read>,
+    ) -> Result<Answer<Vec<ReadReply>>> {
+        let session = self.session().await?;
+        match session.snapshot(at, reads).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(session.view.complete_error(error).await),
+        }
+    }
+
+    async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        let session = self.session().await?;
+        if !copies.is_empty() {
+            // Beforehand, since the conditions can only be put into etcd's numbers when the revision
+            // of the copy-up is known. Once per key.
+            session.copy_up(CopyUp {
+                kvs: copies,
+                record: None,
+            })
+            .await?;
+        }
+        match session.txn(txn).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(session.view.complete_error(error).await),
+        }
+    }
+
+    async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {
+        self.session().await?.copy_up(copy_up).await
+    }
+}

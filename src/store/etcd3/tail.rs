@@ -1,0 +1,320 @@
+//! Watches: one upstream watch over all keys feeds every watcher of this process.
+//!
+//! It starts with the first watcher and ends with the last. Since it sees every change, it also sees
+//! every revision, so what it has handed out is all there was: no progress requests are needed
+//! upstream (etcd before 3.4.25 answers these too early). All events of a revision arrive together,
+//! which tells copy-ups from changes: the claim record that holds the copied numbers is written in the
+//! same revision as the key.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::{OnceCell, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Streaming;
+
+use super::numbers::Claimed;
+use super::view::{View, header_revision};
+use crate::proto::etcdserverpb as pb;
+use crate::store::feed::{Feed, History, Stretch};
+use crate::store::{RequestError, Result, StoreError, Watch, Watching};
+use crate::tasks::spawn_owned;
+use crate::types::{Change, Event, EventBatch, KeyRange, Revision};
+use pb::watch_request::RequestUnion;
+
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// Nothing is sent on an upstream stream but the one request that opens its watch.
+const REQUESTS_LEN: usize = 1;
+
+/// Where a view's upstream watch is to be found, while there is one.
+#[derive(Default)]
+pub(super) struct Tail {
+    running: Mutex<Weak<Running>>,
+}
+
+/// An upstream watch and the feed that it goes into. The watchers own it.
+#[derive(Default)]
+struct Running {
+    started: OnceCell<(Arc<Feed>, DropGuard)>,
+}
+
+/// Opens a watch on a store that is at etcd's revision `current`.
+pub(super) async fn watch(view: &Arc<View>, request: Watch, current: i64) -> Result<Watching> {
+    let running = view.tail.join();
+    let (feed, _) = running.started.get_or_try_init(|| start(view)).await?;
+    let watching = feed.watch(request, view.numbers.visible(current));
+    // The upstream watch lives for as long as somebody holds on to it.
+    let items = watching.items.map(move |item| {
+        let _ = &running;
+        item
+    });
+    Ok(Watching {
+        items: items.boxed(),
+        ..watching
+    })
+}
+
+impl Tail {
+    /// The upstream watch that runs, or a new one.
+    fn join(&self) -> Arc<Running> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.upgrade().unwrap_or_else(|| {
+            let new = Arc::<Running>::default();
+            *running = Arc::downgrade(&new);
+            new
+        })
+    }
+
+    /// Lets later watchers begin with a new upstream watch.
+    fn part(&self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Weak::new();
+    }
+}
+
+async fn start(view: &Arc<View>) -> Result<(Arc<Feed>, DropGuard)> {
+    let upstream = Upstream::open(view, 0).await?;
+    let next = upstream.next;
+    let feed = Arc::new(Feed::new(
+        Arc::new(Past { view: view.clone() }),
+        view.reserved.clone(),
+        view.numbers.visible(next - 1),
+    ));
+    let cancel = CancellationToken::new();
+    let run = follow(view.clone(), feed.clone(), upstream);
+    let cancelled = cancel.clone();
+    spawn_owned(async move {
+        let _ = cancelled.run_until_cancelled_owned(run).await;
+    });
+    Ok((feed, cancel.drop_guard()))
+}
+
+/// Hands on what comes from upstream until that is no longer possible.
+async fn follow(view: Arc<View>, feed: Arc<Feed>, mut upstream: Upstream) {
+    let mut wait = RECONNECT_FIRST;
+    loop {
+        let error = loop {
+            match upstream.batches(&view).await {
+                Ok((batches, through)) => {
+                    wait = RECONNECT_FIRST;
+                    feed.publish(&batches);
+                    feed.advance(view.numbers.visible(through));
+                }
+                Err(error) => break error,
+            }
+        };
+        if let StoreError::Request(RequestError::Compacted(oldest)) = error {
+            // What came while the connection was lost is gone. Watchers that come again find out
+            // from history.
+            view.tail.part();
+            feed.end_all(&format!(
+                "changes were compacted before they could be read; the oldest is {oldest}"
+            ));
+            return;
+        }
+        tracing::warn!(%error, "the watch on etcd broke; it goes on as soon as etcd is back");
+        loop {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RECONNECT_MAX);
+            match Upstream::open(&view, upstream.next).await {
+                Ok(again) => {
+                    upstream = again;
+                    break;
+                }
+                Err(error) => tracing::debug!(%error, "etcd cannot be watched yet"),
+            }
+        }
+    }
+}
+
+/// A watch on all keys of etcd.
+struct Upstream {
+    /// Closing it would end the stream.
+    _requests: mpsc::Sender<pb::WatchRequest>,
+    responses: Streaming<pb::WatchResponse>,
+    /// The revision of etcd's that comes next.
+    next: i64,
+}
+
+impl Upstream {
+    /// Watches from etcd's revision `start`; 0 is from now.
+    async fn open(view: &View, start: i64) -> Result<Self> {
+        let (requests, receiver) = mpsc::channel(REQUESTS_LEN);
+        let (key, range_end) = KeyRange::all().to_etcd();
+        let create = pb::WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: start,
+            prev_kv: true,
+            ..pb::WatchCreateRequest::default()
+        };
+        let create = pb::WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        requests
+            .send(create)
+            .await
+            .map_err(|_| lost("the request could not be queued"))?;
+        let mut responses = view.client.watch(receiver).await?;
+        let created = view.client.next_watch_response(&mut responses).await?;
+        if created.canceled {
+            return Err(refused(view, &created));
+        }
+        let next = match start {
+            0 => header_revision(created.header.as_ref()) + 1,
+            start => start,
+        };
+        Ok(Self {
+            _requests: requests,
+            responses,
+            next,
+        })
+    }
+
+    /// The changes that come next, as clients see them, and the last of etcd's revisions that is
+    /// among them.
+    async fn batches(&mut self, view: &View) -> Result<(Vec<Arc<EventBatch>>, i64)> {
+        loop {
+            let response = match self.responses.message().await {
+                Ok(Some(response)) => response,
+                Ok(None) => return Err(lost("the stream ended")),
+                Err(status) => return Err(lost(status.message())),
+            };
+            if response.canceled || response.compact_revision > 0 {
+                return Err(refused(view, &response));
+            }
+            let Some(through) = last_revision(&response) else {
+                continue;
+            };
+            let batches = translate(view, response.events).await?;
+            self.next = through + 1;
+            return Ok((batches, through));
+        }
+    }
+}
+
+fn last_revision(response: &pb::WatchResponse) -> Option<i64> {
+    let last = response.events.last()?.kv.as_ref()?;
+    Some(last.mod_revision)
+}
+
+fn lost(why: &str) -> StoreError {
+    StoreError::Unavailable(format!("the watch on etcd broke: {why}"))
+}
+
+fn refused(view: &View, response: &pb::WatchResponse) -> StoreError {
+    match response.compact_revision {
+        0 => lost(&response.cancel_reason),
+        compacted => RequestError::Compacted(view.oldest(compacted)).into(),
+    }
+}
+
+/// Makes batches of what etcd says, one per revision, without copy-ups and without the store's own
+/// keys.
+async fn translate(
+    view: &View,
+    events: Vec<crate::proto::mvccpb::Event>,
+) -> Result<Vec<Arc<EventBatch>>> {
+    let mut batches: Vec<EventBatch> = Vec::new();
+    let mut copied: HashSet<(i64, Bytes)> = HashSet::new();
+    for event in events {
+        let Some(kv) = &event.kv else { continue };
+        if view.names.is_own(&kv.key) {
+            if view.names.claimed(&kv.key).is_some()
+                && event.r#type() == crate::proto::mvccpb::event::EventType::Put
+            {
+                let (key, claim) = view.read_claim(kv)?;
+                if let Claimed::Copied(_) = claim {
+                    copied.insert((kv.mod_revision, key));
+                } else {
+                    view.learn(&key, claim);
+                }
+            }
+            continue;
+        }
+        let revision = kv.mod_revision;
+        let mut event = Event::from(event);
+        if let Change::Delete { revision, .. } = &mut event.change {
+            *revision = view.numbers.visible(revision.0);
+        }
+        match batches.last_mut() {
+            Some(batch) if batch.revision.0 == revision => batch.events.push(event),
+            _ => batches.push(EventBatch {
+                revision: Revision(revision),
+                events: vec![event],
+            }),
+        }
+    }
+    if !copied.is_empty() {
+        for batch in &mut batches {
+            let revision = batch.revision.0;
+            let shown = |event: &Event| !copied.contains(&(revision, event.key().clone()));
+            batch.events.retain(shown);
+        }
+    }
+    let pairs = batches.iter_mut().flat_map(|batch| {
+        batch.events.iter_mut().flat_map(|event| {
+            let now = match &mut event.change {
+                Change::Put(kv) => Some(kv),
+                Change::Delete { .. } => None,
+            };
+            now.into_iter().chain(&mut event.prev)
+        })
+    });
+    view.translate(pairs).await?;
+    Ok(batches
+        .into_iter()
+        .filter(|batch| !batch.events.is_empty())
+        .map(|mut batch| {
+            batch.revision = view.numbers.visible(batch.revision.0);
+            Arc::new(batch)
+        })
+        .collect())
+}
+
+/// What happened before, from an upstream watch of its own.
+///
+/// It too is over all keys: only then is it certain that nothing is missing up to a revision, since
+/// each revision changes something.
+struct Past {
+    view: Arc<View>,
+}
+
+#[async_trait]
+impl History for Past {
+    async fn history(&self, watch: &Watch, after: Revision, limit: usize) -> Result<Stretch> {
+        let view = &self.view;
+        if view.known.is_some() && after < view.numbers.base {
+            return Err(RequestError::Compacted(view.numbers.base.next()).into());
+        }
+        let begin = view.numbers.etcd(after.next()).max(1);
+        let revision = view.client.revision(&view.names.line).await?;
+        if begin > revision {
+            return Ok(Stretch {
+                batches: Vec::new(),
+                through: after,
+            });
+        }
+        let mut upstream = Upstream::open(view, begin).await?;
+        let mut stretch = Stretch {
+            batches: Vec::new(),
+            through: after,
+        };
+        let mut events = 0;
+        while events < limit && view.numbers.etcd(stretch.through) < revision {
+            let (batches, through) = upstream.batches(view).await?;
+            for batch in batches {
+                if batch.events.iter().any(|event| watch.keys.contains(event.key())) {
+                    events += batch.events.len();
+                    stretch.batches.push(batch);
+                }
+            }
+            stretch.through = view.numbers.visible(through);
+        }
+        Ok(stretch)
+    }
+}
