@@ -1,6 +1,5 @@
 //! The connection to the cluster: channels, log-in, deadlines, failing over.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,7 +15,6 @@ use crate::proto::etcdserverpb as pb;
 use crate::store::url::{Account, Cluster};
 use crate::store::{RequestError, Result, StoreError};
 use pb::auth_client::AuthClient;
-use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
@@ -26,7 +24,7 @@ use pb::watch_client::WatchClient;
 /// own answer arrive.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// For answers that are large, or work that takes etcd long.
-const LONG_DEADLINE: Duration = Duration::from_secs(120);
+const LONG_DEADLINE: Duration = Duration::from_mins(2);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// A connection whose other end vanished is noticed within the sum of these two.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -109,16 +107,22 @@ impl Client {
     }
 
     pub(super) async fn long_range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse> {
-        self.call(LONG_DEADLINE, Intent::Read, request, async |channel, request| {
-            kv(channel).range(request).await
-        })
+        self.call(
+            LONG_DEADLINE,
+            Intent::Read,
+            request,
+            async |channel, request| kv(channel).range(request).await,
+        )
         .await
     }
 
     pub(super) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse> {
-        self.call(DEADLINE, Intent::Write, request, async |channel, request| {
-            kv(channel).put(request).await
-        })
+        self.call(
+            DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| kv(channel).put(request).await,
+        )
         .await
     }
 
@@ -126,25 +130,34 @@ impl Client {
         &self,
         request: pb::DeleteRangeRequest,
     ) -> Result<pb::DeleteRangeResponse> {
-        self.call(DEADLINE, Intent::Write, request, async |channel, request| {
-            kv(channel).delete_range(request).await
-        })
+        self.call(
+            DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| kv(channel).delete_range(request).await,
+        )
         .await
     }
 
     /// A transaction that may write.
     pub(super) async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse> {
-        self.call(DEADLINE, Intent::Write, request, async |channel, request| {
-            kv(channel).txn(request).await
-        })
+        self.call(
+            DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| kv(channel).txn(request).await,
+        )
         .await
     }
 
     /// A transaction that only reads, however much.
     pub(super) async fn read(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse> {
-        self.call(LONG_DEADLINE, Intent::Read, request, async |channel, request| {
-            kv(channel).txn(request).await
-        })
+        self.call(
+            LONG_DEADLINE,
+            Intent::Read,
+            request,
+            async |channel, request| kv(channel).txn(request).await,
+        )
         .await
     }
 
@@ -152,9 +165,12 @@ impl Client {
         &self,
         request: pb::CompactionRequest,
     ) -> Result<pb::CompactionResponse> {
-        self.call(LONG_DEADLINE, Intent::Write, request, async |channel, request| {
-            kv(channel).compact(request).await
-        })
+        self.call(
+            LONG_DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| kv(channel).compact(request).await,
+        )
         .await
     }
 
@@ -162,9 +178,12 @@ impl Client {
         &self,
         request: pb::LeaseGrantRequest,
     ) -> Result<pb::LeaseGrantResponse> {
-        self.call(DEADLINE, Intent::Write, request, async |channel, request| {
-            LeaseClient::new(channel).lease_grant(request).await
-        })
+        self.call(
+            DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| LeaseClient::new(channel).lease_grant(request).await,
+        )
         .await
     }
 
@@ -172,9 +191,12 @@ impl Client {
         &self,
         request: pb::LeaseRevokeRequest,
     ) -> Result<pb::LeaseRevokeResponse> {
-        self.call(DEADLINE, Intent::Write, request, async |channel, request| {
-            LeaseClient::new(channel).lease_revoke(request).await
-        })
+        self.call(
+            DEADLINE,
+            Intent::Write,
+            request,
+            async |channel, request| LeaseClient::new(channel).lease_revoke(request).await,
+        )
         .await
     }
 
@@ -184,19 +206,24 @@ impl Client {
         &self,
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse> {
-        self.call(DEADLINE, Intent::Read, request, async |channel, request: Request<_>| {
-            let (metadata, extensions, message) = request.into_parts();
-            let once = futures_util::stream::once(std::future::ready(message));
-            let request = Request::from_parts(metadata, extensions, once);
-            let mut answers = LeaseClient::new(channel)
-                .lease_keep_alive(request)
-                .await?
-                .into_inner();
-            let answer = answers.message().await?;
-            answer
-                .map(Response::new)
-                .ok_or_else(|| Status::unavailable("the stream ended without an answer"))
-        })
+        self.call(
+            DEADLINE,
+            Intent::Read,
+            request,
+            async |channel, request: Request<_>| {
+                let (metadata, extensions, message) = request.into_parts();
+                let once = futures_util::stream::once(std::future::ready(message));
+                let request = Request::from_parts(metadata, extensions, once);
+                let mut answers = LeaseClient::new(channel)
+                    .lease_keep_alive(request)
+                    .await?
+                    .into_inner();
+                let answer = answers.message().await?;
+                answer
+                    .map(Response::new)
+                    .ok_or_else(|| Status::unavailable("the stream ended without an answer"))
+            },
+        )
         .await
     }
 
@@ -232,17 +259,12 @@ impl Client {
 
     pub(super) async fn defragment(&self) -> Result<pb::DefragmentResponse> {
         let request = pb::DefragmentRequest {};
-        self.call(LONG_DEADLINE, Intent::Read, request, async |channel, request| {
-            MaintenanceClient::new(channel).defragment(request).await
-        })
-        .await
-    }
-
-    pub(super) async fn members(&self) -> Result<pb::MemberListResponse> {
-        let request = pb::MemberListRequest::default();
-        self.call(DEADLINE, Intent::Read, request, async |channel, request| {
-            ClusterClient::new(channel).member_list(request).await
-        })
+        self.call(
+            LONG_DEADLINE,
+            Intent::Read,
+            request,
+            async |channel, request| MaintenanceClient::new(channel).defragment(request).await,
+        )
         .await
     }
 

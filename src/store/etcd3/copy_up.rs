@@ -113,10 +113,13 @@ impl Session {
             };
         }
         let revision = header_revision(response.header.as_ref());
-        let nested = response.responses.into_iter().filter_map(|op| match op.response {
-            Some(Response::ResponseTxn(txn)) => Some(txn.succeeded),
-            _ => None,
-        });
+        let nested = response
+            .responses
+            .into_iter()
+            .filter_map(|op| match op.response {
+                Some(Response::ResponseTxn(txn)) => Some(txn.succeeded),
+                _ => None,
+            });
         let mut count = 0;
         for (kv, copied) in kvs.iter().zip(nested) {
             if copied {
@@ -129,18 +132,16 @@ impl Session {
 
     /// A transaction with the epoch's and the record's conditions; the record's write is behind the
     /// copies, so that the answers to these come first.
-    fn copy_txn(
-        &self,
-        record: Option<&(RecordWrite, i64)>,
-        write_record: bool,
-    ) -> pb::TxnRequest {
+    fn copy_txn(&self, record: Option<&(RecordWrite, i64)>, write_record: bool) -> pb::TxnRequest {
         let names = &self.view.names;
         let mut request = pb::TxnRequest {
             compare: self.epoch.iter().cloned().collect(),
             ..pb::TxnRequest::default()
         };
         if let Some((write, version)) = record {
-            request.compare.push(record_compare(names, &write.name, *version));
+            request
+                .compare
+                .push(record_compare(names, &write.name, *version));
             if write_record {
                 request.success.push(record_op(names, write));
             }

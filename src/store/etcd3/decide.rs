@@ -104,7 +104,10 @@ async fn look(session: &Session, questions: &mut [Question<'_>]) -> Result<i64> 
         }
     }
     let kvs = questions.iter_mut().flat_map(|question| &mut question.kvs);
-    session.view.translate(kvs.map(|(kv, _)| kv)).await?;
+    session
+        .view
+        .translate(kvs.map(|(kv, _)| kv).collect())
+        .await?;
     Ok(revision)
 }
 

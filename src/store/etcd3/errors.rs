@@ -60,14 +60,14 @@ const TURNED_AWAY: &[&str] = &["no leader", "too many requests"];
 /// What `status` means for a call with this intent.
 pub(super) fn failure(status: &Status, intent: Intent) -> StoreError {
     let text = status.message();
-    let says = |known: &&str| text.contains(*known);
+    let says = |known: &str| text.contains(known);
     if let Some((_, error)) = TEXTS.iter().find(|(known, _)| says(known)) {
         return error.clone().into();
     }
-    if CREDENTIALS.iter().any(|known| says(&known)) {
+    if CREDENTIALS.iter().any(|known| says(known)) {
         return RequestError::Credentials(text.to_owned()).into();
     }
-    if not_sent(status) || TURNED_AWAY.iter().any(|known| says(&known)) {
+    if not_sent(status) || TURNED_AWAY.iter().any(|known| says(known)) {
         return StoreError::Unavailable(describe(status));
     }
     match status.code() {
@@ -180,7 +180,10 @@ mod tests {
                 StoreError::Unavailable(_)
             ));
         }
-        assert!(!failure(&Status::unavailable("etcdserver: no leader"), Intent::Write).may_have_happened());
+        assert!(
+            !failure(&Status::unavailable("etcdserver: no leader"), Intent::Write)
+                .may_have_happened()
+        );
         assert!(deadline(Intent::Write).may_have_happened());
     }
 }

@@ -103,9 +103,13 @@ impl Shared {
 
     /// Forgets what was known under the last line.
     fn forget_views(&self) {
-        *self
+        let view = self
             .under_line
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(known) = view.as_ref().and_then(|view| view.known.as_ref()) {
+            known.forget();
+        }
     }
 }

@@ -45,11 +45,6 @@ impl Names {
         self.own.contains(key)
     }
 
-    /// Whether a watch or range of `keys` must not show `key`.
-    pub(super) fn hides(&self, keys: &KeyRange, key: &[u8]) -> bool {
-        self.reserved.contains(key) && (self.is_own(key) || self.reserved.hides(keys, key))
-    }
-
     /// The parts of `keys` that clients may see, in key order; at most two.
     pub(super) fn visible(&self, keys: &KeyRange) -> Vec<KeyRange> {
         if let KeyRange::One(key) = keys {
@@ -139,7 +134,10 @@ mod tests {
                 vec![span("segue/", "segue/_/"), span("segue/_0", "segue0")],
             ),
             (KeyRange::prefix("segue/_/"), vec![]),
-            (span("segue/_/a", "segue/z"), vec![span("segue/_0", "segue/z")]),
+            (
+                span("segue/_/a", "segue/z"),
+                vec![span("segue/_0", "segue/z")],
+            ),
             (KeyRange::One("segue/_/epoch".into()), vec![]),
             (
                 KeyRange::One("segue/switch".into()),

@@ -96,7 +96,9 @@ impl OldStore for OldEtcd3 {
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
         if let [key] = &keys[..] {
-            let response = self.client.range(range_request(&KeyRange::One(key.clone())));
+            let response = self
+                .client
+                .range(range_request(&KeyRange::One(key.clone())));
             let kv = response.await?.kvs.pop();
             return Ok(vec![kv.map(KeyValue::from)]);
         }

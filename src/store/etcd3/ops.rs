@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use super::numbers::Claimed;
 use super::session::{Guarded, Session};
 use super::txn::{claim_op, delete_parts, learn_claim, range_parts};
-use super::view::{
-    put_op, range_op, range_request, range_response,
-};
+use super::view::{put_op, range_op, range_request, range_response};
 use crate::proto::etcdserverpb as pb;
 use crate::store::{Read, ReadReply, RequestError, Result, Status, Store, Watch, Watching};
 use crate::types::{
@@ -191,12 +189,13 @@ impl Session {
             at: None,
             ..request
         });
-        Ok(self.snapshot(at, vec![read]).await?.map(|mut replies| {
-            match replies.pop() {
+        Ok(self
+            .snapshot(at, vec![read])
+            .await?
+            .map(|mut replies| match replies.pop() {
                 Some(ReadReply::Range(range)) => range,
                 _ => RangeReply::default(),
-            }
-        }))
+            }))
     }
 
     /// Reads one key as it is now.
@@ -208,7 +207,7 @@ impl Session {
             let response = view.client.range(request.into()).await?;
             let revision = self.revision(response.header.as_ref());
             let mut reply = RangeReply::from(response);
-            view.translate(&mut reply.kvs).await?;
+            view.translate(reply.kvs.iter_mut().collect()).await?;
             return Ok(Answer { revision, reply });
         }
         let mut ops = Vec::with_capacity(2);
@@ -235,7 +234,7 @@ impl Session {
                     view.numbers.translate(kv, Claimed::Here);
                 }
             }
-            None => view.translate(&mut reply.kvs).await?,
+            None => view.translate(reply.kvs.iter_mut().collect()).await?,
         }
         Ok(Answer { revision, reply })
     }
@@ -274,7 +273,7 @@ impl Session {
     ) -> Result<Answer<PutReply>> {
         let mut prev_kv = response.prev_kv.map(KeyValue::from);
         if prev_kv.is_some() {
-            self.view.translate(&mut prev_kv).await?;
+            self.view.translate(prev_kv.iter_mut().collect()).await?;
         }
         Ok(Answer {
             revision,
@@ -284,12 +283,14 @@ impl Session {
 
     async fn delete(&self, delete: Delete) -> Result<Answer<DeleteReply>> {
         if self.epoch.is_none() {
-            let mut parts = delete_parts(&self.view, delete.clone());
+            let mut parts = delete_parts(&self.view, &delete);
             if let (1, Some(part)) = (parts.len(), parts.pop()) {
                 let response = self.view.client.delete(part).await?;
                 let revision = self.revision(response.header.as_ref());
                 let mut reply = DeleteReply::from(response);
-                self.view.translate(&mut reply.prev_kvs).await?;
+                self.view
+                    .translate(reply.prev_kvs.iter_mut().collect())
+                    .await?;
                 return Ok(Answer { revision, reply });
             }
         }

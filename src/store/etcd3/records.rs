@@ -5,12 +5,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
+use super::names::Names;
 use super::numbers::Numbers;
 use super::session::Guarded;
-use super::names::Names;
-use super::view::{
-    compare, put_op, range_op, range_request, range_response,
-};
+use super::view::{compare, put_op, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
@@ -122,7 +120,11 @@ impl Shared {
     }
 
     /// The operations that set or remove the line.
-    fn line_ops(&self, before: Option<&StoredLine>, line: Option<Line>) -> Result<Vec<pb::RequestOp>> {
+    fn line_ops(
+        &self,
+        before: Option<&StoredLine>,
+        line: Option<Line>,
+    ) -> Result<Vec<pb::RequestOp>> {
         let names = &self.names;
         let Some(line) = line else {
             return Ok([&names.line, &names.epoch]

@@ -8,7 +8,9 @@ use tokio::sync::OnceCell;
 use super::Shared;
 use super::decide::Decided;
 use super::txn::{Plan, Writer, finish_range, pairs, written_keys};
-use super::view::{View, compare, header_revision, range_op, range_request, range_response, txn_op};
+use super::view::{
+    View, compare, header_revision, range_op, range_request, range_response, txn_op,
+};
 use crate::proto::etcdserverpb as pb;
 use crate::store::{CopyUp, Guard, GuardedStore, Read, ReadReply, Result, StoreError};
 use crate::types::{Answer, KeyRange, KeyValue, Revision, Txn, TxnReply};
@@ -93,8 +95,10 @@ impl Session {
 
     /// Whether the epoch, as read by [`Self::epoch_op`], is the guard's.
     pub(super) fn epoch_stands(&self, response: Option<pb::ResponseOp>) -> bool {
-        let Some(TargetUnion::Value(wanted)) =
-            self.epoch.as_ref().and_then(|epoch| epoch.target_union.as_ref())
+        let Some(TargetUnion::Value(wanted)) = self
+            .epoch
+            .as_ref()
+            .and_then(|epoch| epoch.target_union.as_ref())
         else {
             return true;
         };
@@ -180,12 +184,13 @@ impl Session {
         leave_claims: bool,
         writes: bool,
     ) -> Result<Option<Answer<TxnReply>>> {
-        let mut writer = Writer::new(&self.view, leave_claims, &decided.claims, &decided.truths);
-        let (request, plan) = writer.txn(txn)?;
+        let mut rewriting = Writer::new(&self.view, leave_claims, &decided.claims, &decided.truths);
+        let (request, plan) = rewriting.txn(txn)?;
         let failure_may_run = plan.failure_only_reads() || request.compare.is_empty();
         let within = !decided.guards.is_empty() || (self.epoch.is_some() && !failure_may_run);
         let sent = if within {
-            self.run_within(request, decided.guards, &plan, writes).await?
+            self.run_within(request, decided.guards, &plan, writes)
+                .await?
         } else {
             Some(self.run_beside(request, &plan, writes).await?)
         };
@@ -274,17 +279,24 @@ impl Session {
     async fn claims_fit(&self, txn: &Txn) -> Result<bool> {
         let mut keys = written_keys(txn);
         keys.retain(|key| !self.view.is_known(key));
-        let mut operations = txn.compares.len().max(txn.success.len()).max(txn.failure.len());
+        let mut operations = txn
+            .compares
+            .len()
+            .max(txn.success.len())
+            .max(txn.failure.len());
         txn.visit(&mut |op| {
             if let crate::types::Op::Txn(nested) = op {
-                operations += nested.success.len().max(nested.failure.len()) + nested.compares.len();
+                operations +=
+                    nested.success.len().max(nested.failure.len()) + nested.compares.len();
             }
         });
         if operations + 2 * keys.len() + 2 <= OPS_WITH_CLAIMS_MAX {
             return Ok(true);
         }
         for chunk in keys.chunks(OPS_WITH_CLAIMS_MAX / 2) {
-            let claims = chunk.iter().map(|key| super::txn::claim_op(&self.view, key));
+            let claims = chunk
+                .iter()
+                .map(|key| super::txn::claim_op(&self.view, key));
             let response = self.run(claims.collect(), true).await?;
             for (key, response) in chunk.iter().zip(response.responses) {
                 super::txn::learn_claim(&self.view, key, response);
@@ -313,11 +325,12 @@ impl GuardedStore for Guarded {
         if !copies.is_empty() {
             // Beforehand, since the conditions can only be put into etcd's numbers when the revision
             // of the copy-up is known. Once per key.
-            session.copy_up(CopyUp {
-                kvs: copies,
-                record: None,
-            })
-            .await?;
+            session
+                .copy_up(CopyUp {
+                    kvs: copies,
+                    record: None,
+                })
+                .await?;
         }
         match session.txn(txn).await {
             Ok(answer) => Ok(answer),

@@ -62,7 +62,7 @@ impl Session {
             replies.push(match shape {
                 Shape::Range { parts, rest } => {
                     let mut reply = join(ranges.by_ref().take(parts));
-                    self.view.translate(&mut reply.kvs).await?;
+                    self.view.translate(reply.kvs.iter_mut().collect()).await?;
                     if let Some(asked) = rest {
                         finish_range(&self.view, &asked, &mut reply).await?;
                     }
@@ -132,9 +132,10 @@ impl Session {
             ops.extend(parts.iter().map(|part| live(part, Content::KeysOnly, 0)));
         }
         ops.extend(parts.iter().map(|part| {
-            let records = match part.is_empty() {
-                true => nothing(),
-                false => view.names.claims_of(part),
+            let records = if part.is_empty() {
+                nothing()
+            } else {
+                view.names.claims_of(part)
             };
             range_op(range_request(&records))
         }));

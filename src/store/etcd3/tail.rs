@@ -256,15 +256,13 @@ async fn translate(
             batch.events.retain(shown);
         }
     }
-    let pairs = batches.iter_mut().flat_map(|batch| {
-        batch.events.iter_mut().flat_map(|event| {
-            let now = match &mut event.change {
-                Change::Put(kv) => Some(kv),
-                Change::Delete { .. } => None,
-            };
-            now.into_iter().chain(&mut event.prev)
-        })
-    });
+    let mut pairs = Vec::new();
+    for event in batches.iter_mut().flat_map(|batch| &mut batch.events) {
+        if let Change::Put(kv) = &mut event.change {
+            pairs.push(kv);
+        }
+        pairs.extend(&mut event.prev);
+    }
     view.translate(pairs).await?;
     Ok(batches
         .into_iter()
@@ -308,7 +306,11 @@ impl History for Past {
         while events < limit && view.numbers.etcd(stretch.through) < revision {
             let (batches, through) = upstream.batches(view).await?;
             for batch in batches {
-                if batch.events.iter().any(|event| watch.keys.contains(event.key())) {
+                if batch
+                    .events
+                    .iter()
+                    .any(|event| watch.keys.contains(event.key()))
+                {
                     events += batch.events.len();
                     stretch.batches.push(batch);
                 }

@@ -16,7 +16,7 @@ use crate::store::eval::finish;
 use crate::store::{RequestError, Result};
 use crate::types::{
     Compare, CompareTarget, Content, Delete, DeleteReply, KeyRange, KeyValue, Op, Put, PutReply,
-    Range, RangeReply, Reply, RevisionFilter, Revision, SortTarget, Txn, TxnReply,
+    Range, RangeReply, Reply, Revision, RevisionFilter, SortTarget, Txn, TxnReply,
 };
 use pb::compare::{CompareResult, TargetUnion};
 use pb::request_op::Request;
@@ -47,7 +47,9 @@ enum Shape {
     },
     Put,
     /// So many removals.
-    Delete { parts: usize },
+    Delete {
+        parts: usize,
+    },
     Txn(Plan),
 }
 
@@ -125,7 +127,7 @@ impl<'a> Writer<'a> {
                     Shape::Put
                 }
                 Op::Delete(delete) => {
-                    let parts = delete_parts(self.view, delete);
+                    let parts = delete_parts(self.view, &delete);
                     let shape = Shape::Delete { parts: parts.len() };
                     requests.extend(parts.into_iter().map(|part| pb::RequestOp {
                         request: Some(Request::RequestDeleteRange(part)),
@@ -246,7 +248,11 @@ pub(super) fn learn_claim(view: &View, key: &[u8], response: pb::ResponseOp) {
         view.learn(key, Claimed::Here);
         return;
     }
-    for range in txn.responses.into_iter().filter_map(super::view::range_response) {
+    for range in txn
+        .responses
+        .into_iter()
+        .filter_map(super::view::range_response)
+    {
         for record in &range.kvs {
             if let Ok((key, claim)) = view.read_claim(record) {
                 view.learn(&key, claim);
@@ -256,7 +262,7 @@ pub(super) fn learn_claim(view: &View, key: &[u8], response: pb::ResponseOp) {
 }
 
 /// The removals that a client's is made of.
-pub(super) fn delete_parts(view: &View, delete: Delete) -> Vec<pb::DeleteRangeRequest> {
+pub(super) fn delete_parts(view: &View, delete: &Delete) -> Vec<pb::DeleteRangeRequest> {
     let mut parts = view.names.visible(&delete.keys);
     if parts.is_empty() {
         parts.push(nothing());
@@ -330,19 +336,6 @@ impl Plan {
         }
     }
 
-    /// Like [`Self::read`], of the answers of the branch that was taken.
-    pub(super) fn read_branch(
-        &self,
-        view: &View,
-        succeeded: bool,
-        responses: Vec<pb::ResponseOp>,
-    ) -> TxnReply {
-        TxnReply {
-            succeeded,
-            replies: self.branch(succeeded).read(view, responses),
-        }
-    }
-
     fn branch(&self, succeeded: bool) -> &Branch {
         if succeeded {
             &self.success
@@ -360,7 +353,12 @@ impl Plan {
         let shapes = &self.branch(reply.succeeded).ops;
         for (shape, reply) in shapes.iter().zip(&mut reply.replies) {
             match (shape, reply) {
-                (Shape::Range { rest: Some(rest), .. }, Reply::Range(reply)) => {
+                (
+                    Shape::Range {
+                        rest: Some(rest), ..
+                    },
+                    Reply::Range(reply),
+                ) => {
                     found.push((rest, reply));
                 }
                 (Shape::Txn(plan), Reply::Txn(reply)) => plan.unfinished(reply, found),
@@ -369,7 +367,7 @@ impl Plan {
         }
     }
 
-    /// Whether neither branch writes, nor contains a transaction.
+    /// Whether all that the failure branch does is to read.
     pub(super) fn failure_only_reads(&self) -> bool {
         let is_read = |shape: &Shape| matches!(shape, Shape::Range { .. });
         self.failure.ops.iter().all(is_read)
@@ -391,16 +389,20 @@ impl Branch {
 }
 
 impl Shape {
-    fn read(&self, view: &View, responses: &mut dyn Iterator<Item = pb::ResponseOp>) -> Reply {
-        let mut parts = |count| (0..count).filter_map(|_| responses.next()?.response);
+    fn read(&self, view: &View, responses: &mut std::vec::IntoIter<pb::ResponseOp>) -> Reply {
+        let count = match self {
+            Self::Range { parts, .. } | Self::Delete { parts } => *parts,
+            Self::Put | Self::Txn(_) => 1,
+        };
+        let mut parts = responses.take(count).filter_map(|op| op.response);
         match self {
-            Self::Range { parts: count, .. } => Reply::Range(join_ranges(parts(*count))),
-            Self::Put => Reply::Put(match parts(1).next() {
+            Self::Range { .. } => Reply::Range(join_ranges(parts)),
+            Self::Put => Reply::Put(match parts.next() {
                 Some(Response::ResponsePut(put)) => put.into(),
                 _ => PutReply::default(),
             }),
-            Self::Delete { parts: count } => Reply::Delete(join_deletes(parts(*count))),
-            Self::Txn(plan) => Reply::Txn(match parts(1).next() {
+            Self::Delete { .. } => Reply::Delete(join_deletes(parts)),
+            Self::Txn(plan) => Reply::Txn(match parts.next() {
                 Some(Response::ResponseTxn(txn)) => plan.read(view, txn),
                 _ => TxnReply::default(),
             }),

@@ -98,7 +98,7 @@ impl View {
     ///
     /// Claims that are not known are read now, whenever the pairs were: a claim does not change, and
     /// no key is live without one.
-    pub(super) async fn translate(&self, kvs: impl IntoIterator<Item = &mut KeyValue>) -> Result<()> {
+    pub(super) async fn translate(&self, kvs: Vec<&mut KeyValue>) -> Result<()> {
         if self.known.is_none() {
             return Ok(());
         }
