@@ -9,4 +9,5 @@ mod history;
 mod overlay;
 mod random;
 mod servers;
+mod sql;
 mod support;

@@ -243,8 +243,11 @@ struct Taken {
 }
 
 impl Taken {
-    fn take(&mut self, row: Row, with_value: bool) {
+    fn take(&mut self, mut row: Row, with_value: bool) {
         self.left -= 1;
+        if !with_value {
+            row.kv.value = Bytes::new();
+        }
         if with_value && row.live {
             self.values -= 1;
         }

@@ -1,0 +1,385 @@
+//! The SQL engine on SQLite against the reference model, with copies, whiteouts, reopening and
+//! compaction in between; and its promises under many writers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use segue::store::memory::Memory;
+use segue::store::sql::sqlite::{self, Sqlite};
+use segue::store::sql::{Options, SqlStore};
+use segue::store::{
+    CopyUp, Guard, GuardedStore, Line, NewStore, Read, RecordTxn, RecordWrite, Store, Watch,
+    WatchItem,
+};
+use segue::types::{
+    Delete, Epoch, Event, Grant, KeyRange, KeyValue, LeaseId, Put, Range, Revision, Txn,
+};
+
+use crate::random::{self, Request};
+
+const BASE: Revision = Revision(500);
+
+/// What happens to both stores.
+#[derive(Clone, Debug)]
+enum Step {
+    Request(Request),
+    CopyUp(Vec<KeyValue>),
+    TxnOver(Vec<KeyValue>, Bytes),
+    Snapshot(KeyRange, usize, Option<i64>),
+    Record(String, bool, i64),
+    /// The line begins or moves on to its next epoch; or is removed, with the whiteouts, for good.
+    Line(bool),
+    Reopen,
+}
+
+fn copies() -> impl Strategy<Value = Vec<KeyValue>> {
+    let copy =
+        (random::key(), 1i64..400, 0i64..100, 1i64..9).prop_map(|(key, create, later, version)| {
+            KeyValue {
+                key,
+                create_revision: Revision(create),
+                mod_revision: Revision(create + later),
+                version,
+                value: "copied".into(),
+                lease: LeaseId::NONE,
+            }
+        });
+    vec(copy, 0..4)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        30 => random::request().prop_map(Step::Request),
+        4 => copies().prop_map(Step::CopyUp),
+        4 => (copies(), random::key()).prop_map(|(copies, key)| Step::TxnOver(copies, key)),
+        5 => (random::keys(), 0usize..4, proptest::option::weighted(0.5, 0i64..8))
+            .prop_map(|(keys, values, back)| Step::Snapshot(keys, values, back)),
+        2 => ("[ab]", any::<bool>(), 0i64..3).prop_map(|(name, value, version)| Step::Record(name, value, version)),
+        1 => prop_oneof![3 => Just(true), 1 => Just(false)].prop_map(Step::Line),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+async fn open(path: &Path) -> Arc<SqlStore<Sqlite>> {
+    sqlite::open(path, Options::default()).await.unwrap()
+}
+
+/// Both stores, step by step.
+struct Pair {
+    dir: tempfile::TempDir,
+    /// Nothing only while it is reopened.
+    sqlite: Option<Arc<SqlStore<Sqlite>>>,
+    memory: Memory,
+    line: Option<Epoch>,
+    settled: bool,
+    floor: Revision,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            sqlite: Some(open(&dir.path().join("db")).await),
+            dir,
+            memory: Memory::new(),
+            line: None,
+            settled: false,
+            floor: Revision(1),
+        }
+    }
+
+    fn sqlite(&self) -> &SqlStore<Sqlite> {
+        self.sqlite.as_deref().unwrap()
+    }
+
+    fn handles(&self) -> [Arc<dyn GuardedStore>; 2] {
+        let guard = self.line.map_or(Guard::None, |epoch| Guard::Epoch {
+            epoch,
+            claims: true,
+        });
+        [self.memory.guarded(guard), self.sqlite().guarded(guard)]
+    }
+
+    async fn run(&mut self, step: Step) {
+        let [memory, sqlite] = self.handles();
+        let now = memory.status().await.unwrap().revision;
+        let shown = format!("{step:?}");
+        match step {
+            Step::Request(request) => {
+                let request = request.at(now, self.floor);
+                let wanted = request.clone().carry_out(&*memory).await;
+                let found = request.clone().carry_out(&*sqlite).await;
+                assert_eq!(found, wanted, "{request:?}");
+            }
+            // Keys are copied, and claims asked for, only while there is a line.
+            Step::CopyUp(_) | Step::TxnOver(..) | Step::Snapshot(..) if self.line.is_none() => {}
+            Step::CopyUp(kvs) => {
+                let copy_up = CopyUp { kvs, record: None };
+                let wanted = memory.copy_up(copy_up.clone()).await;
+                assert_eq!(sqlite.copy_up(copy_up).await, wanted, "{shown}");
+            }
+            Step::TxnOver(copies, key) => {
+                let txn = Txn::of(vec![
+                    segue::types::Op::Range(Range::of(KeyRange::all())),
+                    segue::types::Op::Delete(Delete {
+                        keys: KeyRange::One(key),
+                        prev_kv: true,
+                    }),
+                ]);
+                let wanted = memory.txn_over(copies.clone(), txn.clone()).await;
+                assert_eq!(sqlite.txn_over(copies, txn).await, wanted, "{shown}");
+            }
+            Step::Snapshot(keys, values, back) => {
+                let at = back.map(|back| Revision((now.0 - back).max(self.floor.0)));
+                let reads = vec![
+                    Read::Claims {
+                        keys: keys.clone(),
+                        values,
+                    },
+                    Read::Range(Range {
+                        limit: values,
+                        ..Range::of(keys)
+                    }),
+                ];
+                let wanted = memory.snapshot(at, reads.clone()).await;
+                assert_eq!(sqlite.snapshot(at, reads).await, wanted, "{shown} at {now}");
+            }
+            Step::Record(name, value, version) => {
+                let txn = RecordTxn {
+                    expect: vec![(name.clone(), version)],
+                    writes: vec![RecordWrite {
+                        name,
+                        value: value.then(|| "value".into()),
+                    }],
+                    line: None,
+                };
+                let wanted = self.memory.write_records(txn.clone()).await;
+                assert_eq!(self.sqlite().write_records(txn).await, wanted);
+                let wanted = self.memory.records("").await;
+                assert_eq!(self.sqlite().records("").await, wanted);
+            }
+            Step::Line(true) if self.settled => {}
+            Step::Line(true) => {
+                let epoch = self.line.map_or(Epoch(1), Epoch::next);
+                self.line = Some(epoch);
+                self.set_line(Some(Line {
+                    epoch,
+                    claims: true,
+                    base: BASE,
+                }))
+                .await;
+                self.floor = self.floor.max(BASE.next());
+            }
+            Step::Line(false) if self.line.is_none() => {}
+            Step::Line(false) => {
+                self.settled = true;
+                self.line = None;
+                self.set_line(None).await;
+                self.memory.drop_claims().await.unwrap();
+                self.sqlite().drop_claims().await.unwrap();
+            }
+            Step::Reopen => {
+                self.sqlite().close().await;
+                drop((sqlite, self.sqlite.take()));
+                self.sqlite = Some(open(&self.dir.path().join("db")).await);
+            }
+        }
+        let line = self.memory.line().await;
+        assert_eq!(self.sqlite().line().await, line);
+        let empty = self.memory.is_empty().await;
+        assert_eq!(self.sqlite().is_empty().await, empty, "{shown}");
+    }
+
+    async fn set_line(&self, line: Option<Line>) {
+        let txn = RecordTxn {
+            line: Some(line),
+            ..RecordTxn::default()
+        };
+        assert!(self.memory.write_records(txn.clone()).await.unwrap());
+        assert!(self.sqlite().write_records(txn).await.unwrap());
+    }
+
+    /// Both show the same changes, from the beginning of what can be had.
+    async fn compare_watches(&self) {
+        let handles = self.handles();
+        let compacted = handles[0].status().await.unwrap().compacted;
+        let start = self.floor.max(compacted);
+        for keys in [KeyRange::all(), KeyRange::prefix("a")] {
+            let mut seen = Vec::new();
+            for store in &handles {
+                let watch = Watch {
+                    prev_kv: true,
+                    ..Watch::of(keys.clone(), Some(start))
+                };
+                seen.push(changes(&**store, watch).await);
+            }
+            assert_eq!(seen[1], seen[0]);
+        }
+    }
+}
+
+/// All that a watch delivers up to now.
+async fn changes(store: &dyn Store, watch: Watch) -> Vec<(Revision, Vec<Event>)> {
+    let mut watching = store.watch(watch).await.unwrap();
+    watching.progress.notify_one();
+    let mut changes = Vec::new();
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        match next.await.unwrap().unwrap() {
+            WatchItem::Events(batch) => changes.push((batch.revision, batch.events)),
+            WatchItem::Progress(_) => return changes,
+            WatchItem::End(end) => panic!("{end:?}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sqlite_answers_as_the_reference_does(steps in vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let mut pair = Pair::new().await;
+            for step in steps {
+                pair.run(step).await;
+            }
+            pair.compare_watches().await;
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_get_one_line_of_revisions_and_watchers_see_it_whole() {
+    const WRITERS: usize = 32;
+    const EACH: usize = 40;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("db")).await;
+    let start = store.status().await.unwrap().revision;
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    let writers = (0..WRITERS).map(|writer| {
+        let store = store.clone();
+        async move {
+            let mut revisions = Vec::new();
+            for round in 0..EACH {
+                let key = format!("key/{}", (writer + round) % 50);
+                let answer = store.put(Put::new(key.clone(), "v")).await.unwrap();
+                let read = store.range(Range::key(key)).await.unwrap();
+                // A read that begins after an answer sees at least what was answered.
+                assert!(read.revision >= answer.revision);
+                assert!(read.reply.kvs[0].mod_revision >= answer.revision);
+                revisions.push(answer.revision.0);
+            }
+            revisions
+        }
+    });
+    let revisions = futures_util::future::join_all(writers).await.concat();
+    let all: BTreeSet<_> = revisions.iter().copied().collect();
+    let wanted: BTreeSet<_> = (start.0 + 1..).take(WRITERS * EACH).collect();
+    assert_eq!(
+        all, wanted,
+        "every change has a revision of its own, without gaps"
+    );
+    let mut versions: BTreeMap<Bytes, i64> = BTreeMap::new();
+    for revision in wanted {
+        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        let WatchItem::Events(batch) = next.await.unwrap().unwrap() else {
+            panic!("no event for {revision}")
+        };
+        assert_eq!((batch.revision.0, batch.events.len()), (revision, 1));
+        let segue::types::Change::Put(kv) = &batch.events[0].change else {
+            panic!()
+        };
+        let version = versions.entry(kv.key.clone()).or_default();
+        *version += 1;
+        assert_eq!(kv.version, *version, "no change was lost on {:?}", kv.key);
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_runs_out_takes_its_keys_in_one_revision_and_leaves_whiteouts() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        min_lease_ttl_s: 1,
+        ..Options::default()
+    };
+    let store = sqlite::open(dir.path().join("db"), options).await.unwrap();
+    let line = Line {
+        epoch: Epoch(1),
+        claims: true,
+        base: BASE,
+    };
+    let txn = RecordTxn {
+        line: Some(Some(line)),
+        ..RecordTxn::default()
+    };
+    store.write_records(txn).await.unwrap();
+    let id = LeaseId(7);
+    let grant = Grant {
+        id: Some(id),
+        ttl_s: 1,
+    };
+    store.grant(grant).await.unwrap();
+    let kept = Grant {
+        id: Some(LeaseId(8)),
+        ttl_s: 1,
+    };
+    store.grant(kept).await.unwrap();
+    for key in ["a", "b"] {
+        let put = Put {
+            lease: Some(id),
+            ..Put::new(key, "leased")
+        };
+        store.put(put).await.unwrap();
+    }
+    let copied = KeyValue {
+        key: "c".into(),
+        mod_revision: Revision(5),
+        create_revision: Revision(5),
+        version: 1,
+        value: "copied".into(),
+        lease: id,
+    };
+    let copy_up = CopyUp {
+        kvs: vec![copied],
+        record: None,
+    };
+    assert_eq!(store.copy_up(copy_up).await.unwrap(), Some(1));
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    let ended = async {
+        let WatchItem::Events(batch) = watching.items.next().await.unwrap() else {
+            panic!()
+        };
+        batch
+    };
+    let kept_alive = async {
+        loop {
+            store.keep_alive(LeaseId(8)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let batch = tokio::select! {
+        batch = ended => batch,
+        () = kept_alive => unreachable!(),
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the lease did not end"),
+    };
+    let keys: Vec<_> = batch.events.iter().map(Event::key).collect();
+    assert_eq!(keys, ["a", "b", "c"]);
+    assert_eq!(batch.revision, BASE.next().next().next());
+    assert_eq!(store.keep_alive(id).await.unwrap().reply, None);
+    assert_eq!(store.leases().await.unwrap().reply, [LeaseId(8)]);
+    let read = Read::Claims {
+        keys: KeyRange::all(),
+        values: 0,
+    };
+    let claims = store.snapshot(None, vec![read]).await.unwrap().reply;
+    let whiteout = |key: &'static str| segue::store::Claim::Whiteout(key.into());
+    let wanted = ["a", "b", "c"].map(whiteout).to_vec();
+    assert_eq!(claims, [segue::store::ReadReply::Claims(wanted)]);
+}
