@@ -10,6 +10,7 @@
 
 mod dsl;
 mod memory;
+mod sqlite;
 
 pub mod claims;
 pub mod compact;

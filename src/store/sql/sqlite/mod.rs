@@ -56,12 +56,15 @@ pub struct Sqlite {
     _lock: File,
 }
 
+/// A store in a file.
+pub type SqliteStore = SqlStore<Sqlite>;
+
 /// Opens the store in the file `path`, which is created if it does not exist.
 ///
 /// Fails with [`StoreError::Unavailable`] if another process (or another handle in this one) has it
 /// open, and with [`StoreError::Broken`] if the file cannot be a store, with the reason and what to
 /// do.
-pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<SqlStore<Sqlite>>> {
+pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<SqliteStore>> {
     let path = path.into();
     let prefix = options.table_prefix.clone();
     let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, &prefix)).await;
