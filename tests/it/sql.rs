@@ -118,7 +118,8 @@ impl Pair {
                 assert_eq!(found, wanted, "{request:?}");
             }
             // Keys are copied, and claims asked for, only while there is a line.
-            Step::CopyUp(_) | Step::TxnOver(..) | Step::Snapshot(..) if self.line.is_none() => {}
+            Step::CopyUp(_) | Step::TxnOver(..) | Step::Snapshot(..) | Step::Line(false)
+                if self.line.is_none() => {}
             Step::CopyUp(kvs) => {
                 let copy_up = CopyUp { kvs, record: None };
                 let wanted = memory.copy_up(copy_up.clone()).await;
@@ -176,7 +177,6 @@ impl Pair {
                 .await;
                 self.floor = self.floor.max(BASE.next());
             }
-            Step::Line(false) if self.line.is_none() => {}
             Step::Line(false) => {
                 self.settled = true;
                 self.line = None;

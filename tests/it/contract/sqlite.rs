@@ -22,10 +22,9 @@ impl NewFixture for Sqlite {
 }
 
 impl Sqlite {
-    pub async fn fixture() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+    pub fn fixture() -> std::future::Ready<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        std::future::ready(Self { dir })
     }
 
     /// Each store has a file of its own.
