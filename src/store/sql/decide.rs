@@ -99,7 +99,8 @@ impl Batch<'_> {
             }
             Work::Records(txn) => Done::Records(self.write_records(txn)),
             Work::Compact(at) => {
-                if *at <= self.head.oldest() {
+                // Reading at the origin is possible until it is compacted, like any revision.
+                if *at <= self.head.compacted || *at < self.head.origin {
                     return Err(RequestError::Compacted(self.head.oldest()).into());
                 }
                 if *at > self.head.revision {

@@ -12,6 +12,7 @@ use segue::store::{
 use segue::types::{
     Content, Epoch, EventBatch, Grant, KeyRange, KeyValue, Put, Reserved, Revision,
 };
+use tempfile::TempDir;
 
 use super::lines::Lines;
 use super::sabotage::Sabotaged;
@@ -346,6 +347,8 @@ pub(super) struct Stores {
     pub new: Arc<dyn NewStore>,
     /// The new store assigns revisions by itself: what is no change to clients takes some, too.
     pub gaps: bool,
+    /// Where they keep their files, if they do.
+    pub files: Option<TempDir>,
 }
 
 /// Carries out `before` on twin and old store, then `steps` on the twin and through the overlay.
@@ -362,6 +365,7 @@ pub(super) async fn difference(
         old,
         new,
         gaps,
+        files: _files,
     } = stores;
     let mut now = Revision(1);
     for request in before {

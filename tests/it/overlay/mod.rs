@@ -7,9 +7,16 @@ mod lines;
 mod order;
 mod sabotage;
 
+use std::sync::Arc;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
+use segue::store::memory::Memory;
+use segue::store::sql::sqlite::{self, Sqlite};
+use segue::store::sql::{Options, SqlStore};
+use segue::store::{AsOld, Guard, NewStore, Store};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::random::{self, Request};
@@ -25,7 +32,11 @@ fn script() -> impl Strategy<Value = (Vec<Request>, Vec<Step>)> {
 }
 
 /// Runs random scripts on fresh `stores`; tells the smallest one with a difference.
-fn compare(cases: u32, stores: fn() -> Stores, sabotage: Option<Sabotage>) -> Result<(), String> {
+fn compare(
+    cases: u32,
+    stores: impl AsyncFn() -> Stores,
+    sabotage: Option<Sabotage>,
+) -> Result<(), String> {
     let runtime = Runtime::new().unwrap();
     let config = Config {
         cases,
@@ -34,7 +45,7 @@ fn compare(cases: u32, stores: fn() -> Stores, sabotage: Option<Sabotage>) -> Re
     };
     let outcome = TestRunner::new(config).run(&script(), |(before, steps)| {
         runtime
-            .block_on(async { difference(stores(), before, steps, sabotage).await })
+            .block_on(async { difference(stores().await, before, steps, sabotage).await })
             .map_err(TestCaseError::fail)
     });
     outcome.map_err(|error| match error {
@@ -43,23 +54,51 @@ fn compare(cases: u32, stores: fn() -> Stores, sabotage: Option<Sabotage>) -> Re
     })
 }
 
-fn in_memory() -> Stores {
-    let memory = || std::sync::Arc::new(segue::store::memory::Memory::default());
-    let (twin, old, new) = (memory(), memory(), memory());
-    Stores {
-        twin,
-        source: old.clone(),
-        old: std::sync::Arc::new(segue::store::AsOld::new(old, "old".into())),
-        new,
-        gaps: false,
+fn nobody_can_tell(cases: u32, stores: impl AsyncFn() -> Stores) {
+    if let Err(difference) = compare(cases, stores, None) {
+        panic!("{difference}");
     }
+}
+
+async fn in_memory() -> Stores {
+    let (old, new) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
+    stores(old, new, false)
+}
+
+/// The stores of a comparison in which `old` goes to `new`.
+fn stores(old: Arc<dyn Store>, new: Arc<dyn NewStore>, gaps: bool) -> Stores {
+    Stores {
+        twin: Arc::new(Memory::default()),
+        source: old.clone(),
+        old: Arc::new(AsOld::new(old, "old".into())),
+        new,
+        gaps,
+        files: None,
+    }
+}
+
+async fn sqlite(files: &TempDir, name: &str) -> Arc<SqlStore<Sqlite>> {
+    sqlite::open(files.path().join(name), Options::default())
+        .await
+        .unwrap()
 }
 
 #[test]
 fn no_client_can_tell_a_migration_in_memory_from_none() {
-    if let Err(difference) = compare(1_000, in_memory, None) {
-        panic!("{difference}");
-    }
+    nobody_can_tell(1_000, in_memory);
+}
+
+#[test]
+fn no_client_can_tell_a_migration_from_sqlite_to_sqlite_from_none() {
+    nobody_can_tell(200, async || {
+        let files = TempDir::new().unwrap();
+        let (old, new) = (sqlite(&files, "old").await, sqlite(&files, "new").await);
+        let old = old.guarded(Guard::None);
+        Stores {
+            files: Some(files),
+            ..stores(old, new, false)
+        }
+    });
 }
 
 fn is_noticed(sabotage: Sabotage) {
