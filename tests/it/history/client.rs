@@ -1,1 +1,397 @@
+//! Clients that write down what they do: real ones, of the kind that applications use.
 
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions,
+    ResponseHeader, Txn, TxnOp, WatchOptions, WatchResponse,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Batch, Call, Event, Operation, Outcome, Pair, Reply, WatchLog};
+
+/// How long a client waits for an answer before it counts the request as lost.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Before a client that was cut off comes back.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Where all clients write down what they do.
+#[derive(Clone, Default)]
+pub struct Recorder {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    clock: Instant,
+    clients: AtomicUsize,
+    values: AtomicU64,
+    /// The highest revision that anybody was answered.
+    newest: AtomicI64,
+    operations: Mutex<Vec<Operation>>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            clock: Instant::now(),
+            clients: AtomicUsize::new(0),
+            values: AtomicU64::new(0),
+            newest: AtomicI64::new(0),
+            operations: Mutex::default(),
+        }
+    }
+}
+
+impl Recorder {
+    /// A client of the proxy at `endpoint`.
+    pub async fn client(&self, endpoint: &str) -> Recording {
+        Recording {
+            recorder: self.clone(),
+            number: self.inner.clients.fetch_add(1, Ordering::Relaxed),
+            client: connect(endpoint).await,
+        }
+    }
+
+    /// A value that nobody wrote before.
+    pub fn value(&self) -> String {
+        format!(
+            "value-{}",
+            self.inner.values.fetch_add(1, Ordering::Relaxed)
+        )
+    }
+
+    /// The highest revision that anybody was answered.
+    pub fn newest(&self) -> i64 {
+        self.inner.newest.load(Ordering::Relaxed)
+    }
+
+    /// How many requests were answered, failed and ended nobody knows how.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let operations = self.inner.operations.lock().unwrap();
+        let count = |is: fn(&Outcome) -> bool| {
+            operations
+                .iter()
+                .filter(|operation| is(&operation.outcome))
+                .count()
+        };
+        (
+            count(|outcome| matches!(outcome, Outcome::Done(_))),
+            count(|outcome| matches!(outcome, Outcome::Failed(_))),
+            count(|outcome| matches!(outcome, Outcome::Unknown(_))),
+        )
+    }
+
+    /// Everything written down so far.
+    pub fn operations(&self) -> Vec<Operation> {
+        self.inner.operations.lock().unwrap().clone()
+    }
+
+    /// Watches the keys that begin with `prefix` from `start` on until `end` is cancelled and
+    /// everything up to the newest revision of that moment was seen. Comes back where it was when
+    /// it is cut off.
+    pub async fn watch(
+        &self,
+        name: &str,
+        endpoint: &str,
+        prefix: &str,
+        start: i64,
+        end: CancellationToken,
+    ) -> WatchLog {
+        let mut log = WatchLog {
+            name: name.to_owned(),
+            prefix: prefix.to_owned(),
+            start,
+            through: start - 1,
+            ..WatchLog::default()
+        };
+        loop {
+            match self.watch_once(&mut log, endpoint, &end).await {
+                Ok(()) => return log,
+                Err(Cut::Off(_)) => tokio::time::sleep(PAUSE).await,
+                Err(Cut::Refused(why)) => panic!("{name}: the watch was cancelled: {why}"),
+            }
+        }
+    }
+
+    async fn watch_once(
+        &self,
+        log: &mut WatchLog,
+        endpoint: &str,
+        end: &CancellationToken,
+    ) -> Result<(), Cut> {
+        let off = |error: etcd_client::Error| Cut::Off(error.to_string());
+        let mut client = Client::connect([endpoint], None).await.map_err(off)?;
+        // As client libraries do: from behind the last event that arrived.
+        let next = log.through + 1;
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_prev_key()
+            .with_start_revision(next);
+        let mut stream = client
+            .watch(log.prefix.as_str(), Some(options))
+            .await
+            .map_err(off)?;
+        loop {
+            let ending = end.is_cancelled();
+            let goal = self.newest();
+            if ending {
+                if log.through >= goal {
+                    return Ok(());
+                }
+                stream.request_progress().await.map_err(off)?;
+            }
+            // While it ends it asks anew for progress, in case that an answer was too early.
+            let patience = if ending { PAUSE } else { PATIENCE };
+            let answer = tokio::select! {
+                answer = stream.message() => answer.map_err(off)?,
+                () = tokio::time::sleep(patience) => continue,
+                () = end.cancelled(), if !ending => continue,
+            };
+            let Some(answer) = answer else {
+                return Err(Cut::Off("the stream has ended".into()));
+            };
+            if answer.canceled() {
+                return Err(Cut::Refused(format!(
+                    "{} (compacted {})",
+                    answer.cancel_reason(),
+                    answer.compact_revision()
+                )));
+            }
+            note(log, &answer);
+        }
+    }
+}
+
+/// Why a watch does not go on.
+enum Cut {
+    /// The connection is gone.
+    Off(#[expect(dead_code, reason = "for whoever debugs a test")] String),
+    /// The store ended it.
+    Refused(String),
+}
+
+fn note(log: &mut WatchLog, answer: &WatchResponse) {
+    let events: Vec<_> = answer.events().iter().map(event).collect();
+    let header = revision(answer.header());
+    if events.is_empty() {
+        // Created, or progress: only the latter promises anything, and it names no watch.
+        if !answer.created() {
+            log.through = log.through.max(header);
+        }
+        return;
+    }
+    let last = events.iter().map(|event| event.revision).max();
+    log.through = log.through.max(last.unwrap_or_default());
+    log.batches.push(Batch { events });
+}
+
+fn event(event: &etcd_client::Event) -> Event {
+    let kv = event.kv().expect("an event has a key");
+    let is_put = event.event_type() == EventType::Put;
+    Event {
+        revision: kv.mod_revision(),
+        key: text(kv.key()),
+        pair: is_put.then(|| pair(kv)),
+        prev: event.prev_kv().map(pair),
+    }
+}
+
+/// One client, which does one thing after another.
+pub struct Recording {
+    recorder: Recorder,
+    number: usize,
+    client: Client,
+}
+
+impl Recording {
+    /// The client, for what is not to be written down.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Does `call` and writes it down. Answers what came of it.
+    pub async fn call(&mut self, call: Call) -> Outcome {
+        let start = self.recorder.inner.clock.elapsed();
+        let answered = tokio::time::timeout(PATIENCE, send(&mut self.client, &call)).await;
+        let end = self.recorder.inner.clock.elapsed();
+        let outcome = match answered {
+            Ok(Ok(reply)) => {
+                let newest = &self.recorder.inner.newest;
+                newest.fetch_max(reply.revision, Ordering::Relaxed);
+                Outcome::Done(reply)
+            }
+            Ok(Err(error)) if certainly_failed(&error) => Outcome::Failed(error.to_string()),
+            Ok(Err(error)) => Outcome::Unknown(error.to_string()),
+            Err(_) => Outcome::Unknown(format!("no answer within {PATIENCE:?}")),
+        };
+        self.recorder
+            .inner
+            .operations
+            .lock()
+            .unwrap()
+            .push(Operation {
+                client: self.number,
+                start,
+                end,
+                call,
+                outcome: outcome.clone(),
+            });
+        outcome
+    }
+
+    /// Reads a key; nothing if it does not exist or the read failed.
+    pub async fn get(&mut self, key: &str) -> Option<Pair> {
+        let key = key.to_owned();
+        match self.call(Call::Get { key }).await {
+            Outcome::Done(reply) => reply.pairs.into_iter().next(),
+            Outcome::Failed(_) | Outcome::Unknown(_) => None,
+        }
+    }
+
+    /// Writes a key with a value of its own.
+    pub async fn put(&mut self, key: &str) -> Outcome {
+        self.put_all(&[key], 0).await
+    }
+
+    /// Writes keys in one revision, each with a value of its own.
+    pub async fn put_all(&mut self, keys: &[&str], lease: i64) -> Outcome {
+        let pairs = keys
+            .iter()
+            .map(|key| ((*key).to_owned(), self.recorder.value()))
+            .collect();
+        self.call(Call::Put { pairs, lease }).await
+    }
+
+    /// Deletes a key.
+    pub async fn delete(&mut self, key: &str) -> Outcome {
+        self.call(Call::Delete { key: key.into() }).await
+    }
+
+    /// Reads all keys that begin with `prefix`.
+    pub async fn list(&mut self, prefix: &str) -> Outcome {
+        let prefix = prefix.into();
+        self.call(Call::List { prefix }).await
+    }
+
+    /// Writes a key on the condition that it has not changed since it was `expected`.
+    pub async fn swap(&mut self, key: &str, expected: i64) -> Outcome {
+        let (key, value) = (key.to_owned(), self.recorder.value());
+        self.call(Call::Swap {
+            key,
+            expected,
+            value,
+        })
+        .await
+    }
+}
+
+/// A connected client; keeps trying while the proxy is away.
+async fn connect(endpoint: &str) -> Client {
+    super::super::support::eventually("a client connects", async || {
+        Client::connect([endpoint], None)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await
+}
+
+/// Only these say for certain that nothing was done. Everything else, "unavailable" in particular,
+/// may hide a write whose answer was lost.
+fn certainly_failed(error: &etcd_client::Error) -> bool {
+    use tonic::Code;
+    matches!(
+        error,
+        etcd_client::Error::GRpcStatus(status)
+            if matches!(
+                status.code(),
+                Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange
+            )
+    )
+}
+
+async fn send(client: &mut Client, call: &Call) -> Result<Reply, etcd_client::Error> {
+    match call {
+        Call::Get { key } => {
+            let answer = client.get(key.as_str(), None).await?;
+            Ok(read(revision(answer.header()), answer.kvs()))
+        }
+        Call::List { prefix } => {
+            let options = GetOptions::new().with_prefix();
+            let answer = client.get(prefix.as_str(), Some(options)).await?;
+            Ok(read(revision(answer.header()), answer.kvs()))
+        }
+        Call::Put { pairs, lease } => {
+            let options = || (*lease != 0).then(|| PutOptions::new().with_lease(*lease));
+            let header = if let [(key, value)] = &pairs[..] {
+                let answer = client.put(key.as_str(), value.as_str(), options()).await?;
+                revision(answer.header())
+            } else {
+                let puts: Vec<_> = pairs
+                    .iter()
+                    .map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), options()))
+                    .collect();
+                revision(client.txn(Txn::new().and_then(puts)).await?.header())
+            };
+            Ok(wrote(header, true))
+        }
+        Call::Delete { key } => {
+            let options = DeleteOptions::new();
+            let answer = client.delete(key.as_str(), Some(options)).await?;
+            Ok(wrote(revision(answer.header()), answer.deleted() > 0))
+        }
+        Call::Swap {
+            key,
+            expected,
+            value,
+        } => {
+            let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, *expected);
+            let put = TxnOp::put(key.as_str(), value.as_str(), None);
+            let txn = Txn::new().when([unchanged]).and_then([put]);
+            let answer = client.txn(txn).await?;
+            Ok(wrote(revision(answer.header()), answer.succeeded()))
+        }
+        Call::Revoke { lease } => {
+            let answer = client.lease_revoke(*lease).await?;
+            Ok(wrote(revision(answer.header()), false))
+        }
+    }
+}
+
+fn read(revision: i64, kvs: &[KeyValue]) -> Reply {
+    Reply {
+        revision,
+        pairs: kvs.iter().map(pair).collect(),
+        changed: false,
+    }
+}
+
+fn wrote(revision: i64, changed: bool) -> Reply {
+    Reply {
+        revision,
+        pairs: Vec::new(),
+        changed,
+    }
+}
+
+/// A pair as the history knows it.
+pub fn pair(kv: &KeyValue) -> Pair {
+    Pair {
+        key: text(kv.key()),
+        value: text(kv.value()),
+        created: kv.create_revision(),
+        modified: kv.mod_revision(),
+        version: kv.version(),
+        lease: kv.lease(),
+    }
+}
+
+fn revision(header: Option<&ResponseHeader>) -> i64 {
+    header.map_or(0, ResponseHeader::revision)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

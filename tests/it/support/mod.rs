@@ -5,6 +5,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     clippy::missing_panics_doc,
     reason = "a toolbox: each user needs a part of it, and a helper that cannot help panics"
 )]
@@ -12,9 +13,11 @@
 pub mod etcd;
 pub mod ports;
 pub mod process;
+pub mod segue;
 pub mod v2;
 pub mod wait;
 
+pub use self::segue::Segue;
 pub use etcd::Etcd;
 pub use v2::V2;
 pub use wait::eventually;
