@@ -5,7 +5,6 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    unused_imports,
     clippy::missing_panics_doc,
     reason = "a toolbox: each user needs a part of it, and a helper that cannot help panics"
 )]
@@ -17,6 +16,7 @@ pub mod segue;
 pub mod v2;
 pub mod wait;
 
+#[allow(unused_imports, reason = "benches run the program in their own way")]
 pub use self::segue::Segue;
 pub use etcd::Etcd;
 pub use v2::V2;
