@@ -32,7 +32,11 @@ impl Overlay {
             let key = key.clone();
             return self.read_one(key, request).await;
         }
-        let pieces = self.copied.load().cut(&request.keys);
+        // A piece is a request of its own to the new store, which would show reserved keys to one
+        // that lies within them.
+        let visible = self.reserved.visible(&request.keys);
+        let cut = |keys| self.copied.load().cut(keys);
+        let pieces: Vec<_> = visible.iter().flat_map(cut).collect();
         if pieces.iter().all(|(_, copied)| *copied) {
             self.counters.read_new();
             return self.new.range(request).await;

@@ -1,7 +1,7 @@
 //! What every store has to do, as named behaviours that run on each of them.
 //!
-//! A store joins with one line: `store_contract!(kv, crate::sqlite::fixture());` for etcd's semantics,
-//! and `new_store_contract!` for what a migration needs besides.
+//! A store joins with one line in `stores`: `store_contract!` for etcd's semantics, and
+//! `new_store_contract!` for what a migration needs besides.
 
 #![allow(
     unreachable_pub,
@@ -9,8 +9,7 @@
 )]
 
 mod dsl;
-mod memory;
-mod sqlite;
+mod stores;
 
 pub mod claims;
 pub mod compact;
@@ -30,8 +29,8 @@ use async_trait::async_trait;
 use segue::store::{NewStore, Store};
 
 /// Makes stores of one kind, and keeps alive whatever stands behind them.
-#[async_trait]
-pub trait Fixture: Send + Sync {
+#[async_trait(?Send)]
+pub trait Fixture {
     /// A store that is empty. Its revision may be any.
     async fn store(&self) -> Arc<dyn Store>;
 
@@ -43,7 +42,7 @@ pub trait Fixture: Send + Sync {
 }
 
 /// Makes stores that a migration can go to.
-#[async_trait]
+#[async_trait(?Send)]
 pub trait NewFixture: Fixture {
     /// A store that is empty and has no line.
     async fn new_store(&self) -> Arc<dyn NewStore>;

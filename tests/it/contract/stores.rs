@@ -1,0 +1,187 @@
+//! The stores under the contract, each with one line, and the overlay over pairs of them.
+
+use std::future::{Ready, ready};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use segue::overlay::Overlay;
+use segue::store::open::open_new;
+use segue::store::{AsOld, Guard, NewStore, Store};
+use segue::types::Reserved;
+use tempfile::TempDir;
+
+use super::dsl::{guard, line, set_line};
+use super::{Fixture, NewFixture, new_store_contract, store_contract};
+use crate::support::Etcd;
+
+/// A kind of store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Memory,
+    Sqlite,
+    Etcd,
+}
+
+store_contract!(
+    memory,
+    crate::contract::stores::plain(crate::contract::stores::Kind::Memory)
+);
+store_contract!(
+    sqlite,
+    crate::contract::stores::plain(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    etcd,
+    crate::contract::stores::plain(crate::contract::stores::Kind::Etcd)
+);
+store_contract!(
+    claiming_memory,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Memory)
+);
+store_contract!(
+    claiming_sqlite,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    claiming_etcd,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Etcd)
+);
+store_contract!(
+    overlay_memory_memory,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Memory,
+        crate::contract::stores::Kind::Memory
+    )
+);
+store_contract!(
+    overlay_sqlite_sqlite,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Sqlite,
+        crate::contract::stores::Kind::Sqlite
+    )
+);
+store_contract!(
+    overlay_sqlite_etcd,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Sqlite,
+        crate::contract::stores::Kind::Etcd
+    )
+);
+store_contract!(
+    overlay_etcd_sqlite,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Etcd,
+        crate::contract::stores::Kind::Sqlite
+    )
+);
+new_store_contract!(
+    new_memory,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Memory)
+);
+new_store_contract!(
+    new_sqlite,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+new_store_contract!(
+    new_etcd,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Etcd)
+);
+
+/// Stores without a migration.
+pub fn plain(kind: Kind) -> Ready<Fixed> {
+    ready(Fixed::new(kind, Shape::Plain))
+}
+
+/// Stores with a line that leaves claims.
+pub fn claiming(kind: Kind) -> Ready<Fixed> {
+    ready(Fixed::new(kind, Shape::Claiming))
+}
+
+/// The overlay in the migration phase, over an old store that was used and is empty.
+pub fn overlay(old: Kind, new: Kind) -> Ready<Fixed> {
+    ready(Fixed::new(new, Shape::Over(old)))
+}
+
+pub struct Fixed {
+    kind: Kind,
+    shape: Shape,
+    dir: TempDir,
+    servers: Mutex<Vec<Etcd>>,
+}
+
+enum Shape {
+    Plain,
+    Claiming,
+    Over(Kind),
+}
+
+impl Fixed {
+    fn new(kind: Kind, shape: Shape) -> Self {
+        Self {
+            kind,
+            shape,
+            dir: tempfile::tempdir().unwrap(),
+            servers: Mutex::default(),
+        }
+    }
+
+    async fn open(&self, kind: Kind) -> Arc<dyn NewStore> {
+        let url = match kind {
+            Kind::Memory => "memory:".to_owned(),
+            Kind::Sqlite => {
+                let name = format!("{:016x}.db", rand::random::<u64>());
+                format!("sqlite:{}", self.dir.path().join(name).display())
+            }
+            Kind::Etcd => {
+                let server = Etcd::start().await;
+                let url = server.url();
+                self.servers.lock().unwrap().push(server);
+                url
+            }
+        };
+        let opened = open_new(&url.parse().unwrap(), &Reserved::default()).await;
+        opened.unwrap()
+    }
+}
+
+#[async_trait(?Send)]
+impl Fixture for Fixed {
+    async fn store(&self) -> Arc<dyn Store> {
+        let new = self.open(self.kind).await;
+        let old = match self.shape {
+            Shape::Plain => return new.guarded(Guard::None),
+            Shape::Claiming => {
+                set_line(&*new, Some(line(1))).await;
+                return new.guarded(guard(1));
+            }
+            Shape::Over(kind) => self.open(kind).await,
+        };
+        let identity = old.identity().await.unwrap();
+        let old = old.guarded(Guard::None);
+        for value in ["1", "2"] {
+            let put = segue::types::Put::new("a", value);
+            old.put(put).await.unwrap();
+        }
+        let delete = segue::types::Delete {
+            keys: segue::types::KeyRange::all(),
+            prev_kv: false,
+        };
+        let base = old.delete(delete).await.unwrap().revision;
+        let line = segue::store::Line { base, ..line(1) };
+        set_line(&*new, Some(line)).await;
+        let old = Arc::new(AsOld::new(old, identity));
+        let new = new.guarded(guard(1));
+        Arc::new(Overlay::new(old, new, base, Reserved::default()))
+    }
+
+    fn gapless(&self) -> bool {
+        self.kind != Kind::Etcd || matches!(self.shape, Shape::Plain)
+    }
+}
+
+#[async_trait(?Send)]
+impl NewFixture for Fixed {
+    async fn new_store(&self) -> Arc<dyn NewStore> {
+        self.open(self.kind).await
+    }
+}
