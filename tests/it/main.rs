@@ -11,3 +11,4 @@ mod random;
 mod servers;
 mod sql;
 mod support;
+mod under_load;
