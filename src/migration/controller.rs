@@ -14,7 +14,9 @@ use super::driver::Driver;
 use super::fleet::Fleet;
 use super::ledger::{Entry, Ledger, write};
 use super::phase::{Decision, FORMAT, Phase, State, Surroundings};
-use super::records::{CONTROL, Control, Outcome, REJECTS, Reject, STATE, SWITCH, Switch};
+use super::records::{
+    CONTROL, Control, Outcome, REJECTS, Reject, STATE, SURVEY, SWITCH, Survey, Switch,
+};
 use super::router::Router;
 use super::status::Meter;
 use super::switch::{KEY, Request};
@@ -22,7 +24,7 @@ use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
 use crate::tasks::Tasks;
-use crate::types::{Put, Range, Reserved};
+use crate::types::{KeyRange, Put, Range, Reserved};
 
 /// What a member of a migration is told.
 #[derive(Clone, Debug)]
@@ -467,6 +469,10 @@ async fn begin(
     }
     // Read before the line is set. Nobody is served through this member yet.
     let base = old.revision().await.map_err(of_old)?;
+    let survey = Survey {
+        expected: old.count(KeyRange::all()).await.map_err(of_old)? as u64,
+        ..Survey::default()
+    };
     let migration = format!("{:016x}", rand::random::<u64>());
     let state = State::begin(migration, identity, base, nonempty, now_ms());
     // A value of the switch key that was there before is no request to this migration.
@@ -484,6 +490,7 @@ async fn begin(
             write(STATE, &state),
             write(SWITCH, &switch),
             write(CONTROL, &options.control),
+            write(SURVEY, &survey),
         ],
         line: Some(state.line()),
     };

@@ -21,16 +21,7 @@ const PAGE: usize = 10_000;
 
 /// Goes on with the survey until every key is in a shard. `found` is notified of each.
 pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) -> Result<()> {
-    let mut entry: Entry<Survey> = match ledger.get(SURVEY).await? {
-        Some(entry) => entry,
-        None => Entry {
-            value: Survey {
-                expected: old.count(KeyRange::all()).await? as u64,
-                ..Survey::default()
-            },
-            version: 0,
-        },
-    };
+    let mut entry: Entry<Survey> = ledger.get(SURVEY).await?.unwrap_or_default();
     while !entry.value.done {
         let mut next = entry.value.clone();
         let shard = stride(old, &mut next).await?;

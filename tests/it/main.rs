@@ -6,6 +6,7 @@ mod architecture;
 mod contract;
 mod etcd2;
 mod history;
+mod migration;
 mod overlay;
 mod random;
 mod servers;

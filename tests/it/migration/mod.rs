@@ -1,0 +1,8 @@
+//! The migration as a whole: members of a fleet in this process, over stores in memory.
+
+#[allow(unreachable_pub, reason = "as in the toolbox")]
+mod fleet;
+#[allow(unreachable_pub, reason = "as in the toolbox")]
+mod picky;
+mod scenarios;
+mod switch;

@@ -1,0 +1,138 @@
+//! A new store that cannot take everything.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use segue::store::memory::Memory;
+use segue::store::{
+    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, RequestError,
+    Result, Status, Store, Watch, Watching,
+};
+use segue::types::{
+    Answer, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Revision, Txn,
+    TxnReply,
+};
+
+/// What it does not take.
+#[derive(Clone, Copy, Debug)]
+pub struct Taste {
+    /// Most pairs at once.
+    pub pairs: usize,
+    /// Values that are "unpalatable" are refused.
+    pub values: bool,
+}
+
+/// A store in memory with a [`Taste`].
+pub struct Picky(pub Memory, pub Taste);
+
+struct Guarded(Arc<dyn GuardedStore>, Taste);
+
+#[async_trait]
+impl NewStore for Picky {
+    async fn identity(&self) -> Result<String> {
+        self.0.identity().await
+    }
+
+    fn guarded(&self, guard: Guard) -> Arc<dyn GuardedStore> {
+        Arc::new(Guarded(self.0.guarded(guard), self.1))
+    }
+
+    async fn line(&self) -> Result<Option<Line>> {
+        self.0.line().await
+    }
+
+    async fn records(&self, prefix: &str) -> Result<Vec<Record>> {
+        self.0.records(prefix).await
+    }
+
+    async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
+        self.0.write_records(txn).await
+    }
+
+    async fn is_empty(&self) -> Result<bool> {
+        self.0.is_empty().await
+    }
+
+    async fn drop_claims(&self) -> Result<()> {
+        self.0.drop_claims().await
+    }
+}
+
+impl Taste {
+    fn check(self, pairs: &[KeyValue]) -> Result<()> {
+        if pairs.len() > self.pairs {
+            return Err(RequestError::TooManyOperations.into());
+        }
+        if self.values && pairs.iter().any(|kv| kv.value == "unpalatable") {
+            return Err(RequestError::Unacceptable("the value is unpalatable".into()).into());
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl GuardedStore for Guarded {
+    async fn snapshot(
+        &self,
+        at: Option<Revision>,
+        reads: Vec<Read>,
+    ) -> Result<Answer<Vec<ReadReply>>> {
+        self.0.snapshot(at, reads).await
+    }
+
+    async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        self.0.txn_over(copies, txn).await
+    }
+
+    async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {
+        self.1.check(&copy_up.kvs)?;
+        self.0.copy_up(copy_up).await
+    }
+}
+
+#[async_trait]
+impl Store for Guarded {
+    async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
+        self.0.range(request).await
+    }
+
+    async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
+        self.0.txn(request).await
+    }
+
+    async fn compact(&self, at: Revision) -> Result<Answer<()>> {
+        self.0.compact(at).await
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Watching> {
+        self.0.watch(request).await
+    }
+
+    async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
+        self.0.grant(request).await
+    }
+
+    async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
+        self.0.revoke(id).await
+    }
+
+    async fn keep_alive(&self, id: LeaseId) -> Result<Answer<Option<i64>>> {
+        self.0.keep_alive(id).await
+    }
+
+    async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<Answer<Option<LeaseStatus>>> {
+        self.0.time_to_live(id, keys).await
+    }
+
+    async fn leases(&self) -> Result<Answer<Vec<LeaseId>>> {
+        self.0.leases().await
+    }
+
+    async fn status(&self) -> Result<Status> {
+        self.0.status().await
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.0.defragment().await
+    }
+}

@@ -1,0 +1,230 @@
+//! How the fleet goes from phase to phase.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use segue::migration::phase::Phase;
+use segue::migration::records::Outcome;
+use segue::migration::switch::Request;
+use segue::store::{Guard, Store};
+use segue::types::{Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Reply, Txn};
+
+use super::fleet::{Member, Stores, get, key, put};
+use crate::support::eventually;
+
+const SWITCH_KEY: &str = "segue/switch";
+
+async fn outcome(member: &Member, outcome: Outcome) {
+    member
+        .until("decided", |status| status.switch.outcome == outcome)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_is_not_safe_is_refused_and_forgotten() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let paused = |options: &mut segue::migration::Options| options.control.paused = true;
+    let member = stores.join_as("a", paused).await.unwrap();
+    member.controller.ready().await;
+    put(&*member.store(), SWITCH_KEY, "true").await;
+    outcome(&member, Outcome::Refused).await;
+    let status = member.status().await;
+    assert!(
+        status.switch.reason.contains("backfill"),
+        "{:?}",
+        status.switch
+    );
+
+    member
+        .controller
+        .steer(|control| control.paused = false)
+        .await
+        .unwrap();
+    member.until_verified().await;
+    let status = member.status().await;
+    assert_eq!(
+        (&*status.phase, status.switch.outcome),
+        ("migration", Outcome::Refused)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_may_wait_is_done_as_soon_as_it_is_safe() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let paused = |options: &mut segue::migration::Options| options.control.paused = true;
+    let member = stores.join_as("a", paused).await.unwrap();
+    // Straight in the new store, as its own tools would.
+    let plain = stores.new.guarded(Guard::None);
+    put(&*plain, SWITCH_KEY, "normal when-ready").await;
+    outcome(&member, Outcome::Waiting).await;
+    member
+        .controller
+        .steer(|control| control.paused = false)
+        .await
+        .unwrap();
+    member.until_phase(Phase::Normal).await;
+    outcome(&member, Outcome::Done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_switch_key_said_before_the_migration_is_no_request() {
+    let stores = Stores::in_memory().await;
+    put(
+        &*stores.new.guarded(Guard::None),
+        SWITCH_KEY,
+        "normal when-ready",
+    )
+    .await;
+    let member = stores
+        .join_as("a", |options| options.allow_nonempty = true)
+        .await
+        .unwrap();
+    member.until_verified().await;
+    let status = member.status().await;
+    assert_eq!(
+        (&*status.phase, status.switch.outcome),
+        ("migration", Outcome::None)
+    );
+}
+
+/// Adds one to a counter by compare-and-swap; answers whether this one did.
+async fn increment(store: &dyn Store, counter: &str) -> bool {
+    let now = get(store, counter).await.unwrap();
+    let value: u64 = std::str::from_utf8(&now.value).unwrap().parse().unwrap();
+    let txn = Txn {
+        compares: vec![Compare {
+            keys: KeyRange::One(now.key.clone()),
+            result: CompareResult::Equal,
+            target: CompareTarget::Mod(now.mod_revision),
+        }],
+        success: vec![Op::Put(Put::new(now.key, (value + 1).to_string()))],
+        failure: vec![],
+    };
+    store.txn(txn).await.unwrap().reply.succeeded
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn clients_of_two_members_notice_nothing_while_the_fleet_goes_to_and_fro() {
+    let stores = Stores::in_memory().await;
+    stores.fill(2_000).await;
+    for counter in 0..4 {
+        put(&*stores.source, &format!("counter/{counter}"), "0").await;
+    }
+    let members = [
+        stores.join("a").await.unwrap(),
+        stores.join("b").await.unwrap(),
+    ];
+    let stop = Arc::new(AtomicBool::new(false));
+    let done: Arc<Vec<AtomicU64>> = Arc::new((0..4).map(|_| AtomicU64::new(0)).collect());
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let store = members[client % 2].store();
+            let (stop, done) = (stop.clone(), done.clone());
+            segue::tasks::spawn_owned(async move {
+                let mut revision = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    if increment(&*store, &format!("counter/{}", client % 4)).await {
+                        done[client % 4].fetch_add(1, Ordering::Relaxed);
+                    }
+                    let answer = store.range(Range::key(key(client))).await.unwrap();
+                    assert_eq!(answer.reply.kvs[0].value, "old");
+                    assert!(answer.revision.0 >= revision, "revisions went back");
+                    revision = answer.revision.0;
+                    // The reference model keeps everything that ever was.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+        })
+        .collect();
+    for to in [
+        Phase::Normal,
+        Phase::Migration,
+        Phase::Normal,
+        Phase::Migration,
+    ] {
+        let request = Request {
+            to,
+            when_ready: true,
+        };
+        let asked = &members[usize::from(to == Phase::Normal)];
+        asked.controller.switch(request).await.unwrap();
+        for member in &members {
+            member.until_phase(to).await;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    for (counter, done) in done.iter().enumerate() {
+        let value = get(&*members[0].store(), &format!("counter/{counter}"))
+            .await
+            .unwrap();
+        let done = done.load(Ordering::Relaxed);
+        assert_eq!(
+            value.value,
+            done.to_string(),
+            "an increment was lost or done twice"
+        );
+        assert!(done > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_behind_is_waited_for_until_it_lapses() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let member = stores.join("a").await.unwrap();
+    let dead = stores.join("b").await.unwrap();
+    member
+        .until("joined", |status| status.members.len() == 2)
+        .await;
+    member.until_verified().await;
+    dead.kill().await;
+    // It has acknowledged the present epoch, so it does not hold up this switch, but the next.
+    let request = |to| Request {
+        to,
+        when_ready: false,
+    };
+    member
+        .controller
+        .switch(request(Phase::Normal))
+        .await
+        .unwrap();
+    let refused = member.controller.complete().await.unwrap();
+    assert!(refused.unwrap_err().contains("acknowledged"));
+    eventually("the dead member lapses", async || {
+        member.controller.complete().await.unwrap()
+    })
+    .await;
+    assert_eq!(member.until_phase(Phase::Settled).await.members.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_an_epoch_that_is_over_does_not_happen() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let member = stores.join("a").await.unwrap();
+    member.until_verified().await;
+    let view = member.controller.view();
+    let stale = stores.new.guarded(view.state.value.guard());
+    let request = Request {
+        to: Phase::Normal,
+        when_ready: false,
+    };
+    member.controller.switch(request).await.unwrap();
+    member.until_phase(Phase::Normal).await;
+    let late = stale
+        .txn(Txn::of(vec![Op::Put(Put::new("late", "x"))]))
+        .await;
+    assert_eq!(late.unwrap_err(), segue::store::StoreError::StaleEpoch);
+    let read = Txn::of(vec![Op::Range(Range::key("late"))]);
+    let reply = member.store().txn(read).await.unwrap().reply.replies.pop();
+    assert_eq!(
+        reply,
+        Some(Reply::Range(segue::types::RangeReply::default()))
+    );
+}
