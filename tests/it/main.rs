@@ -5,6 +5,7 @@
 mod architecture;
 mod contract;
 mod etcd2;
+mod etcd3;
 mod history;
 mod migration;
 mod overlay;

@@ -45,7 +45,7 @@ impl Store for Guarded {
     async fn compact(&self, at: Revision) -> Result<Answer<()>> {
         let session = self.session().await?;
         let view = &session.view;
-        session.check_epoch().await?;
+        session.epoch_stands_now().await?;
         if view.known.is_some() && at <= view.numbers.base {
             // What lies there was never in this store.
             return Err(RequestError::Compacted(view.numbers.base.next()).into());
@@ -73,9 +73,7 @@ impl Store for Guarded {
     /// of an earlier epoch grants all the same has no keys, and expires.
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
         let session = self.session().await?;
-        if session.epoch.is_some() {
-            session.check_epoch().await?;
-        }
+        session.epoch_stands_now().await?;
         let response = session.view.client.grant(request.into()).await?;
         Ok(Answer {
             revision: session.revision(response.header.as_ref()),
@@ -87,9 +85,7 @@ impl Store for Guarded {
     /// its way when the epoch changed is as if the lease had expired then.
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
         let session = self.session().await?;
-        if session.epoch.is_some() {
-            session.check_epoch().await?;
-        }
+        session.epoch_stands_now().await?;
         let request = pb::LeaseRevokeRequest { id: id.0 };
         let response = session.view.client.revoke(request).await?;
         Ok(Answer {
@@ -98,10 +94,13 @@ impl Store for Guarded {
         })
     }
 
+    /// The epoch is read at the same time: to renew a lease for a member of an earlier one does no
+    /// harm, but it has to learn that it is behind.
     async fn keep_alive(&self, id: LeaseId) -> Result<Answer<Option<i64>>> {
         let session = self.session().await?;
         let request = pb::LeaseKeepAliveRequest { id: id.0 };
-        let response = session.view.client.keep_alive(request).await?;
+        let keep_alive = session.view.client.keep_alive(request);
+        let ((), response) = tokio::try_join!(session.epoch_stands_now(), keep_alive)?;
         Ok(Answer {
             revision: session.revision(response.header.as_ref()),
             reply: (response.ttl > 0).then_some(response.ttl),
@@ -111,7 +110,8 @@ impl Store for Guarded {
     async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<Answer<Option<LeaseStatus>>> {
         let session = self.session().await?;
         let request = pb::LeaseTimeToLiveRequest { id: id.0, keys };
-        let response = session.view.client.time_to_live(request).await?;
+        let time_to_live = session.view.client.time_to_live(request);
+        let ((), response) = tokio::try_join!(session.epoch_stands_now(), time_to_live)?;
         let revision = session.revision(response.header.as_ref());
         let alive = response.ttl >= 0;
         let mut status = LeaseStatus::from(response);
@@ -124,7 +124,8 @@ impl Store for Guarded {
 
     async fn leases(&self) -> Result<Answer<Vec<LeaseId>>> {
         let session = self.session().await?;
-        let response = session.view.client.leases().await?;
+        let leases = session.view.client.leases();
+        let ((), response) = tokio::try_join!(session.epoch_stands_now(), leases)?;
         let mut leases: Vec<_> = response
             .leases
             .iter()

@@ -111,8 +111,7 @@ impl Session {
         self.view.numbers.visible(header_revision(header))
     }
 
-    /// Asserts the epoch for an operation that etcd cannot run in a transaction, and answers etcd's
-    /// revision.
+    /// Reads etcd's revision, and asserts the epoch if the guard names one.
     pub(super) async fn check_epoch(&self) -> Result<i64> {
         let mut request = range_request(&KeyRange::One(self.view.names.epoch.clone()));
         request.count_only = self.epoch.is_none();
@@ -126,6 +125,15 @@ impl Session {
         } else {
             Err(StoreError::StaleEpoch)
         }
+    }
+
+    /// Asserts the epoch, if the guard names one, for an operation that etcd cannot run in a
+    /// transaction.
+    pub(super) async fn epoch_stands_now(&self) -> Result<()> {
+        if self.epoch.is_some() {
+            self.check_epoch().await?;
+        }
+        Ok(())
     }
 
     /// Runs a transaction whose only condition is the epoch.
