@@ -46,9 +46,9 @@ impl Store for Guarded {
         let session = self.session().await?;
         let view = &session.view;
         session.epoch_stands_now().await?;
-        if view.known.is_some() && at <= view.numbers.base {
+        if view.known.is_some() && at < view.numbers.base {
             // What lies there was never in this store.
-            return Err(RequestError::Compacted(view.numbers.base.next()).into());
+            return Err(RequestError::Compacted(view.numbers.base).into());
         }
         let request = pb::CompactionRequest {
             revision: view.numbers.etcd(at),
@@ -66,7 +66,7 @@ impl Store for Guarded {
     async fn watch(&self, request: Watch) -> Result<Watching> {
         let session = self.session().await?;
         let current = session.check_epoch().await?;
-        super::tail::watch(&session.view, request, current).await
+        super::tail::open(&session.view, request, current).await
     }
 
     /// etcd grants outside of transactions: the epoch is asserted just before. A lease that a member

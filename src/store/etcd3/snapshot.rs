@@ -82,7 +82,7 @@ impl Session {
                     let records = ranges.by_ref().take(claims).flat_map(|range| range.kvs);
                     let records: Vec<_> = records.collect();
                     let live = add_bare(full, bare);
-                    ReadReply::Claims(self.claims_reply(&keys, at, live, &records).await?)
+                    ReadReply::Claims(self.claims_reply(&keys, values, at, live, &records).await?)
                 }
             });
         }
@@ -101,8 +101,8 @@ impl Session {
     ) -> Result<Shape> {
         let view = &*self.view;
         let etcd_at = match at {
-            Some(at) if at <= view.numbers.base => {
-                return Err(RequestError::Compacted(view.numbers.base.next()).into());
+            Some(at) if at < view.numbers.base => {
+                return Err(RequestError::Compacted(view.numbers.base).into());
             }
             Some(at) => view.numbers.etcd(at),
             None => 0,
@@ -146,6 +146,7 @@ impl Session {
     async fn claims_reply(
         &self,
         keys: &KeyRange,
+        values: usize,
         at: Option<Revision>,
         mut live: Vec<KeyValue>,
         records: &[crate::proto::mvccpb::KeyValue],
@@ -169,6 +170,10 @@ impl Session {
             if !late.is_empty() {
                 live.extend(late);
                 live.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+                // Those in front push others back, and all of them came with their values.
+                for kv in live.iter_mut().skip(values) {
+                    kv.value = Bytes::new();
+                }
             }
         }
         let mut reply = Vec::with_capacity(claims.len().max(live.len()));

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use tokio::sync::{OnceCell, mpsc};
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{self, StreamExt as _};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Streaming;
 
@@ -21,7 +22,7 @@ use super::numbers::Claimed;
 use super::view::{View, header_revision};
 use crate::proto::etcdserverpb as pb;
 use crate::store::feed::{Feed, History, Stretch};
-use crate::store::{RequestError, Result, StoreError, Watch, Watching};
+use crate::store::{RequestError, Result, StoreError, Watch, WatchItem, Watching};
 use crate::tasks::spawn_owned;
 use crate::types::{Change, Event, EventBatch, KeyRange, Revision};
 use pb::watch_request::RequestUnion;
@@ -40,23 +41,98 @@ pub(super) struct Tail {
 /// An upstream watch and the feed that it goes into. The watchers own it.
 #[derive(Default)]
 struct Running {
-    started: OnceCell<(Arc<Feed>, DropGuard)>,
+    started: OnceCell<Started>,
+}
+
+struct Started {
+    feed: Arc<Feed>,
+    /// The last of etcd's revisions that was handed on.
+    through: watch::Receiver<i64>,
+    /// Ends the upstream watch.
+    _end: DropGuard,
 }
 
 /// Opens a watch on a store that is at etcd's revision `current`.
-pub(super) async fn watch(view: &Arc<View>, request: Watch, current: i64) -> Result<Watching> {
+pub(super) async fn open(view: &Arc<View>, request: Watch, current: i64) -> Result<Watching> {
     let running = view.tail.join();
-    let (feed, _) = running.started.get_or_try_init(|| start(view)).await?;
-    let watching = feed.watch(request, view.numbers.visible(current));
-    // The upstream watch lives for as long as somebody holds on to it.
-    let items = watching.items.map(move |item| {
-        let _ = &running;
-        item
+    let started = running.started.get_or_try_init(|| start(view)).await?;
+    let watching = started.feed.watch(request, view.numbers.visible(current));
+    let revision = watching.revision;
+    let progress = Arc::new(Notify::new());
+    let open = Open {
+        caught_up: CaughtUp {
+            view: view.clone(),
+            through: started.through.clone(),
+        },
+        watching,
+        progress: progress.clone(),
+        waiting: None,
+        _running: running,
+    };
+    let items = stream::unfold(open, |mut open| async move {
+        let item = open.next().await?;
+        Some((item, open))
     });
     Ok(Watching {
+        revision,
         items: items.boxed(),
-        ..watching
+        progress,
     })
+}
+
+/// One watch. The upstream watch lives for as long as somebody holds on to it.
+struct Open {
+    watching: Watching,
+    /// Asks for progress.
+    progress: Arc<Notify>,
+    /// Progress was asked for, and waits for what etcd has done by now to arrive here.
+    waiting: Option<BoxFuture<'static, ()>>,
+    caught_up: CaughtUp,
+    _running: Arc<Running>,
+}
+
+impl Open {
+    async fn next(&mut self) -> Option<WatchItem> {
+        loop {
+            let waiting = &mut self.waiting;
+            tokio::select! {
+                item = self.watching.items.next() => return item,
+                () = self.progress.notified(), if waiting.is_none() => {
+                    *waiting = Some(self.caught_up.clone().wait().boxed());
+                }
+                () = wait_for(waiting), if waiting.is_some() => {
+                    self.waiting = None;
+                    self.watching.progress.notify_one();
+                }
+            }
+        }
+    }
+}
+
+async fn wait_for(waiting: &mut Option<BoxFuture<'static, ()>>) {
+    if let Some(waiting) = waiting {
+        waiting.await;
+    }
+}
+
+/// Waits until everything that etcd has done by now was handed on.
+#[derive(Clone)]
+struct CaughtUp {
+    view: Arc<View>,
+    through: watch::Receiver<i64>,
+}
+
+impl CaughtUp {
+    async fn wait(mut self) {
+        let revision = loop {
+            match self.view.client.revision(&self.view.names.line).await {
+                Ok(revision) => break revision,
+                Err(_) => tokio::time::sleep(RECONNECT_MAX).await,
+            }
+        };
+        // Without an upstream watch the feed has ended too, and says so.
+        let _ = self.through.wait_for(|through| *through >= revision).await;
+    }
 }
 
 impl Tail {
@@ -76,25 +152,33 @@ impl Tail {
     }
 }
 
-async fn start(view: &Arc<View>) -> Result<(Arc<Feed>, DropGuard)> {
+async fn start(view: &Arc<View>) -> Result<Started> {
     let upstream = Upstream::open(view, 0).await?;
-    let next = upstream.next;
+    let last = upstream.next - 1;
     let feed = Arc::new(Feed::new(
         Arc::new(Past { view: view.clone() }),
         view.reserved.clone(),
-        view.numbers.visible(next - 1),
+        view.numbers.visible(last),
     ));
-    let cancel = CancellationToken::new();
-    let run = follow(view.clone(), feed.clone(), upstream);
-    let cancelled = cancel.clone();
-    spawn_owned(async move {
-        let _ = cancelled.run_until_cancelled_owned(run).await;
-    });
-    Ok((feed, cancel.drop_guard()))
+    let (sender, through) = watch::channel(last);
+    let end = CancellationToken::new();
+    let run = follow(view.clone(), feed.clone(), sender, upstream);
+    let run = end.clone().run_until_cancelled_owned(run);
+    spawn_owned(run);
+    Ok(Started {
+        feed,
+        through,
+        _end: end.drop_guard(),
+    })
 }
 
 /// Hands on what comes from upstream until that is no longer possible.
-async fn follow(view: Arc<View>, feed: Arc<Feed>, mut upstream: Upstream) {
+async fn follow(
+    view: Arc<View>,
+    feed: Arc<Feed>,
+    handed_on: watch::Sender<i64>,
+    mut upstream: Upstream,
+) {
     let mut wait = RECONNECT_FIRST;
     loop {
         let error = loop {
@@ -103,6 +187,7 @@ async fn follow(view: Arc<View>, feed: Arc<Feed>, mut upstream: Upstream) {
                     wait = RECONNECT_FIRST;
                     feed.publish(&batches);
                     feed.advance(view.numbers.visible(through));
+                    handed_on.send_replace(through);
                 }
                 Err(error) => break error,
             }
@@ -209,7 +294,7 @@ fn lost(why: &str) -> StoreError {
 fn refused(view: &View, response: &pb::WatchResponse) -> StoreError {
     match response.compact_revision {
         0 => lost(&response.cancel_reason),
-        compacted => RequestError::Compacted(view.oldest(compacted)).into(),
+        compacted => RequestError::Compacted(view.oldest_change(compacted)).into(),
     }
 }
 

@@ -288,8 +288,8 @@ pub(super) fn range_parts(
         parts.push(nothing());
     }
     let at = match range.at {
-        Some(at) if view.known.is_some() && at <= view.numbers.base => {
-            return Err(RequestError::Compacted(view.numbers.base.next()).into());
+        Some(at) if view.known.is_some() && at < view.numbers.base => {
+            return Err(RequestError::Compacted(view.numbers.base).into());
         }
         Some(at) => Some(view.numbers.etcd(at)),
         None => None,

@@ -223,13 +223,15 @@ impl View {
         }
     }
 
-    /// The oldest revision that clients can read or watch from, if etcd is compacted at this one.
+    /// The oldest revision that clients can read at, if etcd is compacted at this one.
     pub(super) fn oldest(&self, etcd_compacted: i64) -> Revision {
-        let first = match self.known {
-            Some(_) => self.numbers.base.next(),
-            None => Revision(0),
-        };
-        self.numbers.visible(etcd_compacted).max(first)
+        self.numbers.visible(etcd_compacted).max(self.numbers.base)
+    }
+
+    /// The oldest revision that clients can watch from, if etcd is compacted at this one: the
+    /// changes up to the base are the old store's.
+    pub(super) fn oldest_change(&self, etcd_compacted: i64) -> Revision {
+        self.oldest(etcd_compacted).max(self.numbers.base.next())
     }
 
     /// Refuses keys that are the store's own.
