@@ -23,7 +23,8 @@ use segue::types::{
     SortTarget, Txn, TxnReply,
 };
 
-use super::Servers;
+use super::open;
+use crate::support::Etcd;
 
 const BASE: Revision = Revision(100);
 const SCENES: usize = 40;
@@ -35,11 +36,11 @@ const KEYS: usize = 8;
 async fn copied_keys_have_the_same_numbers_in_every_kind_of_request() {
     let seed = std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("SEED={seed}");
-    let servers = Servers::default();
+    let server = Etcd::start().await;
     let mut world = World {
         rng: StdRng::seed_from_u64(seed),
         model: begin(Arc::new(Memory::new())).await,
-        etcd: begin(servers.open().await).await,
+        etcd: begin(open(&server).await).await,
         numbers: BTreeMap::from([(BASE, BASE)]),
         scene: 0,
     };
