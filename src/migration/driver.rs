@@ -30,6 +30,16 @@ use crate::types::{Epoch, KeyRange, Range};
 /// A turn that takes longer has met a store that does not answer.
 const TURN: Duration = Duration::from_secs(10);
 
+/// The spans about which the old store need not be asked. Once everything is claimed that is not only
+/// cheaper: keys that were written since may have no claim, so the new store alone can tell.
+fn copied_spans(state: &State, progress: &Progress) -> Vec<KeyRange> {
+    if state.all_claimed {
+        vec![KeyRange::all()]
+    } else {
+        progress.copied_spans()
+    }
+}
+
 /// What one member's loop keeps from turn to turn.
 pub(super) struct Driver {
     shared: Arc<Controller>,
@@ -155,7 +165,7 @@ impl Driver {
             let new = shared.new.guarded(state.guard());
             let reserved = shared.options.reserved.clone();
             let overlay = Overlay::new(shared.old.clone(), new, state.base, reserved);
-            overlay.set_copied(shared.view.load().progress.copied_spans());
+            overlay.set_copied(copied_spans(state, &shared.view.load().progress));
             Arc::new(overlay)
         });
         let store: Option<Arc<dyn Store>> = match &overlay {
@@ -233,7 +243,7 @@ impl Driver {
         }
         let progress = Progress::load(&shared.ledger).await?;
         if let Some(overlay) = &*shared.overlay.load() {
-            overlay.set_copied(progress.copied_spans());
+            overlay.set_copied(copied_spans(state, &progress));
         }
         shared.mark(&progress);
         // What was complete when the state was read is complete in what was read after it.

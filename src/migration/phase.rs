@@ -50,6 +50,10 @@ pub enum Stage {
 }
 
 /// The state of the migration, the same for the whole fleet.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that a record on disk names"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The layout of the records; see [`FORMAT`].
@@ -75,6 +79,8 @@ pub struct State {
     pub changed_ms: u64,
     /// Every key of the old store was copied up or recorded as a reject.
     pub backfill_complete: bool,
+    /// Everything that the old store has is claimed, for good: the normal phase was entered once.
+    pub all_claimed: bool,
     /// The latest verification.
     pub verified: Option<Verified>,
     /// After settle: no claims are left.
@@ -124,17 +130,19 @@ impl State {
             started_ms: now,
             changed_ms: now,
             backfill_complete: false,
+            all_claimed: false,
             verified: None,
             claims_dropped: false,
         }
     }
 
-    /// The line that belongs to this state.
+    /// The line that belongs to this state. Keys that are new to both stores need claims only until
+    /// all that the old store has is claimed, since that one is not asked for anything from then on.
     #[must_use]
     pub fn line(&self) -> Option<Line> {
         (self.phase != Phase::Settled).then_some(Line {
             epoch: self.epoch,
-            claims: true,
+            claims: !self.all_claimed,
             base: self.base,
         })
     }
@@ -234,6 +242,8 @@ impl State {
             epoch: self.epoch.next(),
             phase: to,
             changed_ms: now,
+            // The switch waits for the backfill, and for rejects to be claimed by clients' writes.
+            all_claimed: self.all_claimed || to == Phase::Normal,
             ..self.clone()
         }
     }
@@ -355,19 +365,18 @@ mod tests {
                 .switched(Phase::Migration, 4),
         ];
         for (state, epoch) in states.iter().zip(1..) {
-            let line = Line {
-                epoch: Epoch(epoch),
-                claims: true,
-                base: Revision(9),
-            };
-            assert_eq!(state.line(), Some(line));
+            // Until the normal phase was entered, whatever is written is claimed.
+            let claims = epoch < 3;
+            let (epoch, base) = (Epoch(epoch), Revision(9));
             assert_eq!(
-                state.guard(),
-                Guard::Epoch {
-                    epoch: Epoch(epoch),
-                    claims: true
-                }
+                state.line(),
+                Some(Line {
+                    epoch,
+                    claims,
+                    base
+                })
             );
+            assert_eq!(state.guard(), Guard::Epoch { epoch, claims });
         }
     }
 }

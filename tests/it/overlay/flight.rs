@@ -92,6 +92,8 @@ struct Migration {
     sabotage: Option<Sabotage>,
     epoch: Epoch,
     phase: Phase,
+    /// The normal phase was entered once, which members read in the state.
+    all_claimed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,7 @@ impl Migration {
             sabotage,
             epoch: Epoch(0),
             phase: Phase::Migration,
+            all_claimed: false,
         };
         migration.enter(Phase::Migration).await;
         migration.copy_leased().await;
@@ -160,7 +163,7 @@ impl Migration {
     /// Moves the fleet to `phase`, in a new epoch.
     async fn enter(&mut self, phase: Phase) {
         self.epoch = self.epoch.next();
-        let claims = phase == Phase::Migration;
+        let claims = phase == Phase::Migration && !self.all_claimed;
         let line = Line {
             epoch: self.epoch,
             claims,
@@ -189,6 +192,7 @@ impl Migration {
             }),
         };
         self.phase = phase;
+        self.all_claimed |= phase == Phase::Normal;
         self.lay_overlay();
     }
 
@@ -196,6 +200,9 @@ impl Migration {
     fn lay_overlay(&mut self) {
         let (old, new) = (self.old.clone(), self.guarded.clone());
         self.overlay = Arc::new(Overlay::new(old, new, self.base, Reserved::default()));
+        if self.all_claimed {
+            self.overlay.set_copied(vec![KeyRange::all()]);
+        }
     }
 
     /// What clients are served from.
