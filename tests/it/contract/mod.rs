@@ -10,6 +10,7 @@
 
 mod dsl;
 mod stores;
+mod twin;
 
 pub mod claims;
 pub mod compact;
