@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use crate::store::{OldLease, OldStore, Page, Result, StoreError};
+use crate::store::{OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Revision};
 
 /// Opens the old store.
@@ -78,5 +78,9 @@ impl OldStore for OldLater {
 
     async fn leases(&self) -> Result<Vec<OldLease>> {
         self.store().await?.leases().await
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
+        self.store().await?.watch(request).await
     }
 }

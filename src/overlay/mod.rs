@@ -18,11 +18,13 @@
 //!
 //! Writes and transactions first copy up what they touch, then run on the new store alone (`txn`).
 //! Leases and watches belong to the new store from the beginning of the phase: leased keys are
-//! copied up before it opens, and copy-up makes no events.
+//! copied up before it opens, and copy-up makes no events. A watch that begins earlier replays the old
+//! store's history first (`replay`).
 
 mod known;
 mod merge;
 mod read;
+mod replay;
 mod spans;
 mod txn;
 
@@ -31,12 +33,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
 
-use crate::store::{
-    GuardedStore, OldStore, RequestError, Result, Status, Store, Watch, WatchEnd, WatchItem,
-    Watching,
-};
+use crate::store::{GuardedStore, OldStore, RequestError, Result, Status, Store, Watch, Watching};
 use crate::types::{
     Answer, Delete, DeleteReply, Grant, Granted, KeyRange, LeaseId, LeaseStatus, Op, Put, PutReply,
     Range, RangeReply, Reply, Reserved, Revision, Txn, TxnReply,
@@ -189,22 +187,10 @@ impl Store for Overlay {
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
-        let below = request.start.is_some_and(|start| start <= self.base);
-        if !below {
-            return self.new.watch(request).await;
+        if request.start.is_some_and(|start| start <= self.base) {
+            return replay::watch(&*self.old, &*self.new, self.base, request).await;
         }
-        // The changes up to the base are the old store's, so the watch cannot be served from the
-        // new one without a hole: etcd's own answer makes the client list again.
-        let mut watching = self
-            .new
-            .watch(Watch {
-                start: None,
-                ..request
-            })
-            .await?;
-        let end = WatchItem::End(WatchEnd::Compacted(self.base.next()));
-        watching.items = futures_util::stream::iter([end]).boxed();
-        Ok(watching)
+        self.new.watch(request).await
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {

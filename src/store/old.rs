@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Result, Store};
+use super::{Result, Store, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn};
 
 /// The store that the data comes from. Numbers are in the line of revisions that its clients know.
@@ -35,6 +35,13 @@ pub trait OldStore: Send + Sync + 'static {
     /// All leases that are alive, each with its keys, in the order of their numbers. Stores whose
     /// keys have a time to live of their own answer one lease per such key.
     async fn leases(&self) -> Result<Vec<OldLease>>;
+
+    /// Opens a watch on the store's own history, or nothing if it keeps none that says what
+    /// [`Watch`] asks for.
+    async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
+        let _ = request;
+        Ok(None)
+    }
 }
 
 /// Part of a scan.
@@ -150,5 +157,9 @@ impl OldStore for AsOld {
             }
         }
         Ok(leases)
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
+        self.store.watch(request).await.map(Some)
     }
 }
