@@ -3,6 +3,7 @@
 
 mod client;
 mod complete;
+mod demo;
 mod pause;
 mod rejects;
 mod serve;
@@ -76,6 +77,7 @@ enum Command {
     Verify(verify::Verify),
     Rejects(rejects::Rejects),
     Complete(complete::Complete),
+    Demo(Box<demo::Demo>),
 }
 
 /// Which proxy to talk to.
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
             Command::Verify(command) => command.run().await,
             Command::Rejects(command) => command.run().await,
             Command::Complete(command) => command.run().await,
+            Command::Demo(command) => command.run().await,
         }
     });
     // What still runs has had its time to end.

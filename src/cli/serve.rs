@@ -82,7 +82,7 @@ async fn stop(server: Server, signals: &mut Signals) -> Result<(), Failure> {
     }
 }
 
-fn log(filter: &str) -> Result<(), Failure> {
+pub(super) fn log(filter: &str) -> Result<(), Failure> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => filter,
         Err(_) => filter.to_owned(),
