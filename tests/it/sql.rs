@@ -383,3 +383,100 @@ async fn a_lease_that_runs_out_takes_its_keys_in_one_revision_and_leaves_whiteou
     let wanted = ["a", "b", "c"].map(whiteout).to_vec();
     assert_eq!(claims, [segue::store::ReadReply::Claims(wanted)]);
 }
+
+/// Where [`writes_until_it_is_killed`] finds its store.
+const CRASH_DIR: &str = "SEGUE_TEST_CRASH_DIR";
+
+/// The other process of the next test: 16 writers that say what was answered.
+#[test]
+#[ignore = "run by the next test, in a process that it kills"]
+fn writes_until_it_is_killed() {
+    let dir = std::env::var_os(CRASH_DIR).expect("only the next test runs this one");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = open(&Path::new(&dir).join("db")).await;
+        let writers = (0..16).map(|writer| {
+            let store = store.clone();
+            async move {
+                for round in 0.. {
+                    // Two keys in one transaction: both are there afterwards, or neither.
+                    let value = format!("{round}");
+                    let put = |part| Put::new(format!("{writer}/{part}"), value.clone());
+                    let ops = ["a", "b"].map(|part| segue::types::Op::Put(put(part)));
+                    let answer = store.txn(Txn::of(ops.to_vec())).await.unwrap();
+                    println!("answered {writer} {round} {}", answer.revision);
+                }
+            }
+        });
+        futures_util::future::join_all(writers).await;
+    });
+}
+
+#[tokio::test]
+async fn what_was_answered_survives_sigkill_and_nothing_is_half_done() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    const ROUNDS: usize = 4;
+    const ANSWERS_BEFORE_KILL: usize = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let mut last_revision = Revision(1);
+    for _ in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sql::writes_until_it_is_killed"])
+            .args(["--ignored", "--nocapture"])
+            .env(CRASH_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut answered: BTreeMap<String, (u64, i64)> = BTreeMap::new();
+        let mut answers = 0;
+        // What stands in the pipe when the child is killed was answered, too.
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            let Some((_, answer)) = line.split_once("answered ") else {
+                continue;
+            };
+            let mut words = answer.split(' ');
+            let mut word = || words.next().filter(|word| !word.is_empty());
+            let (Some(writer), Some(round), Some(revision)) = (word(), word(), word()) else {
+                continue;
+            };
+            let number = |text: &str| text.parse().unwrap();
+            answered.insert(writer.into(), (round.parse().unwrap(), number(revision)));
+            answers += 1;
+            if answers == ANSWERS_BEFORE_KILL {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(answers >= ANSWERS_BEFORE_KILL, "the child ended early");
+        let store = open(&dir.path().join("db")).await;
+        let answer = store.range(Range::of(KeyRange::all())).await.unwrap();
+        assert!(answer.revision > last_revision, "revisions go on");
+        last_revision = answer.revision;
+        let found: BTreeMap<_, _> = answer
+            .reply
+            .kvs
+            .iter()
+            .map(|kv| (String::from_utf8(kv.key.to_vec()).unwrap(), kv))
+            .collect();
+        for (writer, (round, revision)) in answered {
+            let [a, b] = ["a", "b"].map(|part| found[&format!("{writer}/{part}")]);
+            assert_eq!((&a.value, a.mod_revision), (&b.value, b.mod_revision));
+            let value: u64 = std::str::from_utf8(&a.value).unwrap().parse().unwrap();
+            // Killed between commit and answer, one more than was answered may be there.
+            assert!(
+                value == round || value == round + 1,
+                "{value} after {round}"
+            );
+            assert!(a.mod_revision.0 >= revision);
+        }
+        // Every revision is in the log, once.
+        let watch = Watch::of(KeyRange::all(), Some(Revision(2)));
+        let seen = changes(&*store, watch).await;
+        let seen: Vec<_> = seen.into_iter().map(|(revision, _)| revision.0).collect();
+        assert_eq!(seen, (2..=last_revision.0).collect::<Vec<_>>());
+        store.close().await;
+    }
+}
