@@ -255,6 +255,47 @@ proptest! {
     }
 }
 
+#[tokio::test]
+async fn pages_of_a_range_answer_the_count_of_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("db")).await;
+    for number in 0..10 {
+        store
+            .put(Put::new(format!("k/{number}"), "v"))
+            .await
+            .unwrap();
+    }
+    let at = store.status().await.unwrap().revision;
+    let page = |keys: KeyRange, at| Range {
+        limit: 2,
+        at,
+        ..Range::of(keys)
+    };
+    let mut rest = Some(KeyRange::prefix("k/"));
+    let mut left = 10;
+    while let Some(keys) = rest {
+        // The latest as long as nothing has changed, then the same revision, now of the past.
+        let present = (left > 6).then_some(None).unwrap_or(Some(at));
+        let reply = store
+            .range(page(keys.clone(), present))
+            .await
+            .unwrap()
+            .reply;
+        assert_eq!((reply.count, reply.kvs.len()), (left, 2));
+        rest = keys.after(&reply.kvs[1].key).filter(|_| reply.more);
+        left -= 2;
+        if left == 6 {
+            store.put(Put::new("k/99", "v")).await.unwrap();
+            let latest = store
+                .range(page(rest.clone().unwrap(), None))
+                .await
+                .unwrap();
+            assert_eq!(latest.reply.count, 7, "the new key counts");
+        }
+    }
+    assert_eq!(left, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writers_get_one_line_of_revisions_and_watchers_see_it_whole() {
     const WRITERS: usize = 32;

@@ -313,6 +313,19 @@ pub struct Rows {
     pub values: usize,
     /// Count the live rows of all parts, whatever the limit.
     pub count: bool,
+    /// What the count was a while ago. If it still holds it is not counted again.
+    pub known: Option<KnownCount>,
+}
+
+/// The count of a range as it was found at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownCount {
+    /// The revision that it was counted at.
+    pub at: Revision,
+    /// [`Head::copy_ups`] at that time: copies change what is seen at a revision.
+    pub copy_ups: i64,
+    /// The count.
+    pub count: usize,
 }
 
 /// Which changes to read.

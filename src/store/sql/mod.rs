@@ -9,10 +9,11 @@
 //! - `engine`: the writer, which commits all that waits as one batch.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer.
-//! - `history`: the log as watches read it. `leases`: ending them.
+//! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
 //! - [`sqlite`]: the backend for SQLite, and how to open one.
 
 pub mod backend;
+mod counts;
 mod decide;
 mod engine;
 mod history;
@@ -91,6 +92,7 @@ struct Engine<B> {
     reserved: Reserved,
     queue: mpsc::Sender<Job>,
     min_lease_ttl_s: i64,
+    counts: counts::Counts,
     tasks: Tasks,
 }
 
@@ -127,6 +129,7 @@ impl<B: Backend> SqlStore<B> {
             reserved: options.reserved,
             queue,
             min_lease_ttl_s: options.min_lease_ttl_s,
+            counts: counts::Counts::default(),
             tasks,
         });
         if options.expire_leases {

@@ -27,15 +27,21 @@ const COPY_UP_BYTES: usize = 32 << 20;
 #[async_trait]
 impl<B: Backend> Store for SqlStore<B> {
     async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
-        let rows = rows_of(&request, &self.engine.reserved);
+        let counts = &self.engine.counts;
+        let rows = Rows {
+            known: counts.known(&request),
+            ..rows_of(&request, &self.engine.reserved)
+        };
         let (head, mut found) = self.read(request.at, vec![Query::Rows(rows)]).await?;
-        match found.pop() {
-            Some(Found::Rows { rows, count }) => Ok(Answer {
-                revision: head.revision,
-                reply: finish(&request, kvs(rows), count),
-            }),
-            _ => Err(unanswered()),
-        }
+        let Some(Found::Rows { rows, count }) = found.pop() else {
+            return Err(unanswered());
+        };
+        let reply = finish(&request, kvs(rows), count);
+        counts.note(&request, &head, &reply);
+        Ok(Answer {
+            revision: head.revision,
+            reply,
+        })
     }
 
     async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
@@ -145,6 +151,7 @@ impl<B: Backend> GuardedStore for SqlStore<B> {
                 limit: None,
                 values: *values,
                 count: false,
+                known: None,
             }),
         });
         let (head, found) = self.read(at, queries.collect()).await?;
@@ -299,6 +306,7 @@ fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
         limit,
         values,
         count: true,
+        known: None,
     }
 }
 

@@ -106,8 +106,9 @@ pub(super) fn prefetch(
                 limit: None,
                 values: usize::MAX,
                 count: false,
+                known: None,
             };
-            let (rows, _) = self::rows(conn, sql, &all, Some(*at))?;
+            let (rows, _) = self::rows(conn, sql, &all, Some(*at), None)?;
             Ok(Past {
                 keys: keys.clone(),
                 at: *at,
@@ -139,7 +140,8 @@ pub(super) fn query(
         Query::Rows(want) => {
             // At the present revision the past is the present.
             let at = snapshot.at.filter(|at| *at < head.revision);
-            let (rows, count) = rows(conn, sql, want, at)?;
+            let known = want.known.and_then(|known| known.holds(snapshot.at, head));
+            let (rows, count) = rows(conn, sql, want, at, known)?;
             Found::Rows { rows, count }
         }
         Query::Prefetch(want) => {
@@ -196,6 +198,7 @@ fn rows(
     sql: &Sql,
     want: &Rows,
     at: Option<Revision>,
+    known: Option<usize>,
 ) -> Result<(Vec<Row>, usize)> {
     let mut taken = Taken {
         rows: Vec::new(),
@@ -228,6 +231,8 @@ fn rows(
         0
     } else if taken.left > 0 {
         taken.rows.iter().filter(|row| row.live).count()
+    } else if let Some(known) = known {
+        known
     } else {
         count(conn, sql, &want.parts, at)?
     };
