@@ -275,7 +275,7 @@ async fn pages_of_a_range_answer_the_count_of_the_rest() {
     let mut left = 10;
     while let Some(keys) = rest {
         // The latest as long as nothing has changed, then the same revision, now of the past.
-        let present = (left > 6).then_some(None).unwrap_or(Some(at));
+        let present = if left > 6 { None } else { Some(at) };
         let reply = store
             .range(page(keys.clone(), present))
             .await
