@@ -385,6 +385,7 @@ pub(super) async fn difference(
     let mut migration = Migration::open(old, new, sabotage).await;
     let base = migration.base;
     let mut lines = Lines::from(base, gaps);
+    let mut compacted = base;
     for (number, step) in steps.into_iter().enumerate() {
         if sabotage == Some(Sabotage::OldStoreChanges) {
             source
@@ -395,6 +396,9 @@ pub(super) async fn difference(
         match step {
             Step::Client(request) => {
                 let request = request.at(now, base);
+                if let Request::Compact(at) = &request {
+                    compacted = compacted.max(*at);
+                }
                 let told = format!("step {number} in {:?}: {request:?}", migration.phase);
                 let expected = request.clone().carry_out(&*twin).await;
                 let seen = lines
@@ -419,8 +423,16 @@ pub(super) async fn difference(
             Step::Return => {}
         }
     }
-    let expected = format!("{:?}", changes(&*twin, base.next()).await);
-    let seen = format!("{:?}", changes(&*migration.serving(), base.next()).await);
+    // A watch that starts at the compacted revision itself misses a delete in etcd before 3.4.36.
+    let start = compacted.next();
+    if start > now {
+        return Ok(());
+    }
+    let expected = format!("{:?}", changes(&*twin, start).await);
+    let seen = format!(
+        "{:?}",
+        changes(&*migration.serving(), lines.seen(start)).await
+    );
     let seen = lines.text_to_twin(&seen);
     if expected != seen {
         return Err(format!(

@@ -88,8 +88,9 @@ impl Lines {
         }
     }
 
-    fn seen(&self, twin: Revision) -> Revision {
-        if twin <= self.base {
+    /// The other side's revision for one of the twin's.
+    pub(super) fn seen(&self, twin: Revision) -> Revision {
+        if !self.gaps || twin <= self.base {
             return twin;
         }
         let change = self.changes.iter().find(|change| change.0 == twin);

@@ -13,13 +13,16 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use segue::store::memory::Memory;
+use segue::store::open_new;
 use segue::store::sql::sqlite::{self, Sqlite};
 use segue::store::sql::{Options, SqlStore};
 use segue::store::{AsOld, Guard, NewStore, Store};
+use segue::types::Reserved;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::random::{self, Request};
+use crate::support::Etcd;
 use flight::{Sabotage, Step, Stores, difference, step};
 
 /// Requests before the migration and steps during it. Nothing is compacted before, since reads below
@@ -99,6 +102,31 @@ fn no_client_can_tell_a_migration_from_sqlite_to_sqlite_from_none() {
             ..stores(old, new, false)
         }
     });
+}
+
+#[test]
+fn no_client_can_tell_a_migration_from_memory_to_etcd_from_none() {
+    let runtime = Runtime::new().unwrap();
+    let etcd = runtime.block_on(Etcd::start());
+    nobody_can_tell(60, async || {
+        wipe(&etcd).await;
+        let new = open_new(&etcd.url().parse().unwrap(), &Reserved::default())
+            .await
+            .unwrap();
+        stores(Arc::new(Memory::default()), new, true)
+    });
+}
+
+/// Takes everything out of `etcd`, which keeps its revision.
+async fn wipe(etcd: &Etcd) {
+    let mut client = etcd_client::Client::connect([etcd.endpoint()], None)
+        .await
+        .unwrap();
+    let all = etcd_client::DeleteOptions::new().with_all_keys();
+    client.delete("", Some(all)).await.unwrap();
+    for lease in client.leases().await.unwrap().leases() {
+        client.lease_revoke(lease.id()).await.unwrap();
+    }
 }
 
 fn is_noticed(sabotage: Sabotage) {
