@@ -1,6 +1,8 @@
 //! etcd v3 as a store, on real servers, besides what the contract asks of every store.
 
 mod against_memory;
+mod failures;
+mod old;
 
 use std::sync::Arc;
 
