@@ -296,6 +296,13 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             Some(prev) => (prev.create_revision, prev.version + 1),
             None => (self.revision.next(), 1),
         };
+        // As in etcd, the lease is looked for before the value that is to be kept.
+        if put
+            .lease
+            .is_some_and(|lease| lease.is_some() && !self.has_lease(lease))
+        {
+            return Err(RequestError::LeaseNotFound);
+        }
         let value = match (&put.value, &prev) {
             (Some(value), _) => value.clone(),
             (None, Some(prev)) => prev.value.clone(),
@@ -306,9 +313,6 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             (None, Some(prev)) => prev.lease,
             (None, None) => return Err(RequestError::KeyNotFound),
         };
-        if put.lease.is_some() && lease.is_some() && !self.has_lease(lease) {
-            return Err(RequestError::LeaseNotFound);
-        }
         let kv = KeyValue {
             key: put.key.clone(),
             create_revision,

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod contract;
+mod differential;
 mod etcd2;
 mod etcd3;
 mod history;

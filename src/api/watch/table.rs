@@ -270,7 +270,8 @@ impl Table {
                 self.remove(id, outbox);
                 outbox.push_back(pb::WatchResponse {
                     compact_revision: oldest.0,
-                    ..canceled(&context, id, self.seen, "")
+                    // etcd puts no revision into this header.
+                    ..canceled(&context, id, Revision(0), "")
                 });
                 None
             }

@@ -9,6 +9,7 @@
     reason = "a toolbox: each user needs a part of it, and a helper that cannot help panics"
 )]
 
+pub mod api;
 pub mod etcd;
 pub mod ports;
 pub mod process;

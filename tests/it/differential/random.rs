@@ -1,0 +1,200 @@
+//! Many requests that nobody thought of, the same ones for the same seed.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use segue::proto::etcdserverpb as pb;
+
+use super::Pair;
+use super::ask::Ask;
+use super::script::{IntoOp, compare, range, sorts_within_the_limit};
+use super::watches::history;
+use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+
+/// Few keys, so that requests meet.
+const KEYS: [&str; 9] = ["a", "a/1", "a/2", "aa", "b", "b/\u{7f}", "c", "d", "e"];
+const ENDS: [&str; 8] = ["", "", "", "\0", "b", "a0", "c", "\u{7f}"];
+const LEASES: i64 = 4;
+
+struct Random {
+    rng: StdRng,
+    /// About how far the revisions are.
+    revision: i64,
+}
+
+impl Random {
+    fn key(&mut self) -> &'static str {
+        KEYS[self.rng.random_range(0..KEYS.len())]
+    }
+
+    fn one_in(&mut self, n: u32) -> bool {
+        self.rng.random_ratio(1, n)
+    }
+
+    fn revision(&mut self) -> i64 {
+        self.rng.random_range(-1..=self.revision + 2)
+    }
+
+    fn lease(&mut self) -> i64 {
+        if self.one_in(3) {
+            self.rng.random_range(1..=LEASES)
+        } else {
+            0
+        }
+    }
+
+    fn range(&mut self) -> pb::RangeRequest {
+        let (key, end) = (self.key(), self.rng.random_range(0..ENDS.len()));
+        let mut request = range(key, ENDS[end]);
+        if self.one_in(3) {
+            request.limit = self.rng.random_range(-1..5);
+        }
+        if self.one_in(4) {
+            request.revision = self.revision();
+        }
+        if self.one_in(3) {
+            request.sort_order = self.rng.random_range(0..3);
+            request.sort_target = self.rng.random_range(0..5);
+        }
+        if sorts_within_the_limit(&request) {
+            request.sort_order = 2;
+        }
+        if self.one_in(5) {
+            request.min_mod_revision = self.revision().max(0);
+            request.max_create_revision = self.revision().max(0);
+        }
+        if self.one_in(5) {
+            request.max_mod_revision = self.revision().max(0);
+            request.min_create_revision = self.revision().max(0);
+        }
+        request.keys_only = self.one_in(5);
+        request.count_only = self.one_in(7);
+        request.serializable = self.one_in(4);
+        request
+    }
+
+    fn put(&mut self) -> pb::PutRequest {
+        let mut request = pb::PutRequest {
+            key: self.key().into(),
+            value: self.rng.random_range(0..50).to_string().into(),
+            lease: self.lease(),
+            prev_kv: self.one_in(2),
+            ..pb::PutRequest::default()
+        };
+        if self.one_in(6) {
+            request.ignore_value = true;
+            request.value = "".into();
+        }
+        if self.one_in(6) {
+            request.ignore_lease = true;
+            request.lease = 0;
+        }
+        request
+    }
+
+    fn delete(&mut self) -> pb::DeleteRangeRequest {
+        pb::DeleteRangeRequest {
+            key: self.key().into(),
+            range_end: if self.one_in(2) {
+                "".into()
+            } else {
+                ENDS[self.rng.random_range(0..ENDS.len())].into()
+            },
+            prev_kv: self.one_in(2),
+        }
+    }
+
+    fn compare(&mut self) -> pb::Compare {
+        let number = self.rng.random_range(0..4);
+        let revision = self.revision();
+        let (target, operand) = match self.rng.random_range(0..5) {
+            0 => (CompareTarget::Version, TargetUnion::Version(number)),
+            1 => (CompareTarget::Create, TargetUnion::CreateRevision(revision)),
+            2 => (CompareTarget::Mod, TargetUnion::ModRevision(revision)),
+            3 => (
+                CompareTarget::Value,
+                TargetUnion::Value(number.to_string().into()),
+            ),
+            _ => (CompareTarget::Lease, TargetUnion::Lease(number)),
+        };
+        let result = CompareResult::try_from(self.rng.random_range(0..4)).unwrap();
+        let end = self.rng.random_range(0..ENDS.len());
+        compare(self.key(), ENDS[end], result, target, operand)
+    }
+
+    fn ops(&mut self, depth: u32) -> Vec<pb::RequestOp> {
+        let count = self.rng.random_range(0..4);
+        (0..count)
+            .map(|_| match self.rng.random_range(0..7) {
+                0 | 1 => self.range().op(),
+                2 | 3 => self.put().op(),
+                4 => self.delete().op(),
+                _ if depth < 2 => self.txn(depth + 1).op(),
+                _ => self.put().op(),
+            })
+            .collect()
+    }
+
+    fn txn(&mut self, depth: u32) -> pb::TxnRequest {
+        let compares = self.rng.random_range(0..3);
+        pb::TxnRequest {
+            compare: (0..compares).map(|_| self.compare()).collect(),
+            success: self.ops(depth),
+            failure: self.ops(depth),
+        }
+    }
+
+    fn ask(&mut self) -> Ask {
+        let id = self.rng.random_range(1..=LEASES);
+        match self.rng.random_range(0..100) {
+            0..25 => self.range().into(),
+            25..50 => self.put().into(),
+            50..60 => self.delete().into(),
+            60..88 => self.txn(0).into(),
+            88..92 => pb::LeaseGrantRequest { ttl: 9000, id }.into(),
+            92..94 => pb::LeaseRevokeRequest { id }.into(),
+            94..96 => pb::LeaseTimeToLiveRequest { id, keys: true }.into(),
+            96 => pb::LeaseLeasesRequest {}.into(),
+            97 => pb::LeaseKeepAliveRequest { id }.into(),
+            98 => Ask::Range(range("\0", "\0")),
+            _ => pb::CompactionRequest {
+                revision: self.rng.random_range(0..=self.revision + 1),
+                physical: true,
+            }
+            .into(),
+        }
+    }
+}
+
+/// Asks `count` random requests, then compares the whole history that is left.
+async fn check(seed: u64, count: usize) {
+    println!("seed {seed}");
+    let mut pair = Pair::over_memory().await;
+    let mut random = Random {
+        rng: StdRng::seed_from_u64(seed),
+        revision: 1,
+    };
+    for _ in 0..count {
+        let ask = random.ask();
+        let said = pair.ask(ask).await;
+        if let Some(revision) = revision_of(&said) {
+            random.revision = random.revision.max(revision);
+        }
+    }
+    history(&mut pair).await;
+}
+
+/// The revision in the header of an answer.
+fn revision_of(said: &str) -> Option<i64> {
+    let (_, rest) = said.split_once("revision: ")?;
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+#[tokio::test]
+async fn random_requests_answer_alike() {
+    for seed in 1..=4 {
+        check(seed, 600).await;
+    }
+}
