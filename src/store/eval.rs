@@ -9,7 +9,7 @@ mod finish;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, hash_map};
 
 use bytes::Bytes;
 
@@ -152,7 +152,51 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             }
             Err(error) => {
                 self.undo(run.events);
-                Err(error)
+                Err(self.complaint(txn).unwrap_or(error))
+            }
+        }
+    }
+
+    /// What etcd complains about first where several operations of a transaction are at fault: it
+    /// looks at all puts, then at all reads, and at a put's key before its lease. For a put that
+    /// stands alone it is the other way round.
+    fn complaint(&self, txn: &Txn) -> Option<RequestError> {
+        if let ([Op::Put(_)], []) = (&txn.success[..], &txn.failure[..]) {
+            return None;
+        }
+        let mut ops = Vec::new();
+        self.taken(txn, &mut ops);
+        let puts = ops.iter().find_map(|op| match op {
+            Op::Put(put) => {
+                let keeps = put.value.is_none() || put.lease.is_none();
+                let lease = put.lease.unwrap_or_default();
+                if keeps && self.get(&put.key).is_none() {
+                    Some(RequestError::KeyNotFound)
+                } else if lease.is_some() && !self.has_lease(lease) {
+                    Some(RequestError::LeaseNotFound)
+                } else {
+                    None
+                }
+            }
+            _ => None,
+        });
+        puts.or_else(|| {
+            ops.iter().find_map(|op| match op {
+                Op::Range(Range { at: Some(at), .. }) => {
+                    check_at(*at, self.revision, self.compacted).err()
+                }
+                _ => None,
+            })
+        })
+    }
+
+    /// The operations of the branches that a transaction takes, those of nested ones in their place.
+    fn taken<'t>(&self, txn: &'t Txn, ops: &mut Vec<&'t Op>) {
+        let holds = txn.compares.iter().all(|compare| self.holds(compare));
+        for op in branch(txn, holds) {
+            match op {
+                Op::Txn(nested) => self.taken(nested, ops),
+                op => ops.push(op),
             }
         }
     }
@@ -375,9 +419,23 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
         self.changes.insert(key.clone(), entry);
     }
 
-    fn commit(&mut self, events: Vec<Event>) {
+    fn commit(&mut self, mut events: Vec<Event>) {
         if events.is_empty() {
             return;
+        }
+        if events.len() > 1 {
+            // Watchers see the pair before the *revision*, also where one transaction changed a key
+            // twice (a put, then a delete in a nested transaction). Replies and `undo` have the pair
+            // before the operation.
+            let mut before = HashMap::with_capacity(events.len());
+            for event in &mut events {
+                match before.entry(event.key().clone()) {
+                    hash_map::Entry::Vacant(first) => {
+                        first.insert(event.prev.clone());
+                    }
+                    hash_map::Entry::Occupied(first) => event.prev = first.get().clone(),
+                }
+            }
         }
         self.revision = self.revision.next();
         self.batches.push(EventBatch {

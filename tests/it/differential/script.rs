@@ -370,11 +370,32 @@ async fn transactions_answer_alike() {
         revision: 999,
         ..range("a", "")
     };
-    pair.ask(txn(vec![], vec![put("m", "1").op(), future.op()], vec![]))
-        .await;
+    pair.ask(txn(
+        vec![],
+        vec![put("m", "1").op(), future.clone().op()],
+        vec![],
+    ))
+    .await;
     let leased = with_lease(99, put("m", "1"));
-    pair.ask(txn(vec![], vec![put("n", "1").op(), leased.op()], vec![]))
-        .await;
+    pair.ask(txn(
+        vec![],
+        vec![put("n", "1").op(), leased.clone().op()],
+        vec![],
+    ))
+    .await;
+    // Of several faults, the puts' are named before the reads'.
+    let missing = pb::PutRequest {
+        ignore_value: true,
+        ..with_lease(99, put("none", ""))
+    };
+    for ops in [
+        vec![future.clone().op(), leased.clone().op()],
+        vec![leased.op(), future.op()],
+        vec![missing.clone().op(), range("a", "").op()],
+    ] {
+        pair.ask(txn(vec![], ops, vec![])).await;
+    }
+    pair.ask(missing).await;
     pair.ask(range("\0", "\0")).await;
 }
 
