@@ -433,7 +433,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
                     hash_map::Entry::Vacant(first) => {
                         first.insert(event.prev.clone());
                     }
-                    hash_map::Entry::Occupied(first) => event.prev = first.get().clone(),
+                    hash_map::Entry::Occupied(first) => event.prev.clone_from(first.get()),
                 }
             }
         }

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod api;
 mod architecture;
 mod contract;
 mod differential;
 mod etcd2;
 mod etcd3;
+mod etcdctl;
 mod history;
 mod migration;
 mod overlay;

@@ -1,0 +1,7 @@
+//! What surrounds the requests: streams under load and failure, shutting down, plain HTTP, and what
+//! tools expect of any gRPC server.
+
+mod client;
+mod faulty;
+mod http;
+mod streams;

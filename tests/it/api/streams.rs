@@ -1,0 +1,275 @@
+//! Streams that are slow, lost, idle, or cut short.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use segue::proto::etcdserverpb as pb;
+use segue::proto::etcdserverpb::kv_client::KvClient;
+use segue::proto::etcdserverpb::lease_client::LeaseClient;
+use segue::proto::etcdserverpb::watch_client::WatchClient;
+use segue::store::Store;
+use segue::store::memory::Memory;
+use segue::types::Put;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::faulty::Faulty;
+use crate::support::api::Api;
+
+type Requests = mpsc::Sender<pb::WatchRequest>;
+type Responses = Streaming<pb::WatchResponse>;
+
+async fn channel(api: &Api) -> Channel {
+    let endpoint = Endpoint::from_shared(api.endpoint()).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+fn create(request: pb::WatchCreateRequest) -> pb::WatchRequest {
+    pb::WatchRequest {
+        request_union: Some(pb::watch_request::RequestUnion::CreateRequest(request)),
+    }
+}
+
+/// A stream with one watch of everything.
+async fn watch_all(
+    api: &Api,
+    adapt: impl FnOnce(&mut pb::WatchCreateRequest),
+) -> (Requests, Responses) {
+    let (requests, mut responses) = stream(api, false).await.unwrap();
+    let mut request = pb::WatchCreateRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        ..pb::WatchCreateRequest::default()
+    };
+    adapt(&mut request);
+    requests.send(create(request)).await.unwrap();
+    assert!(next(&mut responses).await.created);
+    (requests, responses)
+}
+
+async fn stream(api: &Api, needs_leader: bool) -> Result<(Requests, Responses), Status> {
+    let (requests, receiver) = mpsc::channel(16);
+    let mut client = WatchClient::new(channel(api).await);
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    if needs_leader {
+        request
+            .metadata_mut()
+            .insert("hasleader", "true".parse().unwrap());
+    }
+    Ok((requests, client.watch(request).await?.into_inner()))
+}
+
+async fn next(responses: &mut Responses) -> pb::WatchResponse {
+    let response = tokio::time::timeout(Duration::from_secs(20), responses.message());
+    response
+        .await
+        .expect("in time")
+        .unwrap()
+        .expect("the stream goes on")
+}
+
+/// The mod revisions of the next events, until there are `count`.
+async fn revisions(responses: &mut Responses, count: usize) -> Vec<i64> {
+    let mut revisions = Vec::new();
+    while revisions.len() < count {
+        let response = next(responses).await;
+        assert!(!response.canceled, "{response:?}");
+        revisions.extend(
+            response
+                .events
+                .iter()
+                .map(|event| event.kv.as_ref().unwrap().mod_revision),
+        );
+    }
+    revisions
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_slows_only_itself() {
+    let store = Memory::new();
+    let api = Api::start(Arc::new(store.clone())).await;
+    let (_keep, mut lazy) = watch_all(&api, |_| {}).await;
+    let (_keep_too, mut eager) = watch_all(&api, |_| {}).await;
+    // Far more than any window and buffer on the way holds.
+    let value = "x".repeat(100_000);
+    let writing = async {
+        for _ in 0..300 {
+            store.put(Put::new("k", value.clone())).await.unwrap();
+        }
+    };
+    let all: Vec<i64> = (2..302).collect();
+    let ((), seen) = tokio::join!(writing, revisions(&mut eager, 300));
+    assert_eq!(seen, all);
+    // Nothing is left out for the one who comes late.
+    assert_eq!(revisions(&mut lazy, 300).await, all);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_when_its_store_is_back() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let (_keep, mut responses) = watch_all(&api, |_| {}).await;
+    let put = async || store.inner.put(Put::new("k", "v")).await.unwrap();
+    put().await;
+    assert_eq!(revisions(&mut responses, 1).await, [2]);
+    for round in 0..3 {
+        store.lose();
+        put().await;
+        put().await;
+        store.find();
+        put().await;
+        let first = 3 + 3 * round;
+        let expected: Vec<i64> = (first..first + 3).collect();
+        assert_eq!(revisions(&mut responses, 3).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_whose_history_went_while_its_store_was_away_says_so() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let (_keep, mut responses) = watch_all(&api, |_| {}).await;
+    store.lose();
+    for _ in 0..5 {
+        store.inner.put(Put::new("k", "v")).await.unwrap();
+    }
+    store
+        .inner
+        .compact(segue::types::Revision(5))
+        .await
+        .unwrap();
+    store.find();
+    let end = next(&mut responses).await;
+    assert!(end.canceled && end.compact_revision == 5, "{end:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_needs_a_leader_ends_without_the_store() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let (requests, mut responses) = stream(&api, true).await.unwrap();
+    let request = pb::WatchCreateRequest {
+        key: "k".into(),
+        ..pb::WatchCreateRequest::default()
+    };
+    requests.send(create(request)).await.unwrap();
+    assert!(next(&mut responses).await.created);
+    store.lose();
+    let end = responses.message().await.unwrap_err();
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+}
+
+#[tokio::test]
+async fn a_write_whose_outcome_is_unknown_is_no_clean_failure() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let mut kv = KvClient::new(channel(&api).await);
+    store.lose();
+    let put = pb::PutRequest {
+        key: "k".into(),
+        ..pb::PutRequest::default()
+    };
+    let failure = kv.put(put).await.unwrap_err();
+    assert_eq!(failure.code(), Code::DeadlineExceeded);
+    assert_eq!(failure.message(), "etcdserver: request timed out");
+    let range = pb::RangeRequest {
+        key: "k".into(),
+        ..pb::RangeRequest::default()
+    };
+    let failure = kv.range(range.clone()).await.unwrap_err();
+    assert_eq!(
+        (failure.code(), failure.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+    store.find();
+    // It did happen.
+    assert_eq!(kv.range(range).await.unwrap().into_inner().count, 1);
+}
+
+#[tokio::test]
+async fn idle_watches_are_told_how_far_they_are() {
+    let store = Memory::new();
+    let api = Api::start_with(Arc::new(store.clone()), |config| {
+        config.progress_interval = Duration::from_millis(100);
+    })
+    .await;
+    let (_keep, mut told) = watch_all(&api, |request| {
+        request.progress_notify = true;
+        request.key = "other".into();
+        request.range_end = "".into();
+    })
+    .await;
+    store.put(Put::new("k", "v")).await.unwrap();
+    let asked = Instant::now();
+    loop {
+        let progress = next(&mut told).await;
+        assert!(
+            progress.events.is_empty() && progress.watch_id == 0,
+            "{progress:?}"
+        );
+        if progress.header.unwrap().revision == 2 {
+            break;
+        }
+        assert!(asked.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[tokio::test]
+async fn progress_is_told_when_all_watches_are_there() {
+    let store = Memory::new();
+    let api = Api::start(Arc::new(store.clone())).await;
+    for _ in 0..50 {
+        store.put(Put::new("k", "v")).await.unwrap();
+    }
+    let (requests, mut responses) = watch_all(&api, |request| request.start_revision = 2).await;
+    let progress = pb::watch_request::RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
+    let progress = pb::WatchRequest {
+        request_union: Some(progress),
+    };
+    requests.send(progress.clone()).await.unwrap();
+    requests.send(progress).await.unwrap();
+    let mut delivered = 1;
+    let mut answers = 0;
+    while answers < 2 {
+        let response = next(&mut responses).await;
+        for event in &response.events {
+            delivered = event.kv.as_ref().unwrap().mod_revision;
+        }
+        if response.watch_id == -1 {
+            answers += 1;
+            let promised = response.header.unwrap().revision;
+            assert!(promised <= delivered, "{promised} of {delivered} delivered");
+            assert_eq!(promised, 51);
+        }
+    }
+}
+
+#[tokio::test]
+async fn streams_end_when_the_server_is_stopped() {
+    let api = Api::start(Arc::new(Memory::new())).await;
+    let (_keep, mut responses) = watch_all(&api, |_| {}).await;
+    let (_renew, receiver) = mpsc::channel::<pb::LeaseKeepAliveRequest>(1);
+    let mut lease = LeaseClient::new(channel(&api).await);
+    let kept = lease.lease_keep_alive(ReceiverStream::new(receiver)).await;
+    let mut kept = kept.unwrap().into_inner();
+    let begun = Instant::now();
+    api.stop().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "it did not wait for the grace to pass"
+    );
+    for end in [
+        responses.message().await.unwrap_err(),
+        kept.message().await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (end.code(), end.message()),
+            (Code::Unavailable, "etcdserver: server stopped")
+        );
+    }
+}
