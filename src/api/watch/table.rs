@@ -256,7 +256,10 @@ impl Table {
                     }
                     progress = Some(revision);
                 }
-                WatchItem::End(why) => end = Some(why),
+                WatchItem::End(why) => {
+                    end = Some(why);
+                    break;
+                }
             }
         }
         responses.flush(outbox);
