@@ -245,7 +245,7 @@ async fn puts_and_deletes_answer_alike() {
 }
 
 #[tokio::test]
-async fn transactions_answer_alike() {
+async fn comparisons_answer_alike() {
     use CompareResult::{Equal, Greater, Less, NotEqual};
     use CompareTarget::{Create, Lease, Mod, Value, Version};
     let mut pair = Pair::over_memory().await;
@@ -284,6 +284,12 @@ async fn transactions_answer_alike() {
         };
         pair.ask(txn(vec![compare], yes(), vec![])).await;
     }
+}
+
+#[tokio::test]
+async fn operations_of_a_transaction_answer_alike() {
+    let mut pair = Pair::over_memory().await;
+    with_keys(&mut pair).await;
     // Operations see those before them; the headers tell which revision each saw.
     pair.ask(txn(
         vec![],
@@ -317,7 +323,16 @@ async fn transactions_answer_alike() {
     pair.ask(txn(vec![], vec![], vec![put("no", "1").op()]))
         .await;
     pair.ask(txn(vec![], vec![], vec![])).await;
-    let never = || compare("a", "", Equal, Version, TargetUnion::Version(99));
+    let never = || {
+        let operand = TargetUnion::Version(99);
+        compare(
+            "a",
+            "",
+            CompareResult::Equal,
+            CompareTarget::Version,
+            operand,
+        )
+    };
     let inner = |key: &str| {
         txn(
             vec![never()],
@@ -365,7 +380,12 @@ async fn transactions_answer_alike() {
     pair.ask(txn(vec![], vec![put("l", "1").op(), missing.op()], vec![]))
         .await;
     pair.ask(range("\0", "\0")).await;
-    // One bad operation spoils it all.
+}
+
+#[tokio::test]
+async fn one_bad_operation_spoils_a_transaction_alike() {
+    let mut pair = Pair::over_memory().await;
+    with_keys(&mut pair).await;
     let future = pb::RangeRequest {
         revision: 999,
         ..range("a", "")
