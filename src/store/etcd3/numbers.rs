@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::types::{CompareResult, KeyValue, Revision};
 
 /// How the store's revisions stand to those that clients see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Numbers {
     /// The last revision that belongs to the old store.
     pub(super) base: Revision,

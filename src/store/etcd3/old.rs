@@ -9,6 +9,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::client::Client;
 use super::names::Names;
+use super::numbers::{Claimed, Numbers};
+use super::records::StoredLine;
 use super::view::{READS_PER_TXN, range_op, range_request, range_response};
 use crate::proto::etcdserverpb as pb;
 use crate::store::url::Cluster;
@@ -30,6 +32,8 @@ const REQUESTS_IN_FLIGHT: usize = 16;
 pub struct OldEtcd3 {
     client: Client,
     names: Arc<Names>,
+    /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
+    numbers: Numbers,
     /// Pairs per page that fit the size of the pairs that were seen last.
     page_keys: AtomicUsize,
 }
@@ -40,7 +44,9 @@ impl OldEtcd3 {
         let client = Client::open(cluster).await?;
         let names = Arc::new(Names::new(&reserved));
         let line = range_request(&KeyRange::One(names.line.clone()));
-        if !client.range(line).await?.kvs.is_empty() {
+        let line = client.range(line).await?.kvs;
+        let line = line.first().map(StoredLine::read).transpose()?;
+        if line.is_some_and(|line| line.epoch.is_some()) {
             // Its keys show other numbers than its clients know.
             return Err(RequestError::Unacceptable(format!(
                 "the etcd at {} is the new store of a migration that is not completed: complete that \
@@ -49,9 +55,11 @@ impl OldEtcd3 {
             ))
             .into());
         }
+        let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
             client,
             names,
+            numbers,
             page_keys: AtomicUsize::new(FIRST_PAGE_KEYS),
         })
     }
@@ -70,6 +78,11 @@ impl OldEtcd3 {
             ttl_s: status.granted_ttl,
             keys,
         }))
+    }
+
+    fn shown(&self, mut kv: KeyValue) -> KeyValue {
+        self.numbers.translate(&mut kv, Claimed::Here);
+        kv
     }
 
     /// How many pairs the next page may have, from what the last one weighed.
@@ -91,7 +104,8 @@ impl OldStore for OldEtcd3 {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        self.client.revision(&self.names.line).await.map(Revision)
+        let revision = self.client.revision(&self.names.line).await?;
+        Ok(self.numbers.visible(revision))
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
@@ -100,7 +114,7 @@ impl OldStore for OldEtcd3 {
                 .client
                 .range(range_request(&KeyRange::One(key.clone())));
             let kv = response.await?.kvs.pop();
-            return Ok(vec![kv.map(KeyValue::from)]);
+            return Ok(vec![kv.map(|kv| self.shown(kv.into()))]);
         }
         let reads: Vec<_> = keys
             .chunks(READS_PER_TXN)
@@ -122,7 +136,7 @@ impl OldStore for OldEtcd3 {
             .into_iter()
             .flat_map(|response| response.responses)
             .filter_map(range_response)
-            .map(|mut range| range.kvs.pop().map(KeyValue::from))
+            .map(|mut range| range.kvs.pop().map(|kv| self.shown(kv.into())))
             .collect())
     }
 
@@ -148,14 +162,15 @@ impl OldStore for OldEtcd3 {
             };
             let response = self.client.long_range(request.into()).await?;
             let reply = RangeReply::from(response);
+            let kvs: Vec<_> = reply.kvs.into_iter().map(|kv| self.shown(kv)).collect();
             if content == Content::Full {
-                self.learn_size(&reply.kvs);
+                self.learn_size(&kvs);
             }
             let rest = parts.next();
-            if !reply.kvs.is_empty() || rest.is_none() {
+            if !kvs.is_empty() || rest.is_none() {
                 return Ok(Page {
                     more: reply.more || rest.is_some(),
-                    kvs: reply.kvs,
+                    kvs,
                     rejects: Vec::new(),
                 });
             }

@@ -28,9 +28,13 @@ const DROPPED_PER_TXN: i64 = 5_000;
 /// The line as it stands in etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoredLine {
-    pub(super) line: Line,
-    /// etcd's revision that clients see as the line's base.
-    pub(super) origin: i64,
+    /// The epoch. Once the migration is settled there is none: what stays is how revisions are
+    /// shifted, or they would go back for the clients.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) claims: bool,
+    base: Revision,
+    /// etcd's revision that clients see as the base.
+    origin: i64,
     /// etcd's revision of the key that holds the line; 0 where there is none.
     written: i64,
 }
@@ -38,7 +42,7 @@ pub(super) struct StoredLine {
 /// How the line is written down.
 #[derive(Serialize, Deserialize)]
 struct LineText {
-    epoch: Epoch,
+    epoch: Option<Epoch>,
     claims: bool,
     base: Revision,
     /// etcd's revision that is seen as `base`; nothing: the one that wrote this, which nobody knew
@@ -49,26 +53,36 @@ struct LineText {
 impl StoredLine {
     pub(super) fn numbers(&self) -> Numbers {
         Numbers {
-            base: self.line.base,
-            offset: self.line.base.0 - self.origin,
+            base: self.base,
+            offset: self.base.0 - self.origin,
         }
     }
 
-    /// Where no key is claimed any more, the revision from which that holds.
+    /// Where no key is copied up any more, the revision from which that holds. Without an epoch,
+    /// what was copied up is no longer told from other keys.
     pub(super) fn copied_until(&self) -> Option<i64> {
-        (!self.line.claims).then_some(self.written)
+        match self.epoch {
+            None => Some(0),
+            Some(_) => (!self.claims).then_some(self.written),
+        }
     }
 
-    fn read(kv: &mvccpb::KeyValue) -> Result<Self> {
+    fn line(&self) -> Option<Line> {
+        self.epoch.map(|epoch| Line {
+            epoch,
+            claims: self.claims,
+            base: self.base,
+        })
+    }
+
+    pub(super) fn read(kv: &mvccpb::KeyValue) -> Result<Self> {
         let text: LineText = serde_json::from_slice(&kv.value).map_err(|error| {
             StoreError::Broken(format!("etcd holds a line that cannot be read: {error}"))
         })?;
         Ok(Self {
-            line: Line {
-                epoch: text.epoch,
-                claims: text.claims,
-                base: text.base,
-            },
+            epoch: text.epoch,
+            claims: text.claims,
+            base: text.base,
             origin: text.origin.unwrap_or(kv.mod_revision),
             written: kv.mod_revision,
         })
@@ -126,18 +140,28 @@ impl Shared {
         line: Option<Line>,
     ) -> Result<Vec<pb::RequestOp>> {
         let names = &self.names;
-        let Some(line) = line else {
-            return Ok([&names.line, &names.epoch]
-                .map(|key| delete_op(key.clone()))
-                .into());
-        };
-        let same = before.filter(|before| before.line.base == line.base);
-        let text = LineText {
-            epoch: line.epoch,
-            claims: line.claims,
-            base: line.base,
-            // The offset stays what it is for as long as the base does.
-            origin: same.map(|before| before.origin),
+        let shifted = before.filter(|before| before.base.0 != before.origin);
+        let text = match (line, shifted) {
+            (None, None) => {
+                return Ok([&names.line, &names.epoch]
+                    .map(|key| delete_op(key.clone()))
+                    .into());
+            }
+            (None, Some(before)) => LineText {
+                epoch: None,
+                claims: false,
+                base: before.base,
+                origin: Some(before.origin),
+            },
+            (Some(line), _) => LineText {
+                epoch: Some(line.epoch),
+                claims: line.claims,
+                base: line.base,
+                // The offset stays what it is for as long as the base does.
+                origin: before
+                    .filter(|before| before.base == line.base)
+                    .map(|before| before.origin),
+            },
         };
         let text = serde_json::to_vec(&text)
             .map_err(|error| StoreError::Broken(format!("the line cannot be written: {error}")))?;
@@ -150,7 +174,10 @@ impl Shared {
         };
         Ok(vec![
             put(&names.line, text.into()),
-            put(&names.epoch, epoch_value(line.epoch)),
+            match line {
+                Some(line) => put(&names.epoch, epoch_value(line.epoch)),
+                None => delete_op(names.epoch.clone()),
+            },
         ])
     }
 }
@@ -167,7 +194,7 @@ impl NewStore for Etcd3 {
 
     async fn line(&self) -> Result<Option<Line>> {
         let line = self.shared.read_line().await?;
-        Ok(line.map(|line| line.line))
+        Ok(line.and_then(|line| line.line()))
     }
 
     async fn records(&self, prefix: &str) -> Result<Vec<Record>> {

@@ -65,12 +65,12 @@ impl Guarded {
                 Some(line) => Session {
                     view: self.shared.view(&line),
                     epoch: None,
-                    leave_claims: line.line.claims,
+                    leave_claims: line.claims,
                 },
             }),
             Guard::Epoch { epoch, claims } => {
                 let line = line
-                    .filter(|line| line.line.epoch == epoch)
+                    .filter(|line| line.epoch == Some(epoch))
                     .ok_or(StoreError::StaleEpoch)?;
                 let view = self.shared.view(&line);
                 Ok(Session {

@@ -127,6 +127,9 @@ impl View {
         let Some(known) = &self.known else {
             return Ok(HashMap::new());
         };
+        if self.copied_until.load(Ordering::Relaxed) == 0 {
+            return Ok(keys.into_iter().map(|key| (key, Claimed::Here)).collect());
+        }
         let mut claims = HashMap::with_capacity(keys.len());
         let mut unknown = Vec::new();
         for key in keys {

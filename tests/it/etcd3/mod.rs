@@ -3,6 +3,7 @@
 mod against_memory;
 mod failures;
 mod old;
+mod settle;
 
 use std::sync::Arc;
 
