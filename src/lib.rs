@@ -1,4 +1,67 @@
-//! Segue speaks the etcd v3 API and moves a running application from one key-value store to another.
+//! Segue speaks the etcd v3 API and moves a running application from one key-value store to another,
+//! so that no client can tell from any answer that a migration takes place.
+//!
+//! # The one rule
+//!
+//! ```text
+//! view(key) = if new.claimed(key) { new.get(key) } else { old.get(key) }
+//! ```
+//!
+//! A *claim* is the new store's durable note that it decides about a key, live or deleted. What has to
+//! stay true for the rule to hold is listed in [`overlay`], and what each store does for it in
+//! [`store::new`].
+//!
+//! # The way of a request
+//!
+//! ```text
+//! client ──► api ──► migration::Router ──► overlay ──┬──► store (new), under its epoch's guard
+//!            │       one load of the route           └──► store (old), above the frontier only
+//!            └ wire format to types, validation, errors to etcd's codes
+//! ```
+//!
+//! In the normal phase the router sends requests to the new store itself, still under a guard; when
+//! the migration is settled, or where there is none, without one. A guard is compared inside the
+//! store, in the transaction or snapshot that it guards: a member that is behind is told by the store,
+//! whatever it believes. So nothing about safety hangs on members learning of a change in time.
+//!
+//! # The house, in reading order; each module uses only those below it
+//!
+//! | module | what is in it |
+//! | --- | --- |
+//! | [`cli`] | one file per command; they talk to a running proxy through its admin API. `segue demo` |
+//! | [`server`], [`config`] | configuration in, running tasks out |
+//! | [`admin`] | status, commands, metrics and a page for people, over HTTP |
+//! | [`api`] | one file per service of etcd's; validation; errors |
+//! | [`migration`] | phase machine (pure), controller, fleet, switch, backfill, verification |
+//! | [`overlay`] | the one rule: read, merge, copy-up, transaction |
+//! | [`store`] | the traits and their errors; memory, SQL (SQLite), etcd v3, etcd v2 |
+//! | [`wire`], [`proto`] | etcd's messages, and what they are in our types |
+//! | [`tasks`], [`metrics`] | tasks with a name, an owner and an end; what is counted |
+//! | [`types`] | keys, ranges, pairs, revisions, requests, events; no I/O |
+//!
+//! # Where the state is
+//!
+//! Nowhere but in the new store. The migration's *records* (state, shards of the backfill, members,
+//! rejects, report) lie beside its keys, are never seen by clients, and change only by compare-and-put.
+//! A cursor of the backfill is written in the transaction of the keys that it vouches for. The *line*
+//! (epoch, claims, base revision) changes in the transaction that changes the state. A member can be
+//! killed at any moment, and another one carries on from what it reads there.
+//!
+//! # Revisions
+//!
+//! The new store's first change is the one after the *base*, the last revision of the old store.
+//! Copied keys keep their numbers: in columns where the store is ours (SQL, memory), in claim records
+//! where it assigns its own (etcd v3), whose revisions are shifted by a fixed offset. There, copy-ups
+//! and records take revisions too, so that clients see gaps; and the offset stays behind when the
+//! migration is settled, or the revisions of an etcd that is younger than the old store would go back.
+//!
+//! # How we know
+//!
+//! `tests/it/contract` asks the same of every store and of the overlay over pairs of them.
+//! `tests/it/overlay` compares migrations, step by step, with a store that never migrates, and breaks
+//! each fact of the rule to see that it is noticed. `tests/it/differential` puts the same requests to
+//! etcd and to Segue. `tests/it/history` checks what clients recorded while real servers migrated and
+//! proxies were killed.
 
 pub mod admin;
 pub mod api;

@@ -1,5 +1,6 @@
 //! `segue serve`
 
+use std::io::IsTerminal as _;
 use std::io::Write as _;
 
 use clap::Args;
@@ -92,6 +93,7 @@ pub(super) fn log(filter: &str) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     Ok(())

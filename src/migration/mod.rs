@@ -3,7 +3,7 @@
 //! - [`phase`]: the state machine, pure.
 //! - [`records`], [`ledger`]: what is kept in the new store, and how it is read and written.
 //! - [`controller`]: one member's view of the migration, and what people can ask of it.
-//! - [`driver`]: the loop that keeps the member in step with the fleet and runs the jobs.
+//! - `driver`: the loop that keeps the member in step with the fleet and runs the jobs.
 //! - [`router`]: the way of every request to the store that the phase says.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it.

@@ -15,7 +15,7 @@
 //! What belongs to the store itself lies below `segue/_/` (under the reserved prefix): `epoch`, `line`,
 //! `claim/KEY` and `record/NAME`.
 //!
-//! Modules: [`client`] (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
+//! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
 //! `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `records`; `tail`
 //! (watches); `old`.
