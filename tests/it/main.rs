@@ -5,6 +5,7 @@
 mod api;
 mod architecture;
 mod contract;
+mod demo;
 mod differential;
 mod etcd2;
 mod etcd3;

@@ -121,8 +121,7 @@ impl Flow<'_> {
         };
         self.screen.begin("before");
         let performance = troupe.perform(address, &house.tasks);
-        self.watch_for(self.aside(), "the application on the old store")
-            .await;
+        self.watch_for(self.aside(), "on the old store").await;
         let troupe = performance.end().await.map_err(|error| broke(&error))?;
         house.lower().await?;
         let answered = self.show.meter.count();
@@ -173,7 +172,7 @@ impl Flow<'_> {
         self.show.meter.begin(Period::After);
         report.switch_ms = whole_ms(took);
         self.screen.end(&format!(
-            "`put segue/switch normal`: the new store alone {} later",
+            "the new store alone, {} after `put segue/switch`",
             ms(millis(took))
         ));
         Ok(performance)
@@ -189,8 +188,7 @@ impl Flow<'_> {
         let proxy = house.proxy()?;
         let asked = proxy.status().await?.reads_old;
         self.screen.begin("after");
-        self.watch_for(self.aside() / 2, "the application on the new store")
-            .await;
+        self.watch_for(self.aside() / 2, "on the new store").await;
         let asked = proxy.status().await?.reads_old - asked;
         if asked > 0 {
             report.complaints.push(format!(
@@ -202,8 +200,7 @@ impl Flow<'_> {
         if self.stores.keeps_revisions() {
             proxy.complete().await?;
         }
-        self.watch_for(self.aside() / 2, "the application on the new store")
-            .await;
+        self.watch_for(self.aside() / 2, "on the new store").await;
         let readings = self.show.meter.read();
         self.screen.end(&format!(
             "{} requests answered by the new store alone",
@@ -225,7 +222,7 @@ impl Flow<'_> {
         report.reads_checked = (entries.reads.len() + entries.lists.len()) as u64;
         drop(entries);
         self.screen.end(&format!(
-            "{} keys and {} watch events against what was acknowledged",
+            "{} keys and {} watch events are as they should be",
             number(report.keys_checked),
             number(report.watch_events)
         ));
@@ -240,7 +237,7 @@ impl Flow<'_> {
             tokio::time::sleep(LOOK.min(time)).await;
             let rate = pace.per_second(self.show.meter.count());
             let (done, all) = (whole_ms(begun.elapsed()), whole_ms(time));
-            let message = format!("{message}, {} requests/s", number(rate));
+            let message = format!("{} requests/s {message}", number(rate));
             self.screen.progress(done.min(all), Some(all), &message);
         }
     }

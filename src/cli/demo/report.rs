@@ -160,7 +160,7 @@ impl Report {
             promise("keys lost", self.lost_keys, of(self.keys_checked, "keys")),
             promise("keys resurrected", self.resurrected_keys, none()),
             promise(
-                "keys with other revisions, versions or leases",
+                "keys altered",
                 self.altered_keys,
                 of(self.writes_checked, "acknowledged writes"),
             ),
@@ -203,7 +203,7 @@ impl Report {
             };
             screen.say(&format!(
                 "  {mark} {count}  {} {of}",
-                padded(promise.what, 46)
+                padded(promise.what, 34)
             ));
         }
         screen.say("");
@@ -228,7 +228,7 @@ impl Report {
         );
         let stall = ms(self.longest_stall_ms);
         screen.strong(&format!(
-            "  {moved} moved under a running application. Nothing was lost, and nobody waited \
+            "  {moved} moved under a running application.\n  Nothing was lost, and nobody waited \
              longer than {stall}."
         ))
     }
@@ -255,7 +255,8 @@ impl Report {
         row("writes, p99", &|period| ms(period.writes.p99_ms));
         row("longest wait", &|period| ms(period.all.max_ms));
         screen.say(&screen.faint(&format!("  before: {}", self.before)));
-        screen.say(&screen.faint(&format!("  clients: {LINE_UP}")));
+        screen.say(&screen.faint(&format!("  clients: {}", LINE_UP[0])));
+        screen.say(&screen.faint(&format!("           {}", LINE_UP[1])));
     }
 }
 

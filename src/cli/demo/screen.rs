@@ -96,7 +96,7 @@ impl Screen {
         if let Some(bar) = &self.bar {
             if let Some(all) = all {
                 bar.set_style(style(
-                    "  {spinner:.cyan} {prefix:<11} {bar:28.cyan/238} {percent:>3} %  {msg}",
+                    "  {spinner:.cyan} {prefix:<11} {bar:16.cyan/238} {percent:>3} %  {msg}",
                 ));
                 bar.set_length(all);
             }
@@ -124,7 +124,7 @@ impl Screen {
         let time = self.faint(&format!("{:>6.1} s", took.as_secs_f64()));
         self.say(&format!(
             "  {mark} {title:<11} {}{time}",
-            padded(outcome, 66)
+            padded(outcome, 56)
         ));
     }
 

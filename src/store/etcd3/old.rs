@@ -11,10 +11,10 @@ use super::client::Client;
 use super::names::Names;
 use super::numbers::{Claimed, Numbers};
 use super::records::StoredLine;
-use super::view::{READS_PER_TXN, range_op, range_request, range_response};
+use super::view::{READS_PER_TXN, View, range_op, range_request, range_response};
 use crate::proto::etcdserverpb as pb;
 use crate::store::url::Cluster;
-use crate::store::{OldLease, OldStore, Page, RequestError, Result};
+use crate::store::{OldLease, OldStore, Page, RequestError, Result, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
 /// Pairs that a page has at most. etcd counts the rest of the range for every page, so small pages cost
@@ -34,6 +34,8 @@ pub struct OldEtcd3 {
     names: Arc<Names>,
     /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
     numbers: Numbers,
+    /// The store as its own clients see it, for watches.
+    plain: Arc<View>,
     /// Pairs per page that fit the size of the pairs that were seen last.
     page_keys: AtomicUsize,
 }
@@ -57,6 +59,7 @@ impl OldEtcd3 {
         }
         let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
+            plain: Arc::new(View::plain(client.clone(), names.clone())),
             client,
             names,
             numbers,
@@ -106,6 +109,16 @@ impl OldStore for OldEtcd3 {
     async fn revision(&self) -> Result<Revision> {
         let revision = self.client.revision(&self.names.line).await?;
         Ok(self.numbers.visible(revision))
+    }
+
+    async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
+        // Of an earlier migration's new store, the history has the copy-ups in it.
+        if self.numbers != Numbers::default() {
+            return Ok(None);
+        }
+        let current = self.client.revision(&self.names.line).await?;
+        let watching = super::tail::open(&self.plain, request, current).await?;
+        Ok(Some(watching))
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {

@@ -33,9 +33,11 @@ pub(super) struct Cast {
     pub actor: Box<dyn Actor>,
 }
 
-/// How many clients of one kind there are, in words.
-pub(super) const LINE_UP: &str = "4 readers, 3 writers, a deleter, 3 counters, 2 bookkeepers, \
-     3 that queue for a lock, a lease holder, abandoned carts, 4 watchers";
+/// How many clients of each kind there are, in words and on two lines.
+pub(super) const LINE_UP: [&str; 2] = [
+    "4 readers, 3 writers, a deleter, 3 counters, 2 bookkeepers,",
+    "3 in a lock's queue, a lease holder, abandoned carts, 4 watchers",
+];
 
 /// All clients of a show. Watches begin behind the revision that the ledger was opened at.
 pub(super) fn line_up(show: &Show) -> Vec<Cast> {
