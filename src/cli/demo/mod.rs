@@ -44,9 +44,9 @@ Examples:
   segue demo --old etcd://127.0.0.1:2479 --new sqlite:new.db
   segue demo --keys 100000 --seconds 20
 
-A store named with --old is filled if it is empty. If it is not, nothing is written to it: the demo's
-clients then only read what is there, and keep keys of their own in the new store. A store named with
---new has to be empty. Both stay as they are at the end.
+A store named with --old is filled if it is empty. If it is not, nothing is written to it:
+the clients then only read what is there, and keep keys of their own in the new store.
+A store named with --new has to be empty. Both stay as they are at the end.
 
 Exit codes: 0 every promise was kept, 1 one was broken or the demo failed, 2 wrong usage or input.";
 
