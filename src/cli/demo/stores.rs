@@ -44,7 +44,7 @@ impl Before {
         match self {
             Self::Served => "the old store alone, served by a segue without a migration".into(),
             Self::Direct(_) => "the old store alone, which the clients talk to directly".into(),
-            Self::Nothing(why) => format!("nothing was measured: {why}"),
+            Self::Nothing(why) => format!("not measured, since {why}"),
         }
     }
 }
@@ -122,9 +122,7 @@ impl Stores {
     /// How the old store can be used alone.
     pub(super) fn before(&self) -> Before {
         match &self.config.old {
-            _ if !self.own => {
-                Before::Nothing("the old store held data before, so no client wrote to it")
-            }
+            _ if !self.own => Before::Nothing("no client may write to an old store with data"),
             Some(StoreUrl::Etcd(cluster)) => {
                 let hosts = cluster.hosts.iter();
                 let account = cluster.account.as_ref().map(|account| {
@@ -178,23 +176,28 @@ async fn open_new(
     url: &StoreUrl,
     reserved: &Reserved,
 ) -> Result<Arc<dyn NewStore>, Failure> {
-    let opened = patiently(async || open::open_new(url, reserved).await).await;
+    let opened = patiently(url, async || open::open_new(url, reserved).await).await;
     opened.map_err(|error| failed(which, url, &error))
 }
 
 async fn survey(url: &StoreUrl, reserved: &Reserved) -> Result<Survey, Failure> {
-    let opened = patiently(async || open::open_old(url, reserved).await).await;
+    let opened = patiently(url, async || open::open_old(url, reserved).await).await;
     let old: Arc<dyn OldStore> = opened.map_err(|error| failed("old", url, &error))?;
     let survey = Survey::of(&*old).await;
     survey.map_err(|error| Failure::Failed(format!("the old store ({url}): {error:#}")))
 }
 
-/// Tries again for a while if a store is still being closed.
-async fn patiently<T>(open: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+/// Tries again for a while if a file is still being closed.
+async fn patiently<T>(
+    url: &StoreUrl,
+    open: impl AsyncFn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     let deadline = Instant::now() + RELEASE;
     loop {
         match open().await {
-            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => {
+            Err(StoreError::Unavailable(_))
+                if matches!(url, StoreUrl::Sqlite(_)) && Instant::now() < deadline =>
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             opened => return opened,
