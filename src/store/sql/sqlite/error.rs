@@ -41,8 +41,8 @@ impl Opening {
 
     pub(super) fn in_use(&self) -> StoreError {
         StoreError::Unavailable(format!(
-            "SQLite file {}: it is in use by another proxy; a SQLite store serves one process: \
-             stop the other one, or use a store that is reached over the network",
+            "SQLite file {}: it is in use by another proxy, or is both the old and the new store of \
+             this one; a SQLite store serves one process: stop the other one, or name another file",
             self.path.display()
         ))
     }

@@ -86,6 +86,8 @@ impl Sqlite {
         if !directory.is_dir() {
             return Err(what.no_directory(directory));
         }
+        // One file has one lock, by whatever name it is opened.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.into());
         let lock = lock(path, &what)?;
         let mut conn = connect(path, &what, WRITER_CACHE_KIB)?;
         let identity = schema::prepare(&mut conn, prefix, &what)?;
@@ -206,9 +208,10 @@ const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// own cache is behind it.
 const READER_CACHE_KIB: i64 = 8 * 1024;
 
-/// Frames in the write-ahead log before they are moved to the database. A checkpoint costs two
-/// syncs; at the default of 1000 frames a busy writer would run one every few batches.
-const CHECKPOINT_FRAMES: i64 = 8000;
+/// Frames in the write-ahead log before they are moved to the database: 64 MB of pages. A checkpoint
+/// costs two syncs and holds the writer up; at the default of 1000 frames a busy one would run it
+/// every few batches. A page that changed often meanwhile is moved once.
+const CHECKPOINT_FRAMES: i64 = 16_000;
 
 fn connect(path: &Path, what: &Opening, cache_kib: i64) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::store::sql::work::Work;
 use crate::store::{
     Claim, CopyUp, Guard, Line, NewStore as _, ReadReply, RecordTxn, RecordWrite, RequestError,
     Store as _,
@@ -113,6 +114,10 @@ async fn a_second_starter_gets_a_clear_error() {
         panic!("opened twice")
     };
     assert!(text.contains("in use by another proxy"), "{text}");
+    let link = dir.0.path().join("link.db");
+    std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+    let by_another_name = open(link, Options::default()).await;
+    assert!(matches!(by_another_name, Err(StoreError::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -383,6 +388,22 @@ async fn a_lease_has_its_full_time_again_after_reopening() {
         .reply
         .unwrap();
     assert!(status.remaining_ttl_s >= 98, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_lease_that_was_kept_alive_since_it_was_found_is_not_ended() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    let id = LeaseId(5);
+    let grant = Grant {
+        id: Some(id),
+        ttl_s: 100,
+    };
+    store.grant(grant).await.unwrap();
+    let found_a_while_ago = Work::Expire(vec![id]);
+    let engine = &store.engine;
+    engine.submit(Guard::None, found_a_while_ago).await.unwrap();
+    assert!(store.time_to_live(id, false).await.unwrap().reply.is_some());
 }
 
 #[tokio::test]
