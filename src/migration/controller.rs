@@ -92,7 +92,9 @@ pub enum OpenError {
     NotEmpty,
     /// Both are one.
     #[error(
-        "the old and the new store are the same store; nothing can be moved from one to the other"
+        "the old and the new store are the same store; nothing can be moved from one to the other. \
+         (Two etcd clusters that were started with the same --initial-cluster and \
+         --initial-cluster-token count as one: start the new one with another token)"
     )]
     Same,
     /// The new store holds another migration.

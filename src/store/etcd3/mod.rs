@@ -1,6 +1,7 @@
 //! etcd v3 as a store: as the new one of a migration, by itself, and as the old one.
 //!
-//! Without a line everything is passed through. With one, three things are added.
+//! Under no guard everything is passed through, with etcd's own numbers (after settle: shifted, as
+//! clients are used to). Under an epoch three things are added.
 //!
 //! - **Claims.** A key is claimed if its claim record exists. The record is written once, in the
 //!   transaction that first writes or copies up the key, never changed, and has no lease: so a key that is

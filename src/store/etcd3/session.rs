@@ -56,17 +56,16 @@ impl Guarded {
     async fn begin(&self) -> Result<Session> {
         let line = self.shared.read_line().await?;
         match self.guard {
-            Guard::None => Ok(match line {
-                None => Session {
-                    view: self.shared.plain.clone(),
-                    epoch: None,
-                    leave_claims: false,
+            // With etcd's own numbers while a migration goes on: what is read through such a handle
+            // before it begins, and by members that join later, is the same. Once it is settled, with
+            // those that clients are used to.
+            Guard::None => Ok(Session {
+                view: match line {
+                    Some(line) if line.epoch.is_none() => self.shared.view(&line),
+                    _ => self.shared.plain.clone(),
                 },
-                Some(line) => Session {
-                    view: self.shared.view(&line),
-                    epoch: None,
-                    leave_claims: line.claims,
-                },
+                epoch: None,
+                leave_claims: false,
             }),
             Guard::Epoch { epoch, claims } => {
                 let line = line

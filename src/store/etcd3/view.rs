@@ -190,7 +190,7 @@ impl View {
     /// Whether the claim of `key` is known, or none is needed.
     pub(super) fn is_known(&self, key: &[u8]) -> bool {
         let known = self.known.as_ref();
-        known.is_none_or(|known| known.get(key).is_some())
+        known.is_none_or(|known| !self.copied_after(0) || known.get(key).is_some())
     }
 
     /// Remembers a claim.
