@@ -9,14 +9,54 @@ mod random;
 mod script;
 mod watches;
 
+use segue::store::{Guard, Store, StoreUrl, open};
+use segue::types::Reserved;
 use std::sync::Arc;
-
-use segue::store::Store;
-use segue::store::memory::Memory;
+use tempfile::TempDir;
 
 use crate::support::Etcd;
 use crate::support::api::Api;
 use ask::{Ask, Client};
+
+/// Every script over every store.
+macro_rules! scripts {
+    ($($script:ident in $module:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $script() {
+                super::$module::$script(super::Pair::over_memory().await).await;
+            })*
+        }
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $script() {
+                super::$module::$script(super::Pair::over_sqlite().await).await;
+            })*
+        }
+        mod etcd {
+            $(#[tokio::test]
+            async fn $script() {
+                super::$module::$script(super::Pair::over_etcd().await).await;
+            })*
+        }
+    };
+}
+
+scripts! {
+    ranges_answer_alike in script,
+    puts_and_deletes_answer_alike in script,
+    comparisons_answer_alike in script,
+    operations_of_a_transaction_answer_alike in script,
+    one_bad_operation_spoils_a_transaction_alike in script,
+    transactions_are_refused_alike in script,
+    compactions_answer_alike in script,
+    leases_answer_alike in script,
+    watches_are_created_and_cancelled_alike in watches,
+    watches_deliver_alike in watches,
+    compacted_watches_end_alike in watches,
+    large_revisions_are_split_alike_where_the_client_accepts_it in watches,
+    random_requests_answer_alike in random,
+}
 
 /// Two servers that start empty and are asked the same.
 pub(crate) struct Pair {
@@ -25,11 +65,23 @@ pub(crate) struct Pair {
     asked: Vec<String>,
     _etcd: Etcd,
     _api: Api,
+    /// What the store behind Segue lives in.
+    _home: Home,
+}
+
+/// Kept for as long as the store in it.
+enum Home {
+    Memory,
+    Directory { _dir: TempDir },
+    Server { _etcd: Box<Etcd> },
 }
 
 impl Pair {
-    /// A fresh etcd, and Segue's API over `store`, which must be empty.
-    async fn over(store: Arc<dyn Store>) -> Self {
+    /// A fresh etcd, and Segue's API over the store at `url`, which must be empty.
+    async fn over(url: &str, home: Home) -> Self {
+        let url: StoreUrl = url.parse().unwrap();
+        let store = open::open_new(&url, &Reserved::default()).await.unwrap();
+        let store: Arc<dyn Store> = store.guarded(Guard::None);
         let (server, api) = tokio::join!(Etcd::start(), Api::start(store));
         Self {
             etcd: Client::connect(&server.endpoint()).await,
@@ -37,11 +89,27 @@ impl Pair {
             asked: Vec::new(),
             _etcd: server,
             _api: api,
+            _home: home,
         }
     }
 
     async fn over_memory() -> Self {
-        Self::over(Arc::new(Memory::new())).await
+        Self::over("memory:", Home::Memory).await
+    }
+
+    async fn over_sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("new.db").display());
+        Self::over(&url, Home::Directory { _dir: dir }).await
+    }
+
+    async fn over_etcd() -> Self {
+        let server = Etcd::start().await;
+        let url = server.url();
+        let home = Home::Server {
+            _etcd: Box::new(server),
+        };
+        Self::over(&url, home).await
     }
 
     /// Asks both and compares. Answers with what both said.

@@ -102,9 +102,7 @@ pub(super) fn sorts_within_the_limit(request: &pb::RangeRequest) -> bool {
     request.limit > 0 && request.sort_order == 0 && request.sort_target != 0
 }
 
-#[tokio::test]
-async fn ranges_answer_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn ranges_answer_alike(mut pair: Pair) {
     pair.ask(range("a", "")).await;
     with_keys(&mut pair).await;
     for (key, end) in [
@@ -177,9 +175,7 @@ async fn ranges_answer_alike() {
     }
 }
 
-#[tokio::test]
-async fn puts_and_deletes_answer_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn puts_and_deletes_answer_alike(mut pair: Pair) {
     let ignore_value = pb::PutRequest {
         ignore_value: true,
         prev_kv: true,
@@ -244,11 +240,9 @@ async fn puts_and_deletes_answer_alike() {
     }
 }
 
-#[tokio::test]
-async fn comparisons_answer_alike() {
+pub(super) async fn comparisons_answer_alike(mut pair: Pair) {
     use CompareResult::{Equal, Greater, Less, NotEqual};
     use CompareTarget::{Create, Lease, Mod, Value, Version};
-    let mut pair = Pair::over_memory().await;
     with_keys(&mut pair).await;
     let yes = || vec![range("a", "").op()];
     for key in ["a", "b", "x"] {
@@ -286,9 +280,7 @@ async fn comparisons_answer_alike() {
     }
 }
 
-#[tokio::test]
-async fn operations_of_a_transaction_answer_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn operations_of_a_transaction_answer_alike(mut pair: Pair) {
     with_keys(&mut pair).await;
     // Operations see those before them; the headers tell which revision each saw.
     pair.ask(txn(
@@ -382,9 +374,7 @@ async fn operations_of_a_transaction_answer_alike() {
     pair.ask(range("\0", "\0")).await;
 }
 
-#[tokio::test]
-async fn one_bad_operation_spoils_a_transaction_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn one_bad_operation_spoils_a_transaction_alike(mut pair: Pair) {
     with_keys(&mut pair).await;
     let future = pb::RangeRequest {
         revision: 999,
@@ -419,9 +409,7 @@ async fn one_bad_operation_spoils_a_transaction_alike() {
     pair.ask(range("\0", "\0")).await;
 }
 
-#[tokio::test]
-async fn transactions_are_refused_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn transactions_are_refused_alike(mut pair: Pair) {
     with_keys(&mut pair).await;
     let del = |key: &str, end: &str| delete(key, end).op();
     let nest = |success, failure| txn(vec![], success, failure).op();
@@ -496,9 +484,7 @@ async fn transactions_are_refused_alike() {
     .await;
 }
 
-#[tokio::test]
-async fn compactions_answer_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn compactions_answer_alike(mut pair: Pair) {
     with_keys(&mut pair).await;
     pair.ask(delete("b", "")).await;
     pair.expect(compact(99), "future revision").await;
@@ -530,9 +516,7 @@ async fn compactions_answer_alike() {
     .await;
 }
 
-#[tokio::test]
-async fn leases_answer_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn leases_answer_alike(mut pair: Pair) {
     let grant = |id, ttl| pb::LeaseGrantRequest { ttl, id };
     let keys = |id| pb::LeaseTimeToLiveRequest { id, keys: true };
     pair.ask(grant(7, 600)).await;

@@ -187,9 +187,7 @@ pub(super) async fn history(pair: &mut Pair) {
     }
 }
 
-#[tokio::test]
-async fn watches_are_created_and_cancelled_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn watches_are_created_and_cancelled_alike(mut pair: Pair) {
     pair.ask(put("a", "1")).await;
     let mut streams = Streams::open(&pair);
     streams.create(watch("a", "")).await;
@@ -243,9 +241,7 @@ async fn watches_are_created_and_cancelled_alike() {
     streams.quiet().await;
 }
 
-#[tokio::test]
-async fn watches_deliver_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn watches_deliver_alike(mut pair: Pair) {
     pair.ask(put("a", "0")).await;
     pair.ask(put("a/1", "0")).await;
     let mut streams = Streams::open(&pair);
@@ -320,9 +316,7 @@ async fn watches_deliver_alike() {
     ahead.same().await;
 }
 
-#[tokio::test]
-async fn compacted_watches_end_alike() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn compacted_watches_end_alike(mut pair: Pair) {
     for value in 0..8 {
         pair.ask(put("a", &value.to_string())).await;
     }
@@ -348,9 +342,7 @@ async fn compacted_watches_end_alike() {
     }
 }
 
-#[tokio::test]
-async fn large_revisions_are_split_alike_where_the_client_accepts_it() {
-    let mut pair = Pair::over_memory().await;
+pub(super) async fn large_revisions_are_split_alike_where_the_client_accepts_it(mut pair: Pair) {
     let mut streams = Streams::open(&pair);
     streams
         .create(pb::WatchCreateRequest {
