@@ -192,6 +192,9 @@ pub(super) fn want_txn(txn: &Txn, reserved: &Reserved, want: &mut Prefetch) {
         Op::Range(range) => match range.at {
             None => want_range(&range.keys, reserved, want),
             Some(at) => {
+                // The revision may turn out to be the present one, or one of this very batch: then
+                // the present rows are what it is read from.
+                want_range(&range.keys, reserved, want);
                 let parts = reserved.visible(&range.keys);
                 want.past.extend(parts.into_iter().map(|part| (part, at)));
             }

@@ -58,6 +58,21 @@ scripts! {
     random_requests_answer_alike in random,
 }
 
+mod without_end {
+    use super::Pair;
+    use super::script::writes_into_a_range_without_end_answer_alike as check;
+
+    #[tokio::test]
+    async fn over_memory() {
+        check(Pair::over_memory().await).await;
+    }
+
+    #[tokio::test]
+    async fn over_sqlite() {
+        check(Pair::over_sqlite().await).await;
+    }
+}
+
 /// Two servers that start empty and are asked the same.
 pub(crate) struct Pair {
     etcd: Client,

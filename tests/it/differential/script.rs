@@ -419,9 +419,6 @@ pub(super) async fn transactions_are_refused_alike(mut pair: Pair) {
         vec![del("k", ""), put("k", "1").op()],
         vec![del("a", "z"), put("k", "1").op()],
         vec![del("a", "k"), put("k", "1").op()],
-        vec![del("k", "\0"), put("k", "1").op()],
-        vec![put("k", "1").op(), del("a", "\0")],
-        vec![put("z", "1").op(), del("\0", "\0")],
         vec![del("k", ""), del("k", "")],
         vec![del("a", "z"), del("k", "zz")],
         vec![del("z", "a"), put("k", "1").op()],
@@ -442,7 +439,6 @@ pub(super) async fn transactions_are_refused_alike(mut pair: Pair) {
         ],
         vec![nest(vec![put("k", "1").op()], vec![]), del("a", "z")],
         vec![nest(vec![del("a", "z")], vec![]), put("k", "1").op()],
-        vec![nest(vec![del("k", "\0")], vec![]), put("k", "1").op()],
         vec![pb::RequestOp { request: None }],
         vec![range("", "").op()],
         vec![put("", "").op()],
@@ -565,4 +561,21 @@ pub(super) async fn leases_answer_alike(mut pair: Pair) {
     pair.ask(pb::LeaseRevokeRequest { id: 9 }).await;
     pair.ask(range("\0", "\0")).await;
     pair.ask(pb::LeaseLeasesRequest {}).await;
+}
+
+/// etcd does not notice that a key is put and deleted where the range that is deleted has no end.
+/// Over an etcd store Segue does notice: it asks for the keys on both sides of its own, and so for a
+/// range with an end.
+pub(super) async fn writes_into_a_range_without_end_answer_alike(mut pair: Pair) {
+    with_keys(&mut pair).await;
+    let del = |key: &str| delete(key, "\0").op();
+    for list in [
+        vec![del("k"), put("k", "1").op()],
+        vec![put("k", "1").op(), del("a")],
+        vec![put("z", "1").op(), del("\0")],
+        vec![txn(vec![], vec![del("k")], vec![]).op(), put("k", "1").op()],
+    ] {
+        pair.ask(txn(vec![], list, vec![])).await;
+        pair.ask(range("\0", "\0")).await;
+    }
 }
