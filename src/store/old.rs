@@ -163,3 +163,76 @@ impl OldStore for AsOld {
         self.store.watch(request).await.map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::Memory;
+    use crate::types::{Grant, Put};
+
+    async fn filled(keys: usize) -> (Arc<Memory>, AsOld) {
+        let store = Arc::new(Memory::new());
+        for n in 0..keys {
+            let put = Put::new(format!("k{n:03}"), format!("{n}"));
+            store.put(put).await.unwrap();
+        }
+        (store.clone(), AsOld::new(store, "a store".into()))
+    }
+
+    #[tokio::test]
+    async fn keys_are_answered_in_the_order_they_were_asked_for() {
+        let (_, old) = filled(300).await;
+        let mut keys: Vec<Bytes> = (0..300).map(|n| format!("k{n:03}").into()).collect();
+        keys.reverse();
+        keys.insert(200, "missing".into());
+        let kvs = old.get(keys.clone()).await.unwrap();
+        assert_eq!(kvs.len(), keys.len());
+        for (kv, key) in kvs.iter().zip(&keys) {
+            let expected = (*key != "missing").then_some(key);
+            assert_eq!(kv.as_ref().map(|kv| &kv.key), expected);
+        }
+        assert_eq!(old.get(vec!["missing".into()]).await.unwrap(), [None]);
+        assert_eq!(old.get(vec![]).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_scan_goes_on_behind_each_page_to_the_end() {
+        let (_, old) = filled(10).await;
+        let mut rest = Some(KeyRange::prefix("k"));
+        let mut seen = Vec::new();
+        while let Some(keys) = rest.take() {
+            let page = old.scan(keys.clone(), 3, Content::Full).await.unwrap();
+            let last = page.kvs.last().unwrap().key.clone();
+            seen.extend(page.kvs.into_iter().map(|kv| kv.value));
+            if page.more {
+                rest = keys.after(&last);
+            }
+        }
+        let expected: Vec<_> = (0..10).map(|n| Bytes::from(n.to_string())).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(old.count(KeyRange::all()).await.unwrap(), 10);
+    }
+
+    #[tokio::test]
+    async fn leases_come_with_their_full_time_and_their_keys() {
+        let (store, old) = filled(1).await;
+        for id in [7, 5] {
+            let id = Some(LeaseId(id));
+            store.grant(Grant { id, ttl_s: 60 }).await.unwrap();
+        }
+        let put = Put {
+            lease: Some(LeaseId(5)),
+            ..Put::new("leased", "")
+        };
+        let revision = store.put(put).await.unwrap().revision;
+        let lease = |id, keys| OldLease {
+            id: LeaseId(id),
+            ttl_s: 60,
+            keys,
+        };
+        let expected = [lease(5, vec!["leased".into()]), lease(7, vec![])];
+        assert_eq!(old.leases().await.unwrap(), expected);
+        assert_eq!(old.revision().await.unwrap(), revision);
+        assert_eq!(old.identity().await.unwrap(), "a store");
+    }
+}

@@ -281,3 +281,29 @@ async fn a_dropped_watch_leaves_the_feed_and_repetitions_are_dropped() {
     assert_eq!(revisions(&mut stays, 1).await, [1]);
     quiet(&mut stays, 9).await;
 }
+
+/// What the feed does not carry because it was published between a watcher's look and its taking a
+/// place is read from history; what both carry is delivered once.
+#[tokio::test]
+async fn between_history_and_feed_nothing_is_lost_or_repeated() {
+    let fixture = Fixture::new(8);
+    let shared = fixture.feed.shared.clone();
+    let request = Watch::of(one("a"), Some(Revision(1)));
+    for _ in 0..3 {
+        fixture.put(&["a"]);
+    }
+    let mut watcher = Watcher::new(shared, request, Revision(0), Arc::default());
+    watcher.attach().unwrap();
+    fixture.put(&["a"]);
+    for expected in 1..=4 {
+        match watcher.next().await {
+            WatchItem::Events(batch) => assert_eq!(batch.revision, Revision(expected)),
+            item => panic!("{item:?} in place of {expected}"),
+        }
+    }
+    fixture.put(&["a"]);
+    match watcher.next().await {
+        WatchItem::Events(batch) => assert_eq!(batch.revision, Revision(5)),
+        item => panic!("{item:?}"),
+    }
+}

@@ -157,7 +157,7 @@ impl Watcher {
         }
     }
 
-    fn attach(&mut self) -> Result<(), WatchEnd> {
+    pub(super) fn attach(&mut self) -> Result<(), WatchEnd> {
         let queue_len = self.shared.queue_len;
         let keys = &self.request.keys;
         let place = self
