@@ -3,6 +3,7 @@
 mod against_memory;
 mod failures;
 mod old;
+mod replay;
 mod settle;
 
 use std::sync::Arc;
