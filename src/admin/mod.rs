@@ -15,6 +15,7 @@
 //! An error is `{"message": "…"}` with a status of 409 where something is refused because it is not
 //! safe, 503 where a store does not answer.
 
+mod metrics;
 mod routes;
 
 use std::sync::Arc;
@@ -47,6 +48,12 @@ pub struct Facts {
 
 /// Serves the admin API until `shutdown` is cancelled.
 pub async fn serve(listener: TcpListener, facts: Facts, shutdown: CancellationToken) {
+    if let Some(controller) = &facts.controller {
+        let migration = Box::new(metrics::Migration(Arc::clone(controller)));
+        facts
+            .metrics
+            .register(|registry| registry.register_collector(migration));
+    }
     let routes = routes::all(facts);
     let stop = async move { shutdown.cancelled().await };
     let served = axum::serve(listener, routes).with_graceful_shutdown(stop);

@@ -1,7 +1,6 @@
 //! `segue serve`
 
-use std::io::IsTerminal as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 use tracing_subscriber::EnvFilter;

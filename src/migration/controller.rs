@@ -322,6 +322,10 @@ impl Controller {
         self.verifications_done.load(Ordering::Relaxed)
     }
 
+    pub(super) fn verified(&self, number: u64) {
+        self.verifications_done.fetch_max(number, Ordering::Relaxed);
+    }
+
     /// The verification that is under way.
     #[must_use]
     pub fn verifying(&self) -> Option<Arc<Report>> {
@@ -378,13 +382,15 @@ impl Controller {
         let around = self.surroundings(state).await?;
         Ok(match state.may_switch(Phase::Normal, &around) {
             Decision::Go(_) => None,
-            Decision::NoGo(why) => Some(why),
+            Decision::NoGo(why) | Decision::Wait(why) => Some(why),
         })
     }
 
     /// Settles the migration, if that is safe: claims and the line are removed, and the old store is
     /// let go. Answers why not, if not.
     pub async fn complete(&self) -> Result<Result<(), String>> {
+        // Somebody who has just switched need not wait by hand.
+        let deadline = Instant::now() + self.options.timing.look * 10;
         loop {
             let Some(entry) = self.ledger.get::<State>(STATE).await? else {
                 return Ok(Err("the record of the migration is gone".into()));
@@ -392,6 +398,8 @@ impl Controller {
             let around = self.surroundings(&entry.value).await?;
             match entry.value.may_switch(Phase::Settled, &around) {
                 Decision::NoGo(why) => return Ok(Err(why)),
+                Decision::Wait(why) if Instant::now() > deadline => return Ok(Err(why)),
+                Decision::Wait(_) => tokio::time::sleep(self.options.timing.look).await,
                 Decision::Go(why) => {
                     let next = entry.value.switched(Phase::Settled, now_ms());
                     if self.transit(&entry, &next, None).await? {

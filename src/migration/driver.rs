@@ -126,10 +126,15 @@ impl Driver {
         }
         let progress = self.load_progress(&state.value).await?;
         let switch = self.decide_switch(&state).await?;
+        let wanted = *shared.verify_wanted.borrow();
         let situation = Situation {
             owner: owner.as_deref() == Some(shared.id()),
-            verify_wanted: *shared.verify_wanted.borrow(),
+            verify: (shared.verifications_done() < wanted).then_some(wanted),
         };
+        if state.value.phase == Phase::Settled {
+            // There is nothing to compare any more.
+            shared.verified(wanted);
+        }
         for job in jobs::wanted(
             &state.value,
             situation,
@@ -281,6 +286,7 @@ impl Driver {
                     why.clone_into(&mut record.reason);
                     next = Some(state.value.switched(to, now_ms()));
                 }
+                Decision::Wait(why) => record.reason = why,
                 Decision::NoGo(why) => {
                     record.reason = why;
                     if !record.when_ready {

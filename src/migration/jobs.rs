@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -41,16 +40,14 @@ pub(super) enum Job {
 pub(super) struct Situation {
     /// This member owns the jobs.
     pub owner: bool,
-    /// How often people have asked this member for a verification.
-    pub verify_wanted: u64,
+    /// People have asked this member for a verification, for the so-manieth time.
+    pub verify: Option<u64>,
 }
 
 /// The jobs that run.
 pub(super) struct Jobs {
     tasks: Tasks,
     running: Vec<(Job, Epoch, JoinHandle<()>)>,
-    /// Requests to verify that were taken up.
-    verified: u64,
     finished: Arc<Notify>,
 }
 
@@ -59,7 +56,6 @@ impl Jobs {
         Self {
             tasks,
             running: Vec::new(),
-            verified: 0,
             finished: Arc::default(),
         }
     }
@@ -70,9 +66,6 @@ impl Jobs {
         state: &State,
         work: impl Future<Output = ()> + Send + 'static,
     ) {
-        if let Job::Verification(wanted) = job {
-            self.verified = wanted;
-        }
         let finished = Arc::clone(&self.finished);
         let token = self.tasks.token().clone();
         let handle = self.tasks.spawn(format!("{job:?}"), async move {
@@ -126,19 +119,14 @@ pub(super) fn wanted(
     jobs: &Jobs,
     auto_verify: bool,
 ) -> Vec<Job> {
-    let asked = situation.verify_wanted > jobs.verified;
-    let mut wanted = choose(state, situation.owner, auto_verify, asked);
-    for job in &mut wanted {
-        if let Job::Verification(number) = job {
-            *number = situation.verify_wanted;
-        }
-    }
+    let mut wanted = choose(state, situation, auto_verify);
     wanted.retain(|job| !jobs.runs(*job, state.epoch));
     wanted
 }
 
 /// The jobs that a state asks for.
-fn choose(state: &State, owner: bool, auto_verify: bool, asked: bool) -> Vec<Job> {
+fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
+    let Situation { owner, verify } = situation;
     let mut jobs = Vec::new();
     let open = state.stage == Stage::Open;
     let moving = matches!(state.phase, Phase::Migration | Phase::Normal);
@@ -155,8 +143,8 @@ fn choose(state: &State, owner: bool, auto_verify: bool, asked: bool) -> Vec<Job
         && state
             .verified
             .is_none_or(|verified| verified.epoch != state.epoch);
-    if open && moving && (asked || due) {
-        jobs.push(Job::Verification(0));
+    if open && moving && (verify.is_some() || due) {
+        jobs.push(Job::Verification(verify.unwrap_or_default()));
     }
     if owner && state.phase == Phase::Settled && !state.claims_dropped {
         jobs.push(Job::Settling);
@@ -218,14 +206,19 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
 
 /// Tries rejects again, compares everything, and records what was found.
 pub(super) async fn verify(shared: Arc<Controller>, state: State, number: u64) {
-    until_done("verifying", || verify_once(&shared, &state)).await;
+    until_done("verifying", || async {
+        // In another epoch it would begin anew, and the number stays open until then.
+        if verify_once(&shared, &state).await? {
+            shared.verified(number);
+        }
+        Ok(())
+    })
+    .await;
     shared.verifying.store(None);
-    shared
-        .verifications_done
-        .fetch_max(number, Ordering::Relaxed);
 }
 
-async fn verify_once(shared: &Controller, state: &State) -> Result<()> {
+/// Answers whether there is a result for this epoch.
+async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let new = shared.new.guarded(state.guard());
     if state.phase == Phase::Migration {
         rejects::retry(&shared.ledger, &shared.old, &new).await?;
@@ -246,10 +239,10 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<()> {
     report.finished_ms = now_ms();
     loop {
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
-            return Ok(());
+            return Ok(false);
         };
         if entry.value.epoch != state.epoch {
-            return Ok(());
+            return Ok(false);
         }
         let mut next = entry.value.clone();
         next.verified = Some(Verified {
@@ -273,7 +266,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<()> {
                 good = report.good,
                 compared, missing, different, stray, "verified"
             );
-            return Ok(());
+            return Ok(true);
         }
     }
 }
@@ -334,37 +327,41 @@ mod tests {
             claims_dropped: true,
             ..settled.clone()
         };
-        let verification = Job::Verification(0);
+        let verification = Job::Verification;
         for (state, owner, auto, asked, jobs) in [
-            (&begun, true, true, false, vec![Job::Opening]),
-            (&begun, false, true, false, vec![]),
-            (&open, true, true, false, vec![Job::Backfill]),
-            (&open, false, true, false, vec![]),
-            (&open, false, true, true, vec![verification]),
-            (&copied, true, true, false, vec![verification]),
-            (&copied, true, false, false, vec![]),
-            (&copied, false, true, false, vec![]),
-            (&copied, false, false, true, vec![verification]),
+            (&begun, true, true, None, vec![Job::Opening]),
+            (&begun, false, true, None, vec![]),
+            (&open, true, true, None, vec![Job::Backfill]),
+            (&open, false, true, None, vec![]),
+            (&open, false, true, Some(3), vec![verification(3)]),
+            (&copied, true, true, None, vec![verification(0)]),
+            (&copied, true, false, None, vec![]),
+            (&copied, false, true, None, vec![]),
+            (&copied, false, false, Some(3), vec![verification(3)]),
             // Once by itself; more often only if somebody asks.
-            (&bad, true, true, false, vec![]),
-            (&bad, true, true, true, vec![verification]),
-            (&normal, true, true, false, vec![]),
-            (&normal, false, true, true, vec![verification]),
+            (&bad, true, true, None, vec![]),
+            (&bad, true, true, Some(3), vec![verification(3)]),
+            (&normal, true, true, None, vec![]),
+            (&normal, false, true, Some(3), vec![verification(3)]),
             (
                 &normal.switched(Phase::Migration, 5),
                 true,
                 true,
-                false,
-                vec![verification],
+                None,
+                vec![verification(0)],
             ),
-            (&settled, true, true, true, vec![Job::Settling]),
-            (&settled, false, true, false, vec![]),
-            (&done, true, true, true, vec![]),
+            (&settled, true, true, Some(3), vec![Job::Settling]),
+            (&settled, false, true, None, vec![]),
+            (&done, true, true, Some(3), vec![]),
         ] {
+            let situation = Situation {
+                owner,
+                verify: asked,
+            };
             assert_eq!(
-                choose(state, owner, auto, asked),
+                choose(state, situation, auto),
                 jobs,
-                "{state:?} {owner} {auto} {asked}"
+                "{state:?} {owner} {auto} {asked:?}"
             );
         }
     }

@@ -103,6 +103,9 @@ pub enum Decision {
     Go(&'static str),
     /// It must not be done now.
     NoGo(String),
+    /// The fleet is still on its way into the present phase. That ends by itself, so the request
+    /// waits for it.
+    Wait(String),
 }
 
 /// What decisions ask about besides the state.
@@ -181,7 +184,7 @@ impl State {
     /// Whether the fleet may go to `to` now.
     #[must_use]
     pub fn may_switch(&self, to: Phase, around: &Surroundings) -> Decision {
-        use Decision::{Go, NoGo};
+        use Decision::{Go, NoGo, Wait};
         if self.phase == to {
             return NoGo(format!("the phase is {to} already"));
         }
@@ -193,19 +196,22 @@ impl State {
                 "the migration is still being opened: leased keys are on their way".into(),
             );
         }
-        match to {
+        let decision = match to {
             Phase::Passthrough => NoGo("there is no way to the passthrough phase".into()),
             Phase::Settled if self.phase != Phase::Normal => {
                 NoGo("only a migration in the normal phase can be completed: switch first".into())
             }
-            _ if !around.behind.is_empty() => NoGo(format!(
+            Phase::Migration => Go("every claim is kept until settle, so the overlay still holds"),
+            Phase::Settled => Go("every member is in the normal phase"),
+            Phase::Normal => self.may_leave_the_old_store(around),
+        };
+        match decision {
+            Go(_) if !around.behind.is_empty() => Wait(format!(
                 "members have not acknowledged epoch {} yet: {}",
                 self.epoch,
                 around.behind.join(", ")
             )),
-            Phase::Migration => Go("every claim is kept until settle, so the overlay still holds"),
-            Phase::Settled => Go("every member is in the normal phase"),
-            Phase::Normal => self.may_leave_the_old_store(around),
+            decision => decision,
         }
     }
 
@@ -275,7 +281,7 @@ mod tests {
     fn check(state: &State, to: Phase, around: &Surroundings, refused_for: Option<&str>) {
         match (state.may_switch(to, around), refused_for) {
             (Decision::Go(_), None) => {}
-            (Decision::NoGo(why), Some(part)) => {
+            (Decision::NoGo(why) | Decision::Wait(why), Some(part)) => {
                 assert!(why.contains(part), "{why:?} does not speak of {part:?}");
             }
             (decision, expected) => panic!("{decision:?}, expected {expected:?} for {state:?}"),
@@ -326,6 +332,22 @@ mod tests {
         ] {
             check(&state, Phase::Normal, around, refused_for);
         }
+    }
+
+    #[test]
+    fn only_a_switch_that_is_safe_otherwise_waits_for_those_behind() {
+        let behind = Surroundings {
+            behind: vec!["b".into()],
+            ..Surroundings::default()
+        };
+        let ready = ready();
+        let unready = State {
+            verified: None,
+            ..ready.clone()
+        };
+        let to = Phase::Normal;
+        assert!(matches!(ready.may_switch(to, &behind), Decision::Wait(_)));
+        assert!(matches!(unready.may_switch(to, &behind), Decision::NoGo(_)));
     }
 
     #[test]
