@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,6 +102,11 @@ impl Server {
             if let Some(url) = url {
                 refuse_self(which, url, config.listen).await?;
             }
+        }
+        if let Some(old) = &config.old
+            && same_place(old, &config.new)
+        {
+            return Err(OpenError::Same.into());
         }
         let reserved = Reserved::new(config.reserved_prefix.clone());
         let old = match config.old.clone() {
@@ -312,6 +318,20 @@ async fn refuse_unfinished(new: &Arc<dyn NewStore>) -> Result<(), StartError> {
     match state.map(|entry| entry.value.phase) {
         None | Some(Phase::Settled) => Ok(()),
         Some(phase) => Err(StartError::OldMissing(phase)),
+    }
+}
+
+/// Whether two URLs are seen to be one store without asking it. What is not seen here, the stores'
+/// identities tell.
+fn same_place(old: &StoreUrl, new: &StoreUrl) -> bool {
+    match (old, new) {
+        // Each is a store of its own.
+        (StoreUrl::Memory, StoreUrl::Memory) => false,
+        (StoreUrl::Sqlite(old), StoreUrl::Sqlite(new)) => {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            real(old) == real(new)
+        }
+        (old, new) => old == new,
     }
 }
 

@@ -92,7 +92,7 @@ pub enum OpenError {
     NotEmpty,
     /// Both are one.
     #[error(
-        "the old and the new store are the same store; nothing can be moved from one to the other. \
+        "the old and the new store are the same store: name two stores with --old and --new. \
          (Two etcd clusters that were started with the same --initial-cluster and \
          --initial-cluster-token count as one: start the new one with another token)"
     )]
@@ -141,7 +141,7 @@ pub struct Controller {
     pub(super) looks: watch::Sender<u64>,
     pub(super) wake: Notify,
     pub(super) control: watch::Sender<Control>,
-    pub(super) backfill_trouble: watch::Sender<Option<String>>,
+    pub(super) job_trouble: watch::Sender<Option<String>>,
     pub(super) overlay: ArcSwapOption<Overlay>,
     /// Of overlays of earlier epochs.
     pub(super) past_counters: ArcSwap<Counters>,
@@ -200,7 +200,7 @@ impl Controller {
             looks: watch::Sender::new(0),
             wake: Notify::new(),
             control: watch::Sender::new(control.unwrap_or_default().value),
-            backfill_trouble: watch::Sender::new(None),
+            job_trouble: watch::Sender::new(None),
             overlay: ArcSwapOption::empty(),
             past_counters: ArcSwap::default(),
             verifying: ArcSwapOption::empty(),

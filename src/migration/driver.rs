@@ -52,6 +52,7 @@ pub(super) struct Driver {
     /// The spans are all published and will not change.
     published: bool,
     own: Entry<Member>,
+    joined: bool,
     begun: Instant,
 }
 
@@ -75,6 +76,7 @@ impl Driver {
             routed: None,
             published: false,
             own,
+            joined: false,
             begun: Instant::now(),
         }
     }
@@ -208,6 +210,10 @@ impl Driver {
             let present = shared.ledger.get::<Member>(&name).await?;
             self.own.version = present.map_or(0, |entry| entry.version);
         }
+        if !self.joined {
+            self.replace_namesakes().await?;
+            self.joined = true;
+        }
         let now = self.begun.elapsed();
         self.fleet.observe(shared.ledger.list(MEMBERS).await?, now);
         for (id, version) in self.fleet.lapsed(now, shared.options.timing.lapse) {
@@ -218,6 +224,23 @@ impl Driver {
                     .await?
             {
                 warn!(member = %id, "a member has not been heard of and is no longer waited for");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of members of the same name and address: they were this proxy before it was
+    /// restarted, and need not be waited for until they lapse. Should one be alive in spite of that,
+    /// it finds its record gone and writes it anew.
+    async fn replace_namesakes(&self) -> Result<()> {
+        let shared = &self.shared;
+        let own = &self.own.value;
+        for (id, entry) in shared.ledger.list::<Member>(MEMBERS).await? {
+            let other = &entry.value;
+            let same = other.name == own.name && other.client_url == own.client_url;
+            if same && id != shared.id() {
+                let name = format!("{MEMBERS}{id}");
+                shared.ledger.remove(&name, entry.version).await?;
             }
         }
         Ok(())

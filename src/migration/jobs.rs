@@ -155,7 +155,7 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
 /// Brings leases and leased keys over, then lets clients in.
 pub(super) async fn open(shared: Arc<Controller>, state: State) {
     let new = shared.new.guarded(state.guard());
-    until_done("opening the migration", || async {
+    until_done(&shared, "opening the migration", || async {
         let keys = opening::copy_leased(&shared.ledger, &shared.old, &new).await?;
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
@@ -180,33 +180,37 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
         new: shared.new.guarded(state.guard()),
         parallel: shared.options.parallel,
         control: shared.control.subscribe(),
-        trouble: shared.backfill_trouble.clone(),
+        trouble: shared.job_trouble.clone(),
     };
     info!("the backfill runs here");
     if backfill.run().await.is_err() {
         return;
     }
-    until_done("recording that the backfill is complete", || async {
-        let done = shared
-            .amend(|now| {
-                let ours = now.epoch == state.epoch && !now.backfill_complete;
-                now.backfill_complete |= ours;
-                // What was found before there was everything is of no interest.
-                now.verified = now.verified.filter(|_| !ours);
-                ours
-            })
-            .await?;
-        if done {
-            info!("the backfill is complete");
-        }
-        Ok(())
-    })
+    until_done(
+        &shared,
+        "recording that the backfill is complete",
+        || async {
+            let done = shared
+                .amend(|now| {
+                    let ours = now.epoch == state.epoch && !now.backfill_complete;
+                    now.backfill_complete |= ours;
+                    // What was found before there was everything is of no interest.
+                    now.verified = now.verified.filter(|_| !ours);
+                    ours
+                })
+                .await?;
+            if done {
+                info!("the backfill is complete");
+            }
+            Ok(())
+        },
+    )
     .await;
 }
 
 /// Tries rejects again, compares everything, and records what was found.
 pub(super) async fn verify(shared: Arc<Controller>, state: State, number: u64) {
-    until_done("verifying", || async {
+    until_done(&shared, "verifying", || async {
         // In another epoch it would begin anew, and the number stays open until then.
         if verify_once(&shared, &state).await? {
             shared.verified(number);
@@ -273,7 +277,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
 
 /// Drops the claims, which nobody asks for any more.
 pub(super) async fn settle(shared: Arc<Controller>) {
-    until_done("dropping claims", || async {
+    until_done(&shared, "dropping claims", || async {
         shared.new.drop_claims().await?;
         let dropped = |now: &mut State| {
             let ours = now.phase == Phase::Settled && !now.claims_dropped;
@@ -289,12 +293,22 @@ pub(super) async fn settle(shared: Arc<Controller>) {
 }
 
 /// Tries until it works, or until the epoch is over.
-async fn until_done<F: Future<Output = Result<()>>>(what: &str, work: impl Fn() -> F) {
+async fn until_done<F: Future<Output = Result<()>>>(
+    shared: &Controller,
+    what: &str,
+    work: impl Fn() -> F,
+) {
     loop {
         match work().await {
-            Ok(()) | Err(StoreError::StaleEpoch) => return,
+            Ok(()) | Err(StoreError::StaleEpoch) => {
+                shared.job_trouble.send_replace(None);
+                return;
+            }
             Err(error) => {
                 warn!(%error, "{what}: trying again");
+                shared
+                    .job_trouble
+                    .send_replace(Some(format!("{what}: {error}")));
                 tokio::time::sleep(PAUSE).await;
             }
         }

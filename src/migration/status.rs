@@ -158,7 +158,7 @@ impl Controller {
             trouble: view
                 .trouble
                 .clone()
-                .or_else(|| self.backfill_trouble.borrow().clone()),
+                .or_else(|| self.job_trouble.borrow().clone()),
             uptime_s: self.started.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Status::default()

@@ -13,6 +13,7 @@ mod etcd3;
 mod etcdctl;
 mod history;
 mod migration;
+mod operator;
 mod overlay;
 mod random;
 mod servers;
