@@ -21,8 +21,6 @@ mod leases;
 pub mod sqlite;
 mod store;
 mod table;
-#[cfg(test)]
-mod tests;
 mod work;
 
 use std::sync::Arc;
