@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ledger::Ledger;
-use super::meter::{Meter, Period};
+use super::meter::{Meter, Period, millis};
 use super::proxy::{Proxy, trouble};
-use super::report::{Report, millis, ms};
+use super::report::{Report, ms};
 use super::screen::{Screen, bytes, number};
 use super::seed::GUEST_ROOT;
 use super::stage::{Address, Show};

@@ -191,7 +191,12 @@ impl Readings {
 }
 
 fn to_ms(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64() * 1000.0
+    millis(Duration::from_micros(us))
+}
+
+/// A duration in milliseconds, to the microsecond: more is in no clock that can be relied on.
+pub(super) fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -1,12 +1,10 @@
 //! The outcome: as one JSON object, and as a table for people.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use super::check::{Findings, Tally};
 use super::clients::LINE_UP;
-use super::meter::{Kind, Percentiles, Period, Readings};
+use super::meter::{Kind, Percentiles, Period, Readings, millis};
 use super::screen::{Screen, bytes, number, padded};
 
 /// Everything that was measured and found. `segue demo --json` prints it.
@@ -282,12 +280,6 @@ pub(super) fn ms(ms: f64) -> String {
     } else {
         format!("{ms:.0} ms")
     }
-}
-
-/// A duration in milliseconds.
-pub(super) fn millis(duration: Duration) -> f64 {
-    // Microseconds are more than anybody can rely on.
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl Screen {
         if let Some(bar) = &self.bar {
             if let Some(all) = all {
                 bar.set_style(style(
-                    "  {spinner:.cyan} {prefix:<11} {bar:16.cyan/238} {percent:>3} %  {msg}",
+                    "  {spinner:.cyan} {prefix:<11} {bar:12.cyan/238} {percent:>3} %  {msg}",
                 ));
                 bar.set_length(all);
             }
