@@ -49,7 +49,7 @@ pub(super) async fn play(
         show,
     };
     let mut report = flow.report();
-    let troupe = flow.before(house, &mut report).await?;
+    let troupe = flow.before(house).await?;
     let performance = flow.migrate(house, troupe, &mut report).await?;
     flow.after(house, performance, &mut report).await?;
     report.conclude();
@@ -105,7 +105,7 @@ impl Flow<'_> {
     }
 
     /// The clients use the old store alone.
-    async fn before(&self, house: &mut House, report: &mut Report) -> Result<Troupe, Failure> {
+    async fn before(&self, house: &mut House) -> Result<Troupe, Failure> {
         let troupe = Troupe::of(&self.show);
         self.show.meter.begin(Period::Before);
         let address = match self.stores.before() {
@@ -129,8 +129,6 @@ impl Flow<'_> {
             "{} requests answered by the old store alone",
             number(answered)
         ));
-        // Told now, since nothing that comes later can change it.
-        report.operations = answered;
         Ok(troupe)
     }
 

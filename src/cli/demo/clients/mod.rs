@@ -71,7 +71,7 @@ pub(super) fn line_up(show: &Show) -> Vec<Cast> {
     cast
 }
 
-/// Which part of the keys that may be written a client takes: all of them take hot ones, too.
+/// A key that may be written: half of the time one of the few hot ones, which all clients share.
 fn pick<'a>(props: &'a Props, rng: &mut rand::rngs::StdRng) -> Option<&'a bytes::Bytes> {
     use rand::RngExt as _;
     let keys = &props.writable;
