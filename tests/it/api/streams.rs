@@ -18,6 +18,9 @@ use tonic::{Code, Request, Status, Streaming};
 use super::faulty::Faulty;
 use crate::support::api::Api;
 
+/// How long what should come may take.
+const SOON: Duration = Duration::from_secs(20);
+
 type Requests = mpsc::Sender<pb::WatchRequest>;
 type Responses = Streaming<pb::WatchResponse>;
 
@@ -62,7 +65,7 @@ async fn stream(api: &Api, needs_leader: bool) -> Result<(Requests, Responses), 
 }
 
 async fn next(responses: &mut Responses) -> pb::WatchResponse {
-    let response = tokio::time::timeout(Duration::from_secs(20), responses.message());
+    let response = tokio::time::timeout(SOON, responses.message());
     response
         .await
         .expect("in time")
@@ -157,7 +160,8 @@ async fn a_stream_that_needs_a_leader_ends_without_the_store() {
     requests.send(create(request)).await.unwrap();
     assert!(next(&mut responses).await.created);
     store.lose();
-    let end = responses.message().await.unwrap_err();
+    let end = tokio::time::timeout(SOON, responses.message()).await;
+    let end = end.expect("in time").unwrap_err();
     assert_eq!(
         (end.code(), end.message()),
         (Code::Unavailable, "etcdserver: no leader")
@@ -215,7 +219,7 @@ async fn idle_watches_are_told_how_far_they_are() {
         if progress.header.unwrap().revision == 2 {
             break;
         }
-        assert!(asked.elapsed() < Duration::from_secs(20));
+        assert!(asked.elapsed() < SOON);
     }
 }
 

@@ -24,6 +24,8 @@ const QUIET: Duration = Duration::from_millis(200);
 struct Stream {
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Responses,
+    /// How many responses said that they are a part.
+    fragments: usize,
 }
 
 /// etcd says nothing at all, not even that there is a stream, before its first response.
@@ -54,6 +56,7 @@ impl Stream {
         Self {
             requests,
             responses: Responses::Opening(spawn_owned(opening)),
+            fragments: 0,
         }
     }
 
@@ -77,6 +80,7 @@ impl Stream {
         while events.len() < count {
             let response = self.next(SOON).await.expect("there are more events");
             assert!(!response.events.is_empty(), "{response:?}");
+            self.fragments += usize::from(response.fragment);
             let revision = response.header.as_ref().unwrap().revision;
             for event in response.events {
                 assert!(event.kv.as_ref().unwrap().mod_revision <= revision);
@@ -359,4 +363,6 @@ pub(super) async fn large_revisions_are_split_alike_where_the_client_accepts_it(
     streams.same_events(8).await;
     pair.ask(delete("a", "b")).await;
     streams.same_events(4).await;
+    assert_eq!(streams.etcd.fragments, 2);
+    assert_eq!(streams.segue.fragments, 2);
 }
