@@ -363,6 +363,6 @@ pub(super) async fn large_revisions_are_split_alike_where_the_client_accepts_it(
     streams.same_events(8).await;
     pair.ask(delete("a", "b")).await;
     streams.same_events(4).await;
-    assert_eq!(streams.etcd.fragments, 2);
-    assert_eq!(streams.segue.fragments, 2);
+    assert_eq!(streams.etcd.fragments, 1);
+    assert_eq!(streams.segue.fragments, 1);
 }
