@@ -152,12 +152,14 @@ impl Client {
 
     /// A transaction that only reads, however much.
     pub(super) async fn read(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse> {
-        self.call(
-            LONG_DEADLINE,
-            Intent::Read,
-            request,
-            async |channel, request| kv(channel).txn(request).await,
-        )
+        let deadline = if request.success.iter().all(reads_one_key) {
+            DEADLINE
+        } else {
+            LONG_DEADLINE
+        };
+        self.call(deadline, Intent::Read, request, async |channel, request| {
+            kv(channel).txn(request).await
+        })
         .await
     }
 
@@ -460,6 +462,10 @@ impl Client {
         }
         Err(last.unwrap_or_else(|| errors::deadline(Intent::Read)))
     }
+}
+
+fn reads_one_key(op: &pb::RequestOp) -> bool {
+    matches!(&op.request, Some(pb::request_op::Request::RequestRange(range)) if range.range_end.is_empty())
 }
 
 fn kv(channel: Channel) -> KvClient<Channel> {
