@@ -1,6 +1,7 @@
 //! etcd v3 as a store, on real servers, besides what the contract asks of every store.
 
 mod against_memory;
+mod decided;
 mod failures;
 mod old;
 mod replay;
