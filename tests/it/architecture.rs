@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&str] = &[
     "main",
     "cli",
-    "demo",
     "server",
     "config",
     "admin",
@@ -62,7 +61,7 @@ const NO_IO: &str = "types do no I/O";
 /// Crates that only these places may know.
 const DRIVERS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store::sql::sqlite"]),
-    ("etcd_client", &["demo"]),
+    ("etcd_client", &["cli::demo"]),
     ("axum", &["admin"]),
     ("clap", &["cli", "config"]),
     ("anyhow", &["cli"]),
