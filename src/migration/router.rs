@@ -99,13 +99,17 @@ impl Router {
     {
         let mut deadline = None;
         loop {
-            let mut turns = self.turns.subscribe();
             let route = self.route.load_full();
             if let Some(store) = &route.store {
                 match operation(Arc::clone(store)).await {
                     Err(StoreError::StaleEpoch) => self.stale.notify_one(),
                     other => return other,
                 }
+            }
+            // Subscribed before the route is looked at again, so that no turn is missed.
+            let mut turns = self.turns.subscribe();
+            if !Arc::ptr_eq(&self.route.load(), &route) {
+                continue;
             }
             // The fleet waits for this route's work before it calls a switch complete.
             drop(route);
