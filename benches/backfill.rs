@@ -170,7 +170,7 @@ async fn compare<'a>(
 /// Seconds from the start of the proxy until everything is copied.
 async fn backfill(old: &str, new: &str) -> f64 {
     let start = Instant::now();
-    let segue = Segue::serve(&["--old", old, "--new", new]).await;
+    let segue = Segue::serve(&["--old", old, "--new", new, "--no-auto-verify"]).await;
     segue.until_copied().await;
     start.elapsed().as_secs_f64()
 }

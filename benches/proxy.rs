@@ -2,21 +2,24 @@
 //! `grpc-proxy`, and through Segue in the normal and in the migration phase, there above the frontier
 //! (the backfill is held back) and below it (everything is copied).
 
+#![allow(clippy::cast_precision_loss, reason = "figures are rounded anyway")]
+
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::transport::Channel;
 
 use support::args::Args;
-use support::client;
 use support::grpc_proxy::GrpcProxy;
 use support::load::{self, Op, Workload};
 use support::report::{Report, Target as Wish};
 use support::rounds::{Series, take_turns};
 use support::segue::Segue;
 use support::servers::Etcd;
+use support::{client, usage};
 
 /// Keys that are read, and never written.
 const READ: &str = "bench/read/";
@@ -42,6 +45,8 @@ struct Target {
     address: String,
     /// The etcd behind it that takes the writes.
     etcd: Channel,
+    /// Every process that works for it.
+    processes: Vec<u32>,
 }
 
 /// Segue between two etcds in one phase.
@@ -59,11 +64,12 @@ impl Phase {
         Self { segue, new }
     }
 
-    async fn target(&self, name: &'static str) -> Target {
+    async fn target(&self, name: &'static str, old: &Etcd) -> Target {
         Target {
             name,
             address: self.segue.address(),
             etcd: client::connect(&self.new.address()).await,
+            processes: vec![self.segue.id(), self.new.process().id(), old.process().id()],
         }
     }
 }
@@ -96,15 +102,17 @@ async fn main() {
             name: "etcd",
             address: direct.address(),
             etcd: direct_channel.clone(),
+            processes: vec![direct.process().id()],
         },
         Target {
             name: "grpc-proxy",
             address: grpc_proxy.address(),
             etcd: direct_channel,
+            processes: vec![grpc_proxy.id(), direct.process().id()],
         },
-        normal.target("segue, normal").await,
-        below.target("segue, below").await,
-        above.target("segue, above").await,
+        normal.target("segue, normal", &old).await,
+        below.target("segue, below", &old).await,
+        above.target("segue, above", &old).await,
     ];
     for op in [Op::Get, Op::Put] {
         if !args.wants(&op.to_string()) {
@@ -121,6 +129,12 @@ async fn main() {
         }
     }
     report.finish(&args);
+}
+
+/// Processor time that all of them have taken.
+fn cpu_us(processes: &[u32]) -> f64 {
+    let total: Duration = processes.iter().map(|process| usage::cpu(*process)).sum();
+    total.as_secs_f64() * 1e6
 }
 
 /// One of so many equal parts.
@@ -156,7 +170,11 @@ async fn measure(
                     Op::Put => Arc::new(part(&keys, round, args.rounds()).to_vec()),
                 },
             };
-            load::run(channels, &workload, args.round()).await
+            let before = cpu_us(&target.processes);
+            let mut sample = load::run(channels, &workload, args.round()).await;
+            let took = cpu_us(&target.processes) - before;
+            sample.server_cpu_us = took / sample.operations as f64;
+            sample
         },
     )
     .await;

@@ -108,8 +108,13 @@ pub async fn count(channel: &Channel, prefix: &str) -> i64 {
     reply.into_inner().count
 }
 
-/// Brings an etcd 3.4 back to its normal reading speed: after a burst of writes it reads several
-/// times slower until something other than a put makes it commit.
+/// Longer than etcd waits between two commits (100 ms).
+const COMMIT: Duration = Duration::from_millis(130);
+
+/// Brings an etcd 3.4 back to its normal speed. After a burst of writes its reads and transactions
+/// (not its plain puts) take several times as long: each copies a buffer that has grown with the
+/// burst, and is only let go by a commit with no key in it. The first commit here may still have
+/// some; the second one has none.
 pub async fn settle(channel: &Channel) {
     let mut lease = LeaseClient::new(channel.clone());
     let granted = lease
@@ -117,8 +122,10 @@ pub async fn settle(channel: &Channel) {
         .await
         .expect("a lease is granted")
         .into_inner();
+    tokio::time::sleep(COMMIT).await;
     lease
         .lease_revoke(LeaseRevokeRequest { id: granted.id })
         .await
         .expect("a lease is revoked");
+    tokio::time::sleep(COMMIT).await;
 }

@@ -1,6 +1,6 @@
 //! The load generator: a fixed number of requests in flight, each followed by the next.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use segue::proto::etcdserverpb::{PutRequest, RangeRequest};
 use tonic::transport::Channel;
 
 use super::client::{self, VALUE_BYTES, next_random};
-use super::rounds::Series;
+use super::rounds::{Series, median};
 
 /// Requests in flight on one connection. Applications are many clients with a connection each.
 const IN_FLIGHT_PER_CONNECTION: usize = 16;
@@ -55,6 +55,9 @@ pub struct Sample {
     pub p50_us: u64,
     /// Latency that one request in a hundred exceeds.
     pub p99_us: u64,
+    /// Processor time per operation of all that serve, where it was looked at: unlike the rest, it
+    /// is hardly touched by what else runs on the machine.
+    pub server_cpu_us: f64,
 }
 
 /// Connections to `address`, as many as the workload wants.
@@ -91,6 +94,7 @@ pub async fn run(channels: &[Channel], workload: &Workload, duration: Duration) 
         operations: latencies.len(),
         p50_us: latencies.value_at_quantile(0.50),
         p99_us: latencies.value_at_quantile(0.99),
+        server_cpu_us: 0.0,
     }
 }
 
@@ -159,16 +163,20 @@ pub fn series(name: &str, samples: &[Sample]) -> Series {
     }
 }
 
-/// `p50 130 µs, p99 400 µs`, the medians over the rounds.
+/// `p50 130 µs, p99 400 µs, 55 µs of CPU`, the medians over the rounds.
 pub fn latencies(samples: &[Sample]) -> String {
-    let middle = |pick: fn(&Sample) -> u64| {
-        let mut values: Vec<u64> = samples.iter().map(pick).collect();
-        values.sort_unstable();
-        values[values.len() / 2]
+    let middle = |pick: fn(&Sample) -> f64| {
+        let values: Vec<f64> = samples.iter().map(pick).collect();
+        median(&values)
     };
-    format!(
-        "p50 {} µs, p99 {} µs",
-        middle(|sample| sample.p50_us),
-        middle(|sample| sample.p99_us)
-    )
+    let mut text = format!(
+        "p50 {:.0} µs, p99 {:.0} µs",
+        middle(|sample| sample.p50_us as f64),
+        middle(|sample| sample.p99_us as f64)
+    );
+    if samples.iter().any(|sample| sample.server_cpu_us > 0.0) {
+        let cpu = middle(|sample| sample.server_cpu_us);
+        write!(text, ", {cpu:.0} µs of CPU per operation").expect("a string takes it");
+    }
+    text
 }
