@@ -10,6 +10,7 @@ pub mod etcd2;
 pub mod etcd3;
 pub mod eval;
 pub mod feed;
+mod gather;
 pub mod lease;
 pub mod memory;
 pub mod new;

@@ -18,7 +18,7 @@
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
-//! `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `records`; `tail`
+//! `reads` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `records`; `tail`
 //! (watches); `old`.
 
 mod claims;
@@ -31,6 +31,7 @@ mod names;
 mod numbers;
 mod old;
 mod ops;
+mod reads;
 mod records;
 mod session;
 mod snapshot;

@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::client::Client;
 use super::names::Names;
 use super::numbers::{Claimed, Numbers};
+use super::reads::Reads;
 use super::records::StoredLine;
 use super::view::{READS_PER_TXN, View, range_op, range_request, range_response};
 use crate::proto::etcdserverpb as pb;
@@ -31,6 +32,8 @@ const REQUESTS_IN_FLIGHT: usize = 16;
 /// An etcd cluster as an old store.
 pub struct OldEtcd3 {
     client: Client,
+    /// Reads of single keys.
+    reads: Reads,
     names: Arc<Names>,
     /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
     numbers: Numbers,
@@ -60,6 +63,7 @@ impl OldEtcd3 {
         let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
             plain: Arc::new(View::plain(client.clone(), names.clone())),
+            reads: Reads::new(client.clone(), None),
             client,
             names,
             numbers,
@@ -123,10 +127,10 @@ impl OldStore for OldEtcd3 {
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
         if let [key] = &keys[..] {
-            let response = self
-                .client
-                .range(range_request(&KeyRange::One(key.clone())));
-            let kv = response.await?.kvs.pop();
+            let read = range_op(range_request(&KeyRange::One(key.clone())));
+            let response = self.reads.run(vec![read]).await?;
+            let found = response.responses.into_iter().find_map(range_response);
+            let kv = found.and_then(|mut range| range.kvs.pop());
             return Ok(vec![kv.map(|kv| self.shown(kv.into()))]);
         }
         let reads: Vec<_> = keys

@@ -204,13 +204,6 @@ impl Session {
         let view = &*self.view;
         let key = request.keys.start().clone();
         let claim_is_needed = request.content != Content::CountOnly && !view.is_known(&key);
-        if self.epoch.is_none() && !claim_is_needed {
-            let response = view.client.range(request.into()).await?;
-            let revision = self.revision(response.header.as_ref());
-            let mut reply = RangeReply::from(response);
-            view.translate(reply.kvs.iter_mut().collect()).await?;
-            return Ok(Answer { revision, reply });
-        }
         let mut ops = Vec::with_capacity(2);
         ops.push(range_op(request.into()));
         if claim_is_needed {

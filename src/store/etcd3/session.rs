@@ -7,6 +7,7 @@ use tokio::sync::OnceCell;
 
 use super::Shared;
 use super::decide::Decided;
+use super::reads::Reads;
 use super::txn::{Plan, Writer, finish_range, pairs, written_keys};
 use super::view::{
     View, compare, header_revision, range_op, range_request, range_response, txn_op,
@@ -34,6 +35,8 @@ pub(super) struct Session {
     pub(super) view: Arc<View>,
     /// The condition that the epoch still stands, where the guard names one.
     pub(super) epoch: Option<pb::Compare>,
+    /// Small reads, under that condition.
+    reads: Reads,
     /// Writes of keys whose claim is not known leave one.
     pub(super) leave_claims: bool,
 }
@@ -59,34 +62,39 @@ impl Guarded {
             // With etcd's own numbers while a migration goes on: what is read through such a handle
             // before it begins, and by members that join later, is the same. Once it is settled, with
             // those that clients are used to.
-            Guard::None => Ok(Session {
-                view: match line {
+            Guard::None => {
+                let view = match line {
                     Some(line) if line.epoch.is_none() => self.shared.view(&line),
                     _ => self.shared.plain.clone(),
-                },
-                epoch: None,
-                leave_claims: false,
-            }),
+                };
+                Ok(Session::new(view, None, false))
+            }
             Guard::Epoch { epoch, claims } => {
                 let line = line
                     .filter(|line| line.epoch == Some(epoch))
                     .ok_or(StoreError::StaleEpoch)?;
                 let view = self.shared.view(&line);
-                Ok(Session {
-                    epoch: Some(compare(
-                        &KeyRange::One(view.names.epoch.clone()),
-                        CompareResult::Equal,
-                        TargetUnion::Value(super::records::epoch_value(epoch)),
-                    )),
-                    view,
-                    leave_claims: claims,
-                })
+                let epoch = compare(
+                    &KeyRange::One(view.names.epoch.clone()),
+                    CompareResult::Equal,
+                    TargetUnion::Value(super::records::epoch_value(epoch)),
+                );
+                Ok(Session::new(view, Some(epoch), claims))
             }
         }
     }
 }
 
 impl Session {
+    fn new(view: Arc<View>, epoch: Option<pb::Compare>, leave_claims: bool) -> Self {
+        Self {
+            reads: Reads::new(view.client.clone(), epoch.clone()),
+            view,
+            epoch,
+            leave_claims,
+        }
+    }
+
     /// Reads the epoch, so that a failed transaction can tell whether that was why.
     pub(super) fn epoch_op(&self) -> pb::RequestOp {
         range_op(range_request(&KeyRange::One(self.view.names.epoch.clone())))
@@ -141,6 +149,9 @@ impl Session {
         success: Vec<pb::RequestOp>,
         writes: bool,
     ) -> Result<pb::TxnResponse> {
+        if !writes && Reads::takes(&success) {
+            return self.reads.run(success).await;
+        }
         let request = pb::TxnRequest {
             compare: self.epoch.iter().cloned().collect(),
             success,

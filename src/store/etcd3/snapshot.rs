@@ -100,6 +100,11 @@ impl Session {
         ops: &mut Vec<pb::RequestOp>,
     ) -> Result<Shape> {
         let view = &*self.view;
+        // One key comes with its value or without: asking for both would only cost more.
+        let values = match &keys {
+            KeyRange::One(_) if values > 0 => usize::MAX,
+            _ => values,
+        };
         let etcd_at = match at {
             Some(at) if at < view.numbers.base => {
                 return Err(RequestError::Compacted(view.numbers.base).into());
