@@ -220,7 +220,7 @@ impl Flow<'_> {
         report.reads_checked = (entries.reads.len() + entries.lists.len()) as u64;
         drop(entries);
         self.screen.end(&format!(
-            "{} keys and {} watch events are as they should be",
+            "{} keys, {} watch events are as they should be",
             number(report.keys_checked),
             number(report.watch_events)
         ));
