@@ -158,10 +158,7 @@ pub struct Controller {
 
 impl Controller {
     /// Joins the migration that `new` holds, or begins one. Checks everything first; what it writes
-    /// is one compare-and-put.
-    ///
-    /// `expected` is the state that the caller has seen already; with it in a phase that does not
-    /// need the old store, that one is not asked.
+    /// is one compare-and-put. In phases that do not need the old store, that one is not asked.
     pub async fn open(
         old: Arc<dyn OldStore>,
         new: Arc<dyn NewStore>,

@@ -328,6 +328,55 @@ async fn everything_carries_on_when_a_store_that_went_away_is_back() {
 }
 
 #[tokio::test]
+async fn two_proxies_agree_and_one_carries_on_when_the_other_is_killed() {
+    let old = Etcd::start_v2().await;
+    let v2 = V2::of(&old);
+    v2.fill((0..3_000).map(|n| (format!("/k/{n:04}"), format!("{n}"))))
+        .await;
+    let new = Etcd::start().await;
+    let (old_url, new_url) = (old.v2_url(), new.url());
+    let args = ["--old", &old_url, "--new", &new_url, "--rate-keys", "200"];
+    let mut owner = Segue::start(args).await;
+    let begun = |status: &Value| status["keys_copied"].as_u64() > Some(0);
+    owner.until("begun", begun).await;
+    let heir = Segue::start(args).await;
+    let both = |status: &Value| status["members"].as_array().map(Vec::len) == Some(2);
+    for proxy in [&owner, &heir] {
+        proxy.until("both are there", both).await;
+    }
+    let mut client = client(&heir).await;
+    let members = client.member_list().await.unwrap();
+    let mut urls: Vec<_> = members
+        .members()
+        .iter()
+        .flat_map(|member| member.client_urls().to_vec())
+        .collect();
+    urls.sort();
+    let mut expected = vec![owner.endpoint(), heir.endpoint()];
+    expected.sort();
+    assert_eq!(urls, expected);
+
+    owner.kill();
+    let status = heir.status().await.unwrap();
+    assert_eq!(status["backfill_complete"], false, "it was killed too late");
+    ok(&heir.run(["rates"]).await);
+    heir.until("verified by the heir", |status| status["verified"] == true)
+        .await;
+    ok(&heir.run(["switch", "--wait"]).await);
+    // Who comes back is in the phase that the fleet is in.
+    owner.restart().await;
+    let status = owner.status().await.unwrap();
+    assert_eq!(
+        (&status["phase"], &status["keys_copied"]),
+        (&NORMAL.into(), &3_000.into())
+    );
+    assert_eq!(
+        client.get("/k/2999", None).await.unwrap().kvs()[0].value(),
+        b"2999"
+    );
+}
+
+#[tokio::test]
 async fn a_signal_ends_the_proxy_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let old = filled(&dir, "old.db", 3).await;
