@@ -1,6 +1,7 @@
 //! Conditions that are decided before the transaction, while others change what they are about.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use segue::store::{CopyUp, Guard, GuardedStore, Line, RecordTxn, StoreError};
@@ -76,12 +77,13 @@ async fn count_up(store: &dyn GuardedStore, condition: fn(&KeyValue) -> Compare)
 async fn nobody_is_overwritten(condition: fn(&KeyValue) -> Compare) {
     let etcd = Etcd::start().await;
     let store = counter(&etcd).await;
-    join_all((0..MEMBERS).map(|_| async {
+    let counting = join_all((0..MEMBERS).map(|_| async {
         for _ in 0..TURNS {
             count_up(&*store, condition).await;
         }
-    }))
-    .await;
+    }));
+    let counted = tokio::time::timeout(Duration::from_mins(1), counting).await;
+    assert!(counted.is_ok(), "somebody always gets through");
     let kv = store
         .range(Range::key("count"))
         .await
