@@ -9,8 +9,9 @@ use super::{Admin, Failure};
 /// Settle the migration for good
 ///
 /// From the normal phase only, when all members have acknowledged it. The claims are removed and the
-/// old store is let go; nothing leads back. A new store that assigns revisions by itself (etcd)
-/// then shows its own: restart clients that hold on to revisions or watches.
+/// old store is let go; nothing leads back. In a new store that assigns revisions by itself (etcd)
+/// the current revision goes on as clients know it, but keys that were copied and not changed since
+/// show other numbers from then on: a compare-and-swap on the old ones fails, once.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  segue complete")]
 pub(super) struct Complete {
