@@ -16,8 +16,8 @@ const ENDS: [&str; 8] = ["", "", "", "\0", "b", "a0", "c", "\u{7f}"];
 const LEASES: i64 = 4;
 /// Requests in one run.
 const ASKED: usize = 800;
-/// Each run takes another of so many seeds, and prints which.
-const SEEDS: u64 = 1 << 32;
+/// The seed that is used unless the environment names another one in `SEED`.
+const SEED: u64 = 1;
 
 struct Random {
     rng: StdRng,
@@ -190,8 +190,8 @@ impl Random {
 
 /// Random requests, then the whole history that is left.
 pub(super) async fn random_requests_answer_alike(mut pair: Pair) {
-    let seed = rand::random_range(0..SEEDS);
-    println!("seed {seed}");
+    let seed = std::env::var("SEED").map_or(SEED, |seed| seed.parse().unwrap());
+    println!("SEED={seed}");
     let mut random = Random {
         rng: StdRng::seed_from_u64(seed),
         revision: 1,
