@@ -111,10 +111,10 @@ pub async fn count(channel: &Channel, prefix: &str) -> i64 {
 /// Longer than etcd waits between two commits (100 ms).
 const COMMIT: Duration = Duration::from_millis(130);
 
-/// Brings an etcd 3.4 back to its normal speed. After a burst of writes its reads and transactions
-/// (not its plain puts) take several times as long: each copies a buffer that has grown with the
-/// burst, and is only let go by a commit with no key in it. The first commit here may still have
-/// some; the second one has none.
+/// Brings an etcd 3.4 back to its normal speed. It copies its buffer of recent writes for each read
+/// and each transaction (etcd-io/etcd#12529; plain puts do not), and stays slow after a burst of
+/// writes until something other than a put makes it commit. The first commit here may still have
+/// puts in it, the second one has none.
 pub async fn settle(channel: &Channel) {
     let mut lease = LeaseClient::new(channel.clone());
     let granted = lease
