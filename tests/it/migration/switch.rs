@@ -183,6 +183,13 @@ async fn a_member_that_is_behind_is_waited_for_until_it_lapses() {
         .until("joined", |status| status.members.len() == 2)
         .await;
     member.until_verified().await;
+    // One that has not is waited for by the switch itself, which is another story.
+    member
+        .until("both acknowledged", |status| {
+            let all = status.members.iter();
+            status.members.len() == 2 && all.into_iter().all(|it| it.acknowledged == status.epoch)
+        })
+        .await;
     dead.kill().await;
     // It has acknowledged the present epoch, so it does not hold up this switch, but the next.
     let request = |to| Request {
