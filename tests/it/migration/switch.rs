@@ -186,8 +186,8 @@ async fn a_member_that_is_behind_is_waited_for_until_it_lapses() {
     // One that has not is waited for by the switch itself, which is another story.
     member
         .until("both acknowledged", |status| {
-            let all = status.members.iter();
-            status.members.len() == 2 && all.into_iter().all(|it| it.acknowledged == status.epoch)
+            let members = &status.members;
+            members.len() == 2 && members.iter().all(|it| it.acknowledged == status.epoch)
         })
         .await;
     dead.kill().await;
