@@ -77,16 +77,7 @@ impl Segue {
 
     /// Starts it anew on its ports, and waits until it is ready.
     pub async fn restart(&mut self) {
-        self.process.kill();
-        let number = self.starts;
-        self.starts += 1;
-        self.process = spawn(
-            &self.args,
-            self.api_port,
-            self.admin_port,
-            &self.dir,
-            number,
-        );
+        self.restart_soon();
         if let Err(complaint) = ready(&mut self.process, self.api_port).await {
             panic!("segue does not restart: {complaint}");
         }
