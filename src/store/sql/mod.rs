@@ -2,8 +2,9 @@
 //!
 //! In reading order:
 //!
-//! - [`backend`]: what a database is asked for, as plain data; the tables are described with the
-//!   first backend, in `sqlite/schema.rs`.
+//! - [`backend`]: what a database is asked for, as plain data.
+//! - `tables`: what the tables are. [`text`]: the statements that are the same in all databases.
+//!   `rows`: from the columns of a driver to what the engine knows.
 //! - `work`: requests that wait, and what has to be fetched for them. `table` shows what was fetched
 //!   to [`super::eval`], `decide` turns the outcome into changes. Both are pure.
 //! - `engine`: the writer, which commits all that waits as one batch.
@@ -18,9 +19,12 @@ mod decide;
 mod engine;
 mod history;
 mod leases;
+mod rows;
 pub mod sqlite;
 mod store;
 mod table;
+mod tables;
+pub mod text;
 mod work;
 
 use std::sync::Arc;

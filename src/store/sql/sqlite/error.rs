@@ -17,7 +17,7 @@ impl Opening {
         Self { path: path.into() }
     }
 
-    fn broken(&self, what: &str) -> StoreError {
+    pub(super) fn broken(&self, what: &str) -> StoreError {
         StoreError::Broken(format!("SQLite file {}: {what}", self.path.display()))
     }
 
@@ -44,20 +44,6 @@ impl Opening {
             "SQLite file {}: it is in use by another proxy, or is both the old and the new store of \
              this one; a SQLite store serves one process: stop the other one, or name another file",
             self.path.display()
-        ))
-    }
-
-    pub(super) fn wrong_version(&self, found: i64, known: i64) -> StoreError {
-        self.broken(&format!(
-            "its tables are of version {found}, and this program knows version {known}; \
-             use the release that wrote them, or a later one"
-        ))
-    }
-
-    pub(super) fn wrong_prefix(&self, prefix: &str) -> StoreError {
-        self.broken(&format!(
-            "the table prefix {prefix:?} must consist of ASCII letters, digits and underscores and \
-             not begin with a digit"
         ))
     }
 }

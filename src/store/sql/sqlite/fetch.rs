@@ -1,43 +1,26 @@
 //! Reads, of the writer within its transaction and of the readers within their snapshot.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result};
 
-use super::schema::{Sql, log_kind};
+use super::schema::Sql;
 use crate::store::sql::backend::{Found, Head, Lease, LogScan, Past, Prefetch, Query, Row, Rows};
 use crate::store::sql::backend::{Prefetched, Snapshot};
-use crate::store::{Line, Record};
-use crate::types::range::successor;
-use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
-
-/// Leases that are ended at a time; what is left is found by the next look.
-const EXPIRED_MAX: i64 = 1000;
+use crate::store::sql::rows::{
+    Batches, Columns, Taken, end_of, head_of, lease_of, record_of, row_of,
+};
+use crate::store::sql::tables::EXPIRED_MAX;
+use crate::types::{KeyRange, LeaseId, Revision};
 
 /// Where rows are in the table, so that they can be replaced without a search.
 pub(super) type RowIds = HashMap<Bytes, i64>;
 
 pub(super) fn head(conn: &Connection, sql: &Sql) -> Result<Head> {
-    conn.prepare_cached(&sql.head)?.query_row([], |row| {
-        let epoch: Option<i64> = row.get(5)?;
-        let claims = row.get(6)?;
-        let base = Revision(row.get(7)?);
-        Ok(Head {
-            revision: Revision(row.get(0)?),
-            compacted: Revision(row.get(1)?),
-            swept: Revision(row.get(2)?),
-            origin: Revision(row.get(3)?),
-            copy_ups: row.get(4)?,
-            line: epoch.map(|epoch| Line {
-                epoch: Epoch(epoch.cast_unsigned()),
-                claims,
-                base,
-            }),
-        })
-    })
+    conn.prepare_cached(&sql.texts.head)?
+        .query_row([], |row| head_of(row))
 }
 
 /// Fetches what a batch needs. `ids` learns where the rows are.
@@ -56,7 +39,7 @@ pub(super) fn prefetch(
         Ok(())
     };
     if !want.keys.is_empty() {
-        let mut statement = conn.prepare_cached(&sql.row)?;
+        let mut statement = conn.prepare_cached(&sql.texts.row)?;
         for key in &want.keys {
             let mut found = statement.query([&key[..]])?;
             if let Some(row) = found.next()? {
@@ -72,7 +55,7 @@ pub(super) fn prefetch(
         }
     }
     for lease in &want.attached {
-        let mut statement = conn.prepare_cached(&sql.rows_attached)?;
+        let mut statement = conn.prepare_cached(&sql.texts.rows_attached)?;
         let mut found = statement.query([lease.0])?;
         while let Some(row) = found.next()? {
             keep(row)?;
@@ -80,7 +63,7 @@ pub(super) fn prefetch(
     }
     let mut claimed = Vec::new();
     if !want.probes.is_empty() {
-        let mut statement = conn.prepare_cached(&sql.row_exists)?;
+        let mut statement = conn.prepare_cached(&sql.texts.row_exists)?;
         for key in &want.probes {
             if statement.exists([&key[..]])? {
                 claimed.push(key.clone());
@@ -93,8 +76,12 @@ pub(super) fn prefetch(
     }
     let mut records = Vec::new();
     for name in &want.records {
-        let mut statement = conn.prepare_cached(&sql.record)?;
-        records.extend(statement.query_row([name], record_of).optional()?);
+        let mut statement = conn.prepare_cached(&sql.texts.record)?;
+        records.extend(
+            statement
+                .query_row([name], |row| record_of(row))
+                .optional()?,
+        );
     }
     let past = want
         .past
@@ -151,25 +138,25 @@ pub(super) fn query(
         Query::Lease { id, keys } => Found::Lease(match lease(conn, sql, *id)? {
             None => None,
             Some(lease) if *keys => {
-                let mut statement = conn.prepare_cached(&sql.keys_attached)?;
-                let keys = statement.query_map([id.0], |row| bytes(row, 0))?;
+                let mut statement = conn.prepare_cached(&sql.texts.keys_attached)?;
+                let keys = statement.query_map([id.0], |row| row.bytes(0))?;
                 Some((lease, keys.collect::<Result<_>>()?))
             }
             Some(lease) => Some((lease, Vec::new())),
         }),
         Query::Leases => {
-            let mut statement = conn.prepare_cached(&sql.leases)?;
+            let mut statement = conn.prepare_cached(&sql.texts.leases)?;
             let ids = statement.query_map([], |row| row.get(0).map(LeaseId))?;
             Found::Leases(ids.collect::<Result<_>>()?)
         }
         Query::Expired => {
-            let mut statement = conn.prepare_cached(&sql.leases_expired)?;
+            let mut statement = conn.prepare_cached(&sql.texts.leases_expired)?;
             let ids = statement.query_map([now_ms, EXPIRED_MAX], |row| row.get(0).map(LeaseId))?;
             Found::Leases(ids.collect::<Result<_>>()?)
         }
         Query::Records(prefix) => {
-            let mut statement = conn.prepare_cached(&sql.records)?;
-            let records = statement.query_map([prefix], record_of)?;
+            let mut statement = conn.prepare_cached(&sql.texts.records)?;
+            let records = statement.query_map([prefix], |row| record_of(row))?;
             Found::Records(records.collect::<Result<_>>()?)
         }
         Query::Log(scan) => log(conn, sql, scan, head)?,
@@ -211,7 +198,7 @@ fn rows(
             let with_values = taken.values > 0;
             match &part {
                 KeyRange::One(key) if at.is_none() => {
-                    let mut statement = conn.prepare_cached(&sql.row)?;
+                    let mut statement = conn.prepare_cached(&sql.texts.row)?;
                     let mut found = statement.query([&key[..]])?;
                     if let Some(row) = found.next()?.map(row_of).transpose()?
                         && (row.live || want.whiteouts)
@@ -237,27 +224,6 @@ fn rows(
         count(conn, sql, &want.parts, at)?
     };
     Ok((taken.rows, count))
-}
-
-/// Rows so far, and how many more are wanted.
-struct Taken {
-    rows: Vec<Row>,
-    left: usize,
-    /// Live rows that are still wanted with their values.
-    values: usize,
-}
-
-impl Taken {
-    fn take(&mut self, mut row: Row, with_value: bool) {
-        self.left -= 1;
-        if !with_value {
-            row.kv.value = Bytes::new();
-        }
-        if with_value && row.live {
-            self.values -= 1;
-        }
-        self.rows.push(row);
-    }
 }
 
 /// Takes the rows of a span until there are enough, or until enough have come with their values.
@@ -312,131 +278,47 @@ fn count(conn: &Connection, sql: &Sql, parts: &[KeyRange], at: Option<Revision>)
 
 /// Changes in whole revisions, until the bytes are used up.
 fn log(conn: &Connection, sql: &Sql, scan: &LogScan, head: &Head) -> Result<Found> {
-    let mut batches: Vec<Arc<EventBatch>> = Vec::new();
-    let mut open: Option<EventBatch> = None;
-    let mut reached = scan.to.min(head.revision);
+    let mut batches = Batches::new(scan, head);
     let (Some(first), Some(last)) = (scan.parts.first(), scan.parts.last()) else {
-        return Ok(Found::Log { batches, reached });
+        return Ok(batches.finish());
     };
     let end = end_of(last);
     let mut statement = conn.prepare_cached(&sql.changes(end.is_none(), scan.prev_kv))?;
-    let mut rows = statement.query((&first.start()[..], end.as_deref(), scan.from.0, reached.0))?;
-    let (mut used, mut events) = (0, 0);
+    let (from, to) = (scan.from.0, batches.to().0);
+    let mut rows = statement.query((&first.start()[..], end.as_deref(), from, to))?;
     while let Some(row) = rows.next()? {
-        let revision = Revision(row.get(0)?);
-        let key = bytes(row, 1)?;
-        if !scan.parts.iter().any(|part| part.contains(&key)) {
-            continue;
+        if !batches.take(row)? {
+            break;
         }
-        if let Some(whole) = open.take_if(|batch| batch.revision < revision) {
-            batches.push(Arc::new(whole));
-            if used >= scan.max_bytes || events >= scan.max_events {
-                reached = Revision(revision.0 - 1);
-                break;
-            }
-        }
-        // What a change at or below the compacted revision superseded is gone or going.
-        let prev = if scan.prev_kv && revision > head.compacted {
-            prev_of(row, &key)?
-        } else {
-            None
-        };
-        let change = if row.get::<_, i64>(2)? == log_kind::DELETE {
-            Change::Delete { key, revision }
-        } else {
-            Change::Put(KeyValue {
-                key,
-                value: bytes(row, 3)?,
-                create_revision: Revision(row.get(4)?),
-                mod_revision: revision,
-                version: row.get(5)?,
-                lease: LeaseId(row.get(6)?),
-            })
-        };
-        used += size(&change, prev.as_ref());
-        events += 1;
-        let batch = open.get_or_insert_with(|| EventBatch {
-            revision,
-            events: Vec::with_capacity(1),
-        });
-        batch.events.push(Event { change, prev });
     }
-    batches.extend(open.map(Arc::new));
-    Ok(Found::Log { batches, reached })
-}
-
-fn size(change: &Change, prev: Option<&KeyValue>) -> usize {
-    let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
-    64 + prev.map_or(0, of)
-        + match change {
-            Change::Put(kv) => of(kv),
-            Change::Delete { key, .. } => key.len(),
-        }
-}
-
-/// The pair before a change, from the columns behind it.
-fn prev_of(row: &rusqlite::Row<'_>, key: &Bytes) -> Result<Option<KeyValue>> {
-    Ok(match row.get::<_, Option<i64>>(8)? {
-        None | Some(log_kind::DELETE) => None,
-        Some(_) => Some(KeyValue {
-            key: key.clone(),
-            value: bytes(row, 9)?,
-            create_revision: Revision(row.get(10)?),
-            mod_revision: Revision(row.get(7)?),
-            version: row.get(11)?,
-            lease: LeaseId(row.get(12)?),
-        }),
-    })
+    Ok(batches.finish())
 }
 
 fn lease(conn: &Connection, sql: &Sql, id: LeaseId) -> Result<Option<Lease>> {
-    let of_row = |row: &rusqlite::Row<'_>| {
-        Ok(Lease {
-            id: LeaseId(row.get(0)?),
-            ttl_s: row.get(1)?,
-            deadline_ms: row.get(2)?,
-        })
-    };
-    conn.prepare_cached(&sql.lease)?
-        .query_row([id.0], of_row)
+    conn.prepare_cached(&sql.texts.lease)?
+        .query_row([id.0], |row| lease_of(row))
         .optional()
 }
 
-fn record_of(row: &rusqlite::Row<'_>) -> Result<Record> {
-    Ok(Record {
-        name: row.get(0)?,
-        value: bytes(row, 1)?,
-        version: row.get(2)?,
-    })
-}
+impl Columns for rusqlite::Row<'_> {
+    type Error = rusqlite::Error;
 
-/// Reads the columns of `schema::ROW`.
-fn row_of(row: &rusqlite::Row<'_>) -> Result<Row> {
-    Ok(Row {
-        kv: KeyValue {
-            key: bytes(row, 0)?,
-            value: bytes(row, 1)?,
-            create_revision: Revision(row.get(2)?),
-            mod_revision: Revision(row.get(3)?),
-            version: row.get(4)?,
-            lease: LeaseId(row.get(5)?),
-        },
-        live: row.get(6)?,
-        logged: row.get(7)?,
-    })
-}
+    fn int(&self, column: usize) -> Result<i64> {
+        self.get(column)
+    }
 
-fn bytes(row: &rusqlite::Row<'_>, column: usize) -> Result<Bytes> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Null => Bytes::new(),
-        value => Bytes::copy_from_slice(value.as_bytes()?),
-    })
-}
+    fn maybe_int(&self, column: usize) -> Result<Option<i64>> {
+        self.get(column)
+    }
 
-/// Where a range ends; one key ends before its successor.
-fn end_of(range: &KeyRange) -> Option<Bytes> {
-    match range {
-        KeyRange::One(key) => Some(successor(key)),
-        KeyRange::Span { end, .. } => end.clone(),
+    fn bytes(&self, column: usize) -> Result<Bytes> {
+        Ok(match self.get_ref(column)? {
+            ValueRef::Null => Bytes::new(),
+            value => Bytes::copy_from_slice(value.as_bytes()?),
+        })
+    }
+
+    fn text(&self, column: usize) -> Result<String> {
+        self.get(column)
     }
 }

@@ -27,6 +27,7 @@ use self::reader::Readers;
 use self::schema::Sql;
 use self::writer::Writer;
 use super::backend::{Backend, Changes, Prefetch, Prefetched, Read, Snapshot};
+use super::tables::prefix_complaint;
 use super::{Options, SqlStore};
 use crate::store::{Result, StoreError};
 use crate::types::Revision;
@@ -75,7 +76,9 @@ pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<Sqli
 impl Sqlite {
     fn open(path: &Path, prefix: &str) -> Result<Self> {
         let what = Opening::of(path);
-        check_prefix(prefix, &what)?;
+        if let Some(complaint) = prefix_complaint(prefix) {
+            return Err(what.broken(&complaint));
+        }
         if path.is_dir() {
             return Err(what.is_directory());
         }
@@ -94,7 +97,7 @@ impl Sqlite {
         let sql = Arc::new(Sql::new(prefix));
         let clock = Clock::start();
         // Nobody could keep a lease alive while the store was closed.
-        conn.execute(&sql.restart_leases, [clock.now_ms()])
+        conn.execute(&sql.texts.restart_leases, [clock.now_ms()])
             .map_err(|err| opening(&what, err))?;
         let count = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let conns = (0..count.clamp(2, READERS_MAX))
@@ -164,15 +167,6 @@ impl Backend for Sqlite {
 
     async fn defragment(&self) -> Result<()> {
         self.with_writer(Writer::defragment)
-    }
-}
-
-fn check_prefix(prefix: &str, what: &Opening) -> Result<()> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    if prefix.bytes().all(good) && !prefix.starts_with(|first: char| first.is_ascii_digit()) {
-        Ok(())
-    } else {
-        Err(what.wrong_prefix(prefix))
     }
 }
 

@@ -1,98 +1,59 @@
-//! The tables, and the statements over them.
-//!
-//! | table | one row is | why |
-//! | --- | --- | --- |
-//! | `head` | the store | locked by every write, so that commits are in the order of revisions |
-//! | `kv` | a key's latest state, live or whiteout | reads by primary key |
-//! | `log` | a change of a key | watches, reads of the past, the pair before a change |
-//! | `lease` | a lease | |
-//! | `record` | a named piece of the migration's own state | |
+//! The tables of [`crate::store::sql::tables`] in SQLite, and the statements that only it has.
 //!
 //! `kv` and `log` keep SQLite's rowid and a separate unique index. In a `WITHOUT ROWID` table the
 //! whole row is the index entry, and an entry that spills over its page is read in full at every
 //! comparison of a search: with values of a few kilobytes each lookup would read dozens of values.
-//!
-//! # Why one index on the log is enough
-//!
-//! The entries of a key form a chain: `prev_revision` of an entry is the revision of the one before
-//! it, or 0 where the key had no row. At revision `r` a key is in the state of the last entry at or
-//! below `r`. Either there is no later entry: then this is the key's row in `kv`, whose mod revision
-//! is at most `r` (this covers copied keys, which have no entry at all). Or there is one, and then
-//! exactly one entry of the chain has `prev_revision <= r < revision`; the state is the entry that
-//! `prev_revision` names, found by `(revision, key)`. 0 names none: the key had no row at `r`.
-//!
-//! Compaction at `c` may forget what nobody at or above `c` can see: entries named by the
-//! `prev_revision` of an entry at or below `c`, and deletes below `c` (a watch may still start at `c`
-//! itself). So for `r >= c` the entry that is looked for exists, except that a delete may be gone:
-//! a name that leads nowhere therefore means "deleted, and still a claim".
 
 use rusqlite::{Connection, OptionalExtension};
 
 use super::error::{Opening, opening};
 use crate::store::Result;
+use crate::store::sql::tables::{log_kind, new_identity, version_complaint};
+use crate::store::sql::text::{self, Dialect, Texts};
 
 /// The version of the tables that this program writes. A change of them needs a new one, and steps
 /// that lead there from each earlier one.
 pub(super) const VERSION: i64 = 1;
 
+/// What SQLite writes otherwise.
+#[derive(Clone, Copy, Debug)]
+struct SqliteDialect;
+
+impl Dialect for SqliteDialect {
+    fn keys_unindexed(&self, of: &str, open_end: bool) -> String {
+        // With a `+` in front of it, a column is not looked for in an index.
+        self.keys(&format!("+{of}"), open_end)
+    }
+
+    /// Where the row is in the table, so that it can be replaced without a search.
+    fn more_columns(&self) -> &'static str {
+        ", rowid"
+    }
+}
+
 /// All statements, with the names of the tables filled in.
 #[derive(Debug)]
 pub(super) struct Sql {
-    pub(super) head: String,
-    pub(super) set_head: String,
-    pub(super) set_swept: String,
-    pub(super) row: String,
-    pub(super) row_exists: String,
-    pub(super) rows_attached: String,
-    pub(super) keys_attached: String,
+    pub(super) texts: Texts,
     pub(super) insert_row: String,
     pub(super) update_row: String,
     pub(super) delete_row: String,
     pub(super) insert_log: String,
     pub(super) replace_log: String,
-    pub(super) lease: String,
-    pub(super) leases: String,
-    pub(super) leases_expired: String,
     pub(super) put_lease: String,
-    pub(super) delete_lease: String,
-    pub(super) record: String,
-    pub(super) records: String,
     pub(super) put_record: String,
-    pub(super) delete_record: String,
     pub(super) any: String,
-    pub(super) sweep_until: String,
     pub(super) sweep_superseded: String,
     pub(super) sweep_deletes: String,
     pub(super) drop_whiteouts: String,
-    pub(super) restart_leases: String,
-    pub(super) prefix: String,
+    prefix: String,
 }
-
-/// The columns of a row, in the order in which `row_of` reads them. The second one is the value.
-const ROW: &str = "key, value, create_revision, mod_revision, version, lease, live, logged, rowid";
-/// The same without the value.
-const ROW_BARE: &str =
-    "key, NULL, create_revision, mod_revision, version, lease, live, logged, rowid";
 
 impl Sql {
     pub(super) fn new(prefix: &str) -> Self {
         let p = prefix;
         Self {
-            head: format!(
-                "SELECT revision, compacted, swept, origin, copy_ups, epoch, claims, base \
-                 FROM {p}head"
-            ),
-            set_head: format!(
-                "UPDATE {p}head SET revision = ?1, compacted = ?2, swept = ?3, \
-                 origin = ?4, copy_ups = ?5, epoch = ?6, claims = ?7, base = ?8"
-            ),
-            set_swept: format!("UPDATE {p}head SET swept = ?1"),
-            row: format!("SELECT {ROW} FROM {p}kv WHERE key = ?1"),
-            row_exists: format!("SELECT 1 FROM {p}kv WHERE key = ?1"),
-            rows_attached: format!("SELECT {ROW} FROM {p}kv WHERE lease = ?1 AND lease <> 0"),
-            keys_attached: format!(
-                "SELECT key FROM {p}kv WHERE lease = ?1 AND lease <> 0 ORDER BY key"
-            ),
+            texts: Texts::new(&SqliteDialect, prefix),
             insert_row: format!(
                 "INSERT INTO {p}kv (key, value, create_revision, mod_revision, version, lease, \
                  live, logged) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
@@ -104,31 +65,15 @@ impl Sql {
             delete_row: format!("DELETE FROM {p}kv WHERE rowid = ?1"),
             insert_log: format!("INSERT INTO {p}log {LOG_VALUES}"),
             replace_log: format!("INSERT OR REPLACE INTO {p}log {LOG_VALUES}"),
-            lease: format!("SELECT id, ttl_s, deadline_ms FROM {p}lease WHERE id = ?1"),
-            leases: format!("SELECT id FROM {p}lease ORDER BY id"),
-            leases_expired: format!(
-                "SELECT id FROM {p}lease WHERE deadline_ms <= ?1 ORDER BY deadline_ms LIMIT ?2"
-            ),
             put_lease: format!(
                 "INSERT INTO {p}lease (id, ttl_s, deadline_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) \
                  DO UPDATE SET ttl_s = excluded.ttl_s, deadline_ms = excluded.deadline_ms"
-            ),
-            delete_lease: format!("DELETE FROM {p}lease WHERE id = ?1"),
-            record: format!("SELECT name, value, version FROM {p}record WHERE name = ?1"),
-            records: format!(
-                "SELECT name, value, version FROM {p}record WHERE substr(name, 1, length(?1)) = ?1 \
-                 ORDER BY name"
             ),
             put_record: format!(
                 "INSERT INTO {p}record (name, value, version) VALUES (?1, ?2, ?3) ON CONFLICT (name) \
                  DO UPDATE SET value = excluded.value, version = excluded.version"
             ),
-            delete_record: format!("DELETE FROM {p}record WHERE name = ?1"),
             any: format!("SELECT EXISTS (SELECT 1 FROM {p}kv) OR EXISTS (SELECT 1 FROM {p}record)"),
-            sweep_until: format!(
-                "SELECT revision FROM {p}log WHERE revision > ?1 AND revision <= ?2 \
-                 ORDER BY revision LIMIT 1 OFFSET ?3"
-            ),
             sweep_superseded: format!(
                 "DELETE FROM {p}log WHERE id IN (SELECT p.id FROM {p}log l \
                  CROSS JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key \
@@ -141,23 +86,26 @@ impl Sql {
             drop_whiteouts: format!(
                 "DELETE FROM {p}kv WHERE rowid IN (SELECT rowid FROM {p}kv WHERE live = 0 LIMIT ?1)"
             ),
-            restart_leases: format!("UPDATE {p}lease SET deadline_ms = ?1 + ttl_s * 1000"),
             prefix: prefix.to_owned(),
         }
     }
 
-    /// Latest rows of a span in key order.
+    /// See [`text::span`].
     pub(super) fn span(&self, open_end: bool, whiteouts: bool, values: bool) -> String {
-        format!(
-            "SELECT {columns} FROM {p}kv WHERE {keys}{live} ORDER BY key LIMIT ?3",
-            columns = if values { ROW } else { ROW_BARE },
-            p = self.prefix,
-            keys = keys("key", open_end),
-            live = if whiteouts { "" } else { " AND live = 1" },
-        )
+        text::span(&SqliteDialect, &self.prefix, open_end, whiteouts, values)
     }
 
-    /// Rows of a span as they stood at revision `?4`, in key order. See above. With whiteouts a key
+    /// See [`text::count`].
+    pub(super) fn count(&self, open_end: bool) -> String {
+        text::count(&SqliteDialect, &self.prefix, open_end)
+    }
+
+    /// See [`text::count_at`].
+    pub(super) fn count_at(&self, open_end: bool) -> String {
+        text::count_at(&SqliteDialect, &self.prefix, open_end)
+    }
+
+    /// Rows of a span as they stood at revision `?4`, in key order. See `tables`. With whiteouts a key
     /// that has a row now and had none then is one, too: what is claimed stays claimed.
     pub(super) fn span_at(&self, open_end: bool, whiteouts: bool, values: bool) -> String {
         let (value, past_value) = if values {
@@ -167,10 +115,8 @@ impl Sql {
         };
         let p = &self.prefix;
         let past_live = format!("coalesce(p.kind, {0}) <> {0}", log_kind::DELETE);
-        let kv_keys = keys("key", open_end);
-        // The log is filtered by `+key`, so that it is searched by revision: what changed since `?4`
-        // is as a rule little.
-        let log_keys = keys("+l.key", open_end);
+        let kv_keys = SqliteDialect.keys("", open_end);
+        let log_keys = SqliteDialect.keys_unindexed("l.", open_end);
         let (live, only_past_live, claimed_later) = if whiteouts {
             let later = format!(
                 "UNION ALL SELECT key, NULL, 0, mod_revision, 0, 0, 0, 1, 0 FROM {p}kv \
@@ -197,31 +143,6 @@ impl Sql {
         )
     }
 
-    /// Number of rows of a span, and of the whiteouts among them. Both come from indices alone.
-    pub(super) fn count(&self, open_end: bool) -> String {
-        let p = &self.prefix;
-        let keys = keys("key", open_end);
-        format!(
-            "SELECT (SELECT count(*) FROM {p}kv WHERE {keys}) - \
-             (SELECT count(*) FROM {p}kv WHERE {keys} AND live = 0)"
-        )
-    }
-
-    /// Number of live rows of a span at revision `?3`.
-    pub(super) fn count_at(&self, open_end: bool) -> String {
-        let p = &self.prefix;
-        let delete = log_kind::DELETE;
-        format!(
-            "SELECT (SELECT count(*) FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?3 AND live = 1) + \
-             (SELECT count(*) FROM {p}log l JOIN {p}log p \
-             ON p.revision = l.prev_revision AND p.key = l.key \
-             WHERE l.revision > ?3 AND l.prev_revision BETWEEN 1 AND ?3 AND {log_keys} \
-             AND p.kind <> {delete})",
-            kv_keys = keys("key", open_end),
-            log_keys = keys("+l.key", open_end),
-        )
-    }
-
     /// Changes of the keys of a span in revisions `?3` to `?4`, with the pair before each.
     pub(super) fn changes(&self, open_end: bool, prev_kv: bool) -> String {
         let p = &self.prefix;
@@ -239,30 +160,13 @@ impl Sql {
              WHERE l.revision >= ?3 AND l.revision <= ?4 AND l.kind <> {copy} AND {keys} \
              ORDER BY l.revision, l.id",
             copy = log_kind::COPY,
-            keys = keys("+l.key", open_end),
+            keys = SqliteDialect.keys_unindexed("l.", open_end),
         )
     }
 }
 
-/// How [`crate::store::sql::backend::LogKind`] is written.
-pub(super) mod log_kind {
-    pub(in super::super) const DELETE: i64 = 0;
-    pub(in super::super) const PUT: i64 = 1;
-    pub(in super::super) const COPY: i64 = 2;
-}
-
 const LOG_VALUES: &str = "(revision, key, kind, value, create_revision, version, lease, \
                           prev_revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-
-/// The condition on a key: from `?1`, and below `?2` unless the end is open.
-fn keys(column: &str, open_end: bool) -> String {
-    if open_end {
-        // The second parameter stays bound, so that all statements are bound alike.
-        format!("{column} >= ?1 AND ?2 IS NULL")
-    } else {
-        format!("{column} >= ?1 AND {column} < ?2")
-    }
-}
 
 /// Creates the tables in an empty database, or checks that those there are ours to use. Answers the
 /// store's identity.
@@ -287,7 +191,7 @@ pub(super) fn prepare(conn: &mut Connection, prefix: &str, opening_of: &Opening)
                 "INSERT INTO {prefix}head (one, schema_version, identity, revision, compacted, \
                  swept, origin, copy_ups, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0)"
             ),
-            (VERSION, format!("{:032x}", rand::random::<u128>())),
+            (VERSION, new_identity()),
         )
         .map_err(fail)?;
     }
@@ -298,8 +202,8 @@ pub(super) fn prepare(conn: &mut Connection, prefix: &str, opening_of: &Opening)
             |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
         )
         .map_err(fail)?;
-    if version != VERSION {
-        return Err(opening_of.wrong_version(version, VERSION));
+    if let Some(complaint) = version_complaint(version, VERSION) {
+        return Err(opening_of.broken(&complaint));
     }
     tx.commit().map_err(fail)?;
     Ok(identity)

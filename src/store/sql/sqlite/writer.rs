@@ -3,18 +3,13 @@
 use rusqlite::{Connection, Result, params};
 
 use super::fetch::{self, RowIds};
-use super::schema::{Sql, log_kind};
+use super::schema::Sql;
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetch, Prefetched, Row};
+use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
 use crate::store::{Result as StoreResult, StoreError};
 use crate::types::Revision;
 
 use super::error::{commit_failed, not_done};
-
-/// Log entries that one step of a sweep looks at: some ten milliseconds.
-const SWEEP_ENTRIES: i64 = 2000;
-
-/// Whiteouts that are dropped in one transaction.
-const DROP_WHITEOUTS: i64 = 5000;
 
 /// The connection that writes, and what it needs again and again.
 pub(super) struct Writer {
@@ -62,7 +57,7 @@ impl Writer {
         let mut until = compacted;
         in_transaction(&self.conn, |conn| {
             let step = || -> Result<Revision> {
-                let mut far = conn.prepare_cached(&sql.sweep_until)?;
+                let mut far = conn.prepare_cached(&sql.texts.sweep_until)?;
                 let mut far = far.query([swept.0, compacted.0, SWEEP_ENTRIES])?;
                 let until = match far.next()? {
                     Some(row) => Revision(row.get(0)?),
@@ -73,7 +68,8 @@ impl Writer {
                 // Deletes at `until` itself stay until the next sweep, which begins with them.
                 conn.prepare_cached(&sql.sweep_deletes)?
                     .execute([swept.0, until.0])?;
-                conn.prepare_cached(&sql.set_swept)?.execute([until.0])?;
+                conn.prepare_cached(&sql.texts.set_swept)?
+                    .execute([until.0])?;
                 Ok(until)
             };
             until = step().map_err(not_done)?;
@@ -147,7 +143,8 @@ fn write(
         ])?;
     }
     for id in &changes.dropped_leases {
-        conn.prepare_cached(&sql.delete_lease)?.execute([id.0])?;
+        conn.prepare_cached(&sql.texts.delete_lease)?
+            .execute([id.0])?;
     }
     for record in &changes.records {
         conn.prepare_cached(&sql.put_record)?.execute(params![
@@ -157,7 +154,8 @@ fn write(
         ])?;
     }
     for name in &changes.dropped_records {
-        conn.prepare_cached(&sql.delete_record)?.execute([name])?;
+        conn.prepare_cached(&sql.texts.delete_record)?
+            .execute([name])?;
     }
     if changes.head != *before {
         set_head(conn, sql, &changes.head)?;
@@ -232,7 +230,7 @@ fn write_log(conn: &Connection, sql: &Sql, log: &[LogEntry]) -> Result<()> {
 }
 
 fn set_head(conn: &Connection, sql: &Sql, head: &Head) -> Result<()> {
-    conn.prepare_cached(&sql.set_head)?.execute(params![
+    conn.prepare_cached(&sql.texts.set_head)?.execute(params![
         head.revision.0,
         head.compacted.0,
         head.swept.0,

@@ -1,0 +1,222 @@
+//! From the columns of a driver to what the engine knows.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::backend::{Found, Head, Lease, LogScan, Row};
+use super::tables::log_kind;
+use crate::store::{Line, Record};
+use crate::types::range::successor;
+use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
+
+/// A row as its driver has it. Columns are counted from 0.
+pub(super) trait Columns {
+    /// A column is not there, or not of this type.
+    type Error;
+
+    /// A number, of whatever width.
+    fn int(&self, column: usize) -> Result<i64, Self::Error>;
+
+    /// A number that may be missing.
+    fn maybe_int(&self, column: usize) -> Result<Option<i64>, Self::Error>;
+
+    /// Bytes; none where they are missing.
+    fn bytes(&self, column: usize) -> Result<Bytes, Self::Error>;
+
+    /// A text.
+    fn text(&self, column: usize) -> Result<String, Self::Error>;
+}
+
+/// Reads the columns of [`super::text::Texts::head`].
+pub(super) fn head_of<C: Columns>(row: &C) -> Result<Head, C::Error> {
+    let claims = row.int(6)? != 0;
+    let base = Revision(row.int(7)?);
+    Ok(Head {
+        revision: Revision(row.int(0)?),
+        compacted: Revision(row.int(1)?),
+        swept: Revision(row.int(2)?),
+        origin: Revision(row.int(3)?),
+        copy_ups: row.int(4)?,
+        line: row.maybe_int(5)?.map(|epoch| Line {
+            epoch: Epoch(epoch.cast_unsigned()),
+            claims,
+            base,
+        }),
+    })
+}
+
+/// Reads the columns of [`super::text::row_columns`].
+pub(super) fn row_of<C: Columns>(row: &C) -> Result<Row, C::Error> {
+    Ok(Row {
+        kv: KeyValue {
+            key: row.bytes(0)?,
+            value: row.bytes(1)?,
+            create_revision: Revision(row.int(2)?),
+            mod_revision: Revision(row.int(3)?),
+            version: row.int(4)?,
+            lease: LeaseId(row.int(5)?),
+        },
+        live: row.int(6)? != 0,
+        logged: row.int(7)? != 0,
+    })
+}
+
+/// Reads the columns of [`super::text::Texts::lease`].
+pub(super) fn lease_of<C: Columns>(row: &C) -> Result<Lease, C::Error> {
+    Ok(Lease {
+        id: LeaseId(row.int(0)?),
+        ttl_s: row.int(1)?,
+        deadline_ms: row.int(2)?,
+    })
+}
+
+/// Reads the columns of [`super::text::Texts::record`].
+pub(super) fn record_of<C: Columns>(row: &C) -> Result<Record, C::Error> {
+    Ok(Record {
+        name: row.text(0)?,
+        value: row.bytes(1)?,
+        version: row.int(2)?,
+    })
+}
+
+/// Where a range ends; one key ends before its successor.
+pub(super) fn end_of(range: &KeyRange) -> Option<Bytes> {
+    match range {
+        KeyRange::One(key) => Some(successor(key)),
+        KeyRange::Span { end, .. } => end.clone(),
+    }
+}
+
+/// Puts entries of the log together to changes in whole revisions, until there are enough.
+///
+/// Entries are taken in the order of revisions, with these columns: revision, key, kind, value,
+/// create revision, version, lease and previous revision of the entry, then kind, value, create
+/// revision, version and lease of the one that it superseded.
+pub(super) struct Batches<'a> {
+    scan: &'a LogScan,
+    head: &'a Head,
+    whole: Vec<Arc<EventBatch>>,
+    open: Option<EventBatch>,
+    reached: Revision,
+    bytes: usize,
+    events: usize,
+}
+
+impl<'a> Batches<'a> {
+    pub(super) fn new(scan: &'a LogScan, head: &'a Head) -> Self {
+        Self {
+            scan,
+            head,
+            whole: Vec::new(),
+            open: None,
+            reached: scan.to.min(head.revision),
+            bytes: 0,
+            events: 0,
+        }
+    }
+
+    /// The last revision that entries are wanted of.
+    pub(super) fn to(&self) -> Revision {
+        self.scan.to.min(self.head.revision)
+    }
+
+    /// Takes one entry; answers whether more are wanted.
+    pub(super) fn take<C: Columns>(&mut self, row: &C) -> Result<bool, C::Error> {
+        let revision = Revision(row.int(0)?);
+        let key = row.bytes(1)?;
+        if !self.scan.parts.iter().any(|part| part.contains(&key)) {
+            return Ok(true);
+        }
+        if let Some(whole) = self.open.take_if(|batch| batch.revision < revision) {
+            self.whole.push(Arc::new(whole));
+            if self.bytes >= self.scan.max_bytes || self.events >= self.scan.max_events {
+                self.reached = Revision(revision.0 - 1);
+                return Ok(false);
+            }
+        }
+        // What a change at or below the compacted revision superseded is gone or going.
+        let prev = if self.scan.prev_kv && revision > self.head.compacted {
+            prev_of(row, &key)?
+        } else {
+            None
+        };
+        let change = if row.int(2)? == log_kind::DELETE {
+            Change::Delete { key, revision }
+        } else {
+            Change::Put(KeyValue {
+                key,
+                value: row.bytes(3)?,
+                create_revision: Revision(row.int(4)?),
+                mod_revision: revision,
+                version: row.int(5)?,
+                lease: LeaseId(row.int(6)?),
+            })
+        };
+        self.bytes += size(&change, prev.as_ref());
+        self.events += 1;
+        let batch = self.open.get_or_insert_with(|| EventBatch {
+            revision,
+            events: Vec::with_capacity(1),
+        });
+        batch.events.push(Event { change, prev });
+        Ok(true)
+    }
+
+    /// All changes up to where the scan came. The last revision is whole: there are no more entries,
+    /// or [`Self::take`] said that it wants none.
+    pub(super) fn finish(mut self) -> Found {
+        self.whole.extend(self.open.map(Arc::new));
+        Found::Log {
+            batches: self.whole,
+            reached: self.reached,
+        }
+    }
+}
+
+fn size(change: &Change, prev: Option<&KeyValue>) -> usize {
+    let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
+    64 + prev.map_or(0, of)
+        + match change {
+            Change::Put(kv) => of(kv),
+            Change::Delete { key, .. } => key.len(),
+        }
+}
+
+/// The pair before a change, from the columns behind it.
+fn prev_of<C: Columns>(row: &C, key: &Bytes) -> Result<Option<KeyValue>, C::Error> {
+    Ok(match row.maybe_int(8)? {
+        None | Some(log_kind::DELETE) => None,
+        Some(_) => Some(KeyValue {
+            key: key.clone(),
+            value: row.bytes(9)?,
+            create_revision: Revision(row.int(10)?),
+            mod_revision: Revision(row.int(7)?),
+            version: row.int(11)?,
+            lease: LeaseId(row.int(12)?),
+        }),
+    })
+}
+
+/// Rows so far, and how many more are wanted.
+pub(super) struct Taken {
+    /// In key order.
+    pub(super) rows: Vec<Row>,
+    /// Rows that are still wanted.
+    pub(super) left: usize,
+    /// Live rows that are still wanted with their values.
+    pub(super) values: usize,
+}
+
+impl Taken {
+    pub(super) fn take(&mut self, mut row: Row, with_value: bool) {
+        self.left -= 1;
+        if !with_value {
+            row.kv.value = Bytes::new();
+        }
+        if with_value && row.live {
+            self.values -= 1;
+        }
+        self.rows.push(row);
+    }
+}
