@@ -331,6 +331,8 @@ fn same_place(old: &StoreUrl, new: &StoreUrl) -> bool {
             let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
             real(old) == real(new)
         }
+        (StoreUrl::Postgres(old), StoreUrl::Postgres(new))
+        | (StoreUrl::Mysql(old), StoreUrl::Mysql(new)) => old.is_same_place(new),
         (old, new) => old == new,
     }
 }

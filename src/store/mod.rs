@@ -17,6 +17,7 @@ pub mod new;
 pub mod old;
 pub mod open;
 pub mod sql;
+pub mod tls;
 pub mod url;
 pub mod watch;
 

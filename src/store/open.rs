@@ -7,7 +7,7 @@ use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
-use super::{Guard, NewStore, OldStore, RequestError, Result, StoreUrl};
+use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
 /// Opens the store at `url` for a migration to go to. One that lives in a file is created if need be.
@@ -31,6 +31,13 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
             Ok(sql::sqlite::open(path, options).await?)
         }
         StoreUrl::Etcd(cluster) => Ok(Arc::new(Etcd3::open(cluster, reserved.clone()).await?)),
+        StoreUrl::Postgres(_) | StoreUrl::Mysql(_) => Err(not_yet(url)),
+        StoreUrl::Table(_) => Err(RequestError::Unsupported(format!(
+            "{url} cannot be the new store: a table of an application has no room for revisions, \
+             leases and claims. Leave table= and what belongs to it out, and Segue makes tables of its \
+             own there"
+        ))
+        .into()),
     }
 }
 
@@ -59,12 +66,18 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             let store = OldEtcd3::open(cluster, reserved.clone()).await?;
             Ok(Arc::new(store))
         }
+        StoreUrl::Postgres(_) | StoreUrl::Mysql(_) | StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
         }
     }
+}
+
+fn not_yet(url: &StoreUrl) -> StoreError {
+    let why = format!("{url} is a kind of store that this version cannot use yet");
+    RequestError::Unsupported(why).into()
 }
 
 /// A user without a password is told what is missing, and not that it was wrong.
