@@ -89,7 +89,7 @@ pub(super) fn parse(parameters: &mut Parameters) -> Result<Option<Columns>, UrlE
         };
     };
     let name = table.pop().unwrap_or_default();
-    let schema = table.pop();
+    let qualifier = table.pop();
     if !table.is_empty() {
         return Err(complain(
             "table= has more than one `.` (one that belongs to a name is written %2E)".to_owned(),
@@ -102,7 +102,7 @@ pub(super) fn parse(parameters: &mut Parameters) -> Result<Option<Columns>, UrlE
         return Err(complain("table= without key= or value=".to_owned()));
     };
     Ok(Some(Columns {
-        schema,
+        schema: qualifier,
         table: name,
         key,
         value,
