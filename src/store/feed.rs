@@ -103,6 +103,18 @@ impl Feed {
         self.shared.hub.publish(batches);
     }
 
+    /// Hands out all changes of `(before, through]`, if everything up to `before` was published;
+    /// else does nothing and answers `false`.
+    #[must_use]
+    pub fn publish_behind(
+        &self,
+        before: Revision,
+        batches: &[Arc<EventBatch>],
+        through: Revision,
+    ) -> bool {
+        self.shared.hub.publish_behind(before, batches, through)
+    }
+
     /// Says that nothing happened up to `revision`: the line's base was raised, or the source of
     /// the changes says so.
     pub fn advance(&self, revision: Revision) {

@@ -56,6 +56,7 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
                 reserved: reserved.clone(),
                 // Leases move to the new store, which alone ends them.
                 expire_leases: false,
+                create: false,
                 ..sql::Options::default()
             };
             let store = sql::sqlite::open(path, options).await?;
@@ -114,6 +115,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_opened_is_told_why() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let empty = format!("sqlite:{}", file.path().display());
         for (complaint, hint) in [
             (complaint_new("etcd2://h:1").await, "etcd://HOST:PORT"),
             (complaint_new("etcd://root@h:1").await, "no password"),
@@ -122,6 +125,7 @@ mod tests {
                 complaint_old("sqlite:/no/such/file").await,
                 "there is no file",
             ),
+            (complaint_old(&empty).await, "no store that segue has made"),
             (complaint_old("etcd2://127.0.0.1:1").await, "127.0.0.1:1: "),
         ] {
             assert!(complaint.contains(hint), "{complaint:?} says not {hint:?}");

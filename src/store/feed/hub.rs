@@ -75,13 +75,22 @@ impl Hub {
     }
 
     pub(super) fn publish(&self, batches: &[Arc<EventBatch>]) {
+        self.lock().publish(batches);
+    }
+
+    pub(super) fn publish_behind(
+        &self,
+        before: Revision,
+        batches: &[Arc<EventBatch>],
+        through: Revision,
+    ) -> bool {
         let mut state = self.lock();
-        for batch in batches {
-            if batch.revision > state.published {
-                state.published = batch.revision;
-                state.hand_out(batch);
-            }
+        let joined = state.published >= before;
+        if joined {
+            state.publish(batches);
+            state.published = state.published.max(through);
         }
+        joined
     }
 
     pub(super) fn advance(&self, revision: Revision) {
@@ -147,6 +156,15 @@ impl Hub {
 }
 
 impl State {
+    fn publish(&mut self, batches: &[Arc<EventBatch>]) {
+        for batch in batches {
+            if batch.revision > self.published {
+                self.published = batch.revision;
+                self.hand_out(batch);
+            }
+        }
+    }
+
     fn hand_out(&mut self, batch: &Arc<EventBatch>) {
         if !self.ones.is_empty() {
             for event in &batch.events {

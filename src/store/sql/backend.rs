@@ -17,7 +17,7 @@ use crate::types::{EventBatch, KeyRange, KeyValue, LeaseId, Revision};
 ///
 /// [`Self::transact`], [`Self::sweep`], [`Self::drop_whiteouts`] and [`Self::defragment`] are called
 /// by one task at a time, the engine's writer; [`Self::read`] by many, and it must never wait for
-/// the writer.
+/// the writer. Other processes may be doing the same to the same database.
 pub trait Backend: Send + Sync + 'static {
     /// What makes the store the one it is, whatever address it is reached by.
     fn identity(&self) -> &str;
@@ -31,8 +31,8 @@ pub trait Backend: Send + Sync + 'static {
     /// The head row is locked from the first statement to the commit: this alone makes commit order
     /// revision order. `decide` is pure; it is called again if the database asks for a repetition.
     ///
-    /// Fails with [`StoreError::Unknown`] only if the commit itself was sent and not answered; every
-    /// other failure means that nothing was written.
+    /// Fails with [`StoreError::Unknown`] only if the commit itself was sent, was not answered, and
+    /// could not be looked up afterwards; every other failure means that nothing was written.
     fn transact(
         &self,
         prefetch: &Prefetch,
@@ -45,18 +45,19 @@ pub trait Backend: Send + Sync + 'static {
     /// saves work. Answers come in the order of the queries, each of its query's kind.
     fn read(&self, snapshot: Snapshot) -> impl Future<Output = Result<Read>> + Send;
 
+    /// Returns when the store may have moved beyond `known` by another process's doing: soon (within
+    /// milliseconds) if it has and `eager` says that somebody waits for it, in its own time if not.
+    /// May return for nothing. Never returns where only one process can write.
+    fn moved(&self, known: Revision, eager: bool) -> impl Future<Output = ()> + Send;
+
     /// Runs the engine's writer to its end in the background, where [`Self::transact`] may take its
     /// time: a thread of its own for a driver that blocks, a task for one that does not.
     fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()>;
 
     /// Deletes history that was compacted: what log entries in `(swept, compacted]` superseded, and
-    /// delete entries below `compacted`. Does a bounded piece of the work, notes in the head how far
-    /// it came, and answers that.
-    fn sweep(
-        &self,
-        swept: Revision,
-        compacted: Revision,
-    ) -> impl Future<Output = Result<Revision>> + Send;
+    /// delete entries below `compacted`. Does a bounded piece of the work, notes in the head row,
+    /// which is locked meanwhile, how far it came, and answers the head row as it is then.
+    fn sweep(&self) -> impl Future<Output = Result<Head>> + Send;
 
     /// Deletes some of the whiteouts, unless there is a line; answers whether there may be more.
     fn drop_whiteouts(&self) -> impl Future<Output = Result<bool>> + Send;
@@ -79,6 +80,9 @@ pub struct Head {
     pub origin: Revision,
     /// Counts batches of copied keys, which change what history shows without a revision.
     pub copy_ups: i64,
+    /// When something was last committed, in milliseconds of the store's clock: until then clients
+    /// could keep their leases alive.
+    pub at_ms: i64,
     /// Epoch, claims flag and base, while there is a migration.
     pub line: Option<Line>,
 }
@@ -216,6 +220,9 @@ pub struct Changes {
     /// Entries for the log in the order of the changes. Those of kind [`LogKind::Copy`] replace an
     /// entry of the same key and revision, which may be left from before a migration.
     pub log: Vec<LogEntry>,
+    /// All leases begin their time anew, before `leases` are written: nobody could keep them alive
+    /// for a while.
+    pub renew_leases: bool,
     /// Leases to insert or replace.
     pub leases: Vec<Lease>,
     /// Leases that go.
@@ -235,6 +242,7 @@ impl Changes {
             rows: Vec::new(),
             removed: Vec::new(),
             log: Vec::new(),
+            renew_leases: false,
             leases: Vec::new(),
             dropped_leases: Vec::new(),
             records: Vec::new(),
@@ -288,8 +296,8 @@ pub enum Query {
     },
     /// The numbers of all leases, ascending. Answered with [`Found::Leases`].
     Leases,
-    /// Some leases whose deadline has passed. Answered with [`Found::Leases`].
-    Expired,
+    /// The leases that end first, at most so many. Answered with [`Found::Due`].
+    Due(i64),
     /// Records whose names begin with this, in their order. Answered with [`Found::Records`].
     Records(String),
     /// Changes. Answered with [`Found::Log`].
@@ -372,6 +380,8 @@ pub enum Found {
     Lease(Option<(Lease, Vec<Bytes>)>),
     /// Numbers of leases.
     Leases(Vec<LeaseId>),
+    /// Leases, by their deadline.
+    Due(Vec<Lease>),
     /// Records.
     Records(Vec<Record>),
     /// Changes.

@@ -89,6 +89,7 @@ mod tests {
             swept: Revision(0),
             origin: Revision(0),
             copy_ups,
+            at_ms: 0,
             line: None,
         }
     }

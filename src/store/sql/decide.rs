@@ -14,6 +14,8 @@ use crate::types::{Answer, Change, EventBatch, Granted, KeyValue, LeaseId, Reser
 
 /// What became of a batch.
 pub(super) struct Decided {
+    /// The revision before it.
+    pub(super) before: Revision,
     pub(super) changes: Changes,
     /// One per request.
     pub(super) done: Vec<Result<Done>>,
@@ -21,14 +23,28 @@ pub(super) struct Decided {
     pub(super) batches: Vec<Arc<EventBatch>>,
 }
 
+/// If nothing was committed for so long, in milliseconds of the store's clock, nobody could keep
+/// leases alive in between: the proxies were down, or the database was. Then all leases begin their
+/// time anew, as etcd's do when it has a new leader. Shorter gaps cost no lease, since none is
+/// shorter than [`crate::store::lease::MIN_TTL_S`].
+pub(super) const GAP_MS: i64 = 2000;
+
 /// Decides a batch.
-pub(super) fn decide(batch: &[Request], found: Prefetched, reserved: &Reserved) -> Decided {
+pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserved) -> Decided {
+    let renew_leases = found.now_ms - found.head.at_ms > GAP_MS;
+    if renew_leases {
+        for lease in &mut found.leases {
+            lease.deadline_ms = found.now_ms + lease.ttl_s * 1000;
+        }
+    }
+    let now_ms = found.now_ms;
+    let before = found.head.revision;
     let table = Table::new(found.rows, found.claimed, found.past, &found.leases);
     let head = found.head;
     let working = Working::new(&table, reserved, head.revision, head.oldest());
     let mut batch_of = Batch {
         head,
-        now_ms: found.now_ms,
+        now_ms,
         working,
         leases: Overlaid::new(found.leases.into_iter().map(|lease| (lease.id, lease))),
         records: Overlaid::new(
@@ -48,8 +64,14 @@ pub(super) fn decide(batch: &[Request], found: Prefetched, reserved: &Reserved) 
     changes.head.revision = outcome.revision.max(batch_of.head.revision);
     (changes.leases, changes.dropped_leases) = batch_of.leases.changes();
     (changes.records, changes.dropped_records) = batch_of.records.changes();
+    changes.renew_leases = renew_leases;
     let batches = keep(outcome, &table, &mut changes);
+    let ticks = |request: &Request| matches!(request.work, Work::Expire(_));
+    if !changes.is_empty(&head) || batch.iter().any(ticks) {
+        changes.head.at_ms = now_ms;
+    }
     Decided {
+        before,
         changes,
         done,
         batches,

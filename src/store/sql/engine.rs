@@ -6,12 +6,14 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::backend::{Backend, Changes, Head, Snapshot};
 use super::decide::{Decided, decide};
+use super::height::Height;
 use super::work::{Done, Job, Request, want};
 use crate::store::feed::Feed;
 use crate::store::{Guard, Result, StoreError};
@@ -28,6 +30,9 @@ pub(super) struct Writer<B> {
     pub(super) backend: Arc<B>,
     pub(super) feed: Arc<Feed>,
     pub(super) reserved: Reserved,
+    /// Told when the feed lacks changes of other processes.
+    pub(super) behind: Arc<Notify>,
+    pub(super) height: Arc<Height>,
     pub(super) queue: Receiver<Job>,
     pub(super) cancel: CancellationToken,
 }
@@ -103,9 +108,8 @@ impl<B: Backend> Writer<B> {
     }
 
     async fn sweep(&self, head: &mut Option<Head>) {
-        let Some(known) = head else { return };
-        match self.backend.sweep(known.swept, known.compacted).await {
-            Ok(swept) => known.swept = swept,
+        match self.backend.sweep().await {
+            Ok(swept) => *head = Some(swept),
             Err(err) => {
                 error!("cannot delete compacted history, will go on behind the next write: {err}");
                 *head = None;
@@ -146,12 +150,17 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    /// Commits a batch and publishes what happened: before anybody hears of it, so that a watch that
-    /// is opened after an answer begins behind it.
+    /// Commits a batch and publishes what happened, before anybody hears of it.
     async fn commit(&self, batch: &[Request]) -> Result<(Vec<Result<Done>>, Head)> {
         let mut decided: Option<Decided> = None;
+        let floor = self.height.get();
+        let mut fallen = Ok(());
         self.backend
             .transact(&want(batch, &self.reserved), &mut |found| {
+                fallen = self.height.check(floor, found.head.revision);
+                if fallen.is_err() {
+                    return Changes::none(found.head);
+                }
                 let mut next = decide(batch, found, &self.reserved);
                 let head = next.changes.head;
                 let changes = std::mem::replace(&mut next.changes, Changes::none(head));
@@ -159,12 +168,18 @@ impl<B: Backend> Writer<B> {
                 changes
             })
             .await?;
+        fallen?;
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
         };
-        self.feed.publish(&decided.batches);
-        self.feed.advance(decided.changes.head.revision);
-        Ok((decided.done, decided.changes.head))
+        let head = decided.changes.head;
+        self.height.raise(head.revision);
+        let feed = &self.feed;
+        if !feed.publish_behind(decided.before, &decided.batches, head.revision) {
+            // Others have committed in between: the log has their changes, and these.
+            self.behind.notify_one();
+        }
+        Ok((decided.done, head))
     }
 }
 

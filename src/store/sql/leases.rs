@@ -6,13 +6,20 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Engine;
 use super::backend::{Backend, Found, Query};
 use super::work::Work;
+use super::{Engine, unanswered};
 use crate::store::{Guard, Result};
 
 /// How often leases are looked at; etcd's own.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Leases that are ended at a time; what is left is found by the next look.
+const AT_ONCE: i64 = 1000;
+
+/// For how long nothing may be committed while there are leases, in milliseconds. Less than
+/// [`super::decide::GAP_MS`] by more than the time between two looks.
+const QUIET_MS: i64 = 1000;
 
 /// Looks for leases whose deadline has passed and has the writer end them. The writer compares the
 /// deadline again within its transaction, so a lease that was kept alive in between stays.
@@ -34,11 +41,16 @@ pub(super) async fn run<B: Backend>(engine: std::sync::Weak<Engine<B>>, cancel: 
 }
 
 async fn look<B: Backend>(engine: &Engine<B>) -> Result<()> {
-    let (_, found) = engine.query(Guard::None, Query::Expired).await?;
-    if let Found::Leases(ids) = found
-        && !ids.is_empty()
-    {
-        engine.submit(Guard::None, Work::Expire(ids)).await?;
+    let (read, found) = engine.query(Guard::None, Query::Due(AT_ONCE)).await?;
+    let Found::Due(due) = found else {
+        return Err(unanswered());
+    };
+    let quiet_ms = read.now_ms - read.head.at_ms;
+    let over = due.iter().filter(|lease| lease.deadline_ms <= read.now_ms);
+    let over: Vec<_> = over.map(|lease| lease.id).collect();
+    // Also where none is over: a commit notes that clients could have kept their leases alive.
+    if !over.is_empty() || (!due.is_empty() && quiet_ms >= QUIET_MS) {
+        engine.submit(Guard::None, Work::Expire(over)).await?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@
 //! - `engine`: the writer, which commits all that waits as one batch.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer.
+//! - `tail`: what other processes change in the same database. `height`: databases that go back.
 //! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
 //! - [`sqlite`]: the backend for SQLite, and how to open one.
 
@@ -17,6 +18,7 @@ pub mod backend;
 mod counts;
 mod decide;
 mod engine;
+mod height;
 mod history;
 mod leases;
 mod rows;
@@ -24,15 +26,17 @@ pub mod sqlite;
 mod store;
 mod table;
 mod tables;
+mod tail;
 pub mod text;
 mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::backend::{Backend, Found, Query, Read, Snapshot};
+use self::height::Height;
 use self::work::{Done, Job, Request, Work};
 use super::feed::Feed;
 use super::{Guard, RequestError, Result, StoreError, lease};
@@ -53,6 +57,8 @@ pub struct Options {
     pub reserved: Reserved,
     /// What the names of all tables begin with.
     pub table_prefix: String,
+    /// Create the tables if there are none. Off for an old store, which has to be there already.
+    pub create: bool,
     /// Shortest time to live that a lease is granted with, in seconds.
     pub min_lease_ttl_s: i64,
     /// End leases whose time is over. Off for an old store whose leases have moved to the new one.
@@ -64,6 +70,7 @@ impl Default for Options {
         Self {
             reserved: Reserved::default(),
             table_prefix: "segue_".into(),
+            create: true,
             min_lease_ttl_s: lease::MIN_TTL_S,
             expire_leases: true,
         }
@@ -93,6 +100,7 @@ struct Engine<B> {
     feed: Arc<Feed>,
     reserved: Reserved,
     queue: mpsc::Sender<Job>,
+    height: Arc<Height>,
     min_lease_ttl_s: i64,
     counts: counts::Counts,
     tasks: Tasks,
@@ -102,7 +110,14 @@ impl<B: Backend> SqlStore<B> {
     /// Starts the engine over an open database.
     pub(crate) async fn start(backend: B, options: Options) -> Result<Self> {
         let backend = Arc::new(backend);
-        let head = read(&*backend, Guard::None, Vec::new()).await?.head;
+        let snapshot = Snapshot {
+            guard: Guard::None,
+            at: None,
+            queries: Vec::new(),
+        };
+        let head = backend.read(snapshot).await?.head;
+        let height = Arc::new(Height::new(head.revision));
+        let behind = Arc::new(Notify::new());
         let log = history::Log {
             backend: backend.clone(),
             reserved: options.reserved.clone(),
@@ -115,6 +130,8 @@ impl<B: Backend> SqlStore<B> {
             backend: backend.clone(),
             feed: feed.clone(),
             reserved: options.reserved.clone(),
+            behind: behind.clone(),
+            height: height.clone(),
             queue: waiting,
             cancel: tasks.token().clone(),
         };
@@ -125,11 +142,20 @@ impl<B: Backend> SqlStore<B> {
         }))?;
         // Stands for the writer among the tasks, wherever that runs.
         tasks.spawn("sql writer", async move { end.await.is_ok() });
+        let tail = tail::Tail {
+            backend: backend.clone(),
+            feed: feed.clone(),
+            behind,
+            height: height.clone(),
+            cancel: tasks.token().clone(),
+        };
+        tasks.spawn("sql log tail", tail.run());
         let engine = Arc::new(Engine {
             backend,
             feed,
             reserved: options.reserved,
             queue,
+            height,
             min_lease_ttl_s: options.min_lease_ttl_s,
             counts: counts::Counts::default(),
             tasks,
@@ -186,23 +212,27 @@ impl<B: Backend> Engine<B> {
         })
     }
 
+    /// Reads from one snapshot.
+    async fn read(&self, snapshot: Snapshot) -> Result<Read> {
+        let floor = self.height.get();
+        let read = self.backend.read(snapshot).await?;
+        self.height.check(floor, read.head.revision)?;
+        Ok(read)
+    }
+
     /// Reads one thing.
     async fn query(&self, guard: Guard, query: Query) -> Result<(Read, Found)> {
-        let mut read = read(&*self.backend, guard, vec![query]).await?;
+        let snapshot = Snapshot {
+            guard,
+            at: None,
+            queries: vec![query],
+        };
+        let mut read = self.read(snapshot).await?;
         match read.found.pop() {
             Some(found) => Ok((read, found)),
             None => Err(unanswered()),
         }
     }
-}
-
-async fn read<B: Backend>(backend: &B, guard: Guard, queries: Vec<Query>) -> Result<Read> {
-    let snapshot = Snapshot {
-        guard,
-        at: None,
-        queries,
-    };
-    backend.read(snapshot).await
 }
 
 /// A backend, or the writer, answered something else than what it was asked.

@@ -30,15 +30,16 @@ pub(super) trait Columns {
 
 /// Reads the columns of [`super::text::Texts::head`].
 pub(super) fn head_of<C: Columns>(row: &C) -> Result<Head, C::Error> {
-    let claims = row.int(6)? != 0;
-    let base = Revision(row.int(7)?);
+    let claims = row.int(7)? != 0;
+    let base = Revision(row.int(8)?);
     Ok(Head {
         revision: Revision(row.int(0)?),
         compacted: Revision(row.int(1)?),
         swept: Revision(row.int(2)?),
         origin: Revision(row.int(3)?),
         copy_ups: row.int(4)?,
-        line: row.maybe_int(5)?.map(|epoch| Line {
+        at_ms: row.int(5)?,
+        line: row.maybe_int(6)?.map(|epoch| Line {
             epoch: Epoch(epoch.cast_unsigned()),
             claims,
             base,

@@ -57,11 +57,10 @@ impl<B: Backend> Store for SqlStore<B> {
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
-        if self.guard != Guard::None {
-            self.read(None, Vec::new()).await?;
-        }
-        let feed = &self.engine.feed;
-        Ok(feed.watch(request, feed.published()))
+        // Where the store stands, and not only what has come in here of it: a watch that is opened
+        // behind the answer of another process begins behind it.
+        let (head, _) = self.read(None, Vec::new()).await?;
+        Ok(self.engine.feed.watch(request, head.revision))
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
@@ -260,7 +259,7 @@ impl<B: Backend> SqlStore<B> {
             at,
             queries,
         };
-        let read = self.engine.backend.read(snapshot).await?;
+        let read = self.engine.read(snapshot).await?;
         Ok((read.head, read.found))
     }
 

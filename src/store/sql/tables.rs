@@ -35,9 +35,6 @@ pub(super) mod log_kind {
     pub(in super::super) const COPY: i64 = 2;
 }
 
-/// Leases that are ended at a time; what is left is found by the next look.
-pub(super) const EXPIRED_MAX: i64 = 1000;
-
 /// Log entries that one step of a sweep looks at: some ten milliseconds.
 pub(super) const SWEEP_ENTRIES: i64 = 2000;
 
@@ -65,6 +62,11 @@ pub(super) fn version_complaint(found: i64, known: i64) -> Option<String> {
              release that wrote them, or a later one"
         )
     })
+}
+
+/// What is wrong if the tables are not there and nobody asked to create them.
+pub(super) fn missing_complaint(prefix: &str) -> String {
+    format!("it holds no store that segue has made: there is no table {prefix}head; check the URL")
 }
 
 /// A name for a new store, which no other has.

@@ -86,10 +86,10 @@ pub(super) struct Texts {
     pub(super) lease: String,
     /// The numbers of all leases.
     pub(super) leases: String,
-    /// The numbers of `?2` leases that have ended by `?1`.
-    pub(super) leases_expired: String,
+    /// The `?1` leases that end first.
+    pub(super) leases_due: String,
     /// Begins every lease's time anew, at `?1`.
-    pub(super) restart_leases: String,
+    pub(super) renew_leases: String,
     /// Ends lease `?1`.
     pub(super) delete_lease: String,
     /// The record of name `?1`.
@@ -108,12 +108,12 @@ impl Texts {
         let is_key = dialect.is_key();
         Self {
             head: format!(
-                "SELECT revision, compacted, swept, origin, copy_ups, epoch, claims, base \
+                "SELECT revision, compacted, swept, origin, copy_ups, at_ms, epoch, claims, base \
                  FROM {p}head"
             ),
             set_head: format!(
                 "UPDATE {p}head SET revision = ?1, compacted = ?2, swept = ?3, \
-                 origin = ?4, copy_ups = ?5, epoch = ?6, claims = ?7, base = ?8"
+                 origin = ?4, copy_ups = ?5, at_ms = ?6, epoch = ?7, claims = ?8, base = ?9"
             ),
             set_swept: format!("UPDATE {p}head SET swept = ?1"),
             row: format!("SELECT {row} FROM {p}kv WHERE {is_key}"),
@@ -126,10 +126,10 @@ impl Texts {
             ),
             lease: format!("SELECT id, ttl_s, deadline_ms FROM {p}lease WHERE id = ?1"),
             leases: format!("SELECT id FROM {p}lease ORDER BY id"),
-            leases_expired: format!(
-                "SELECT id FROM {p}lease WHERE deadline_ms <= ?1 ORDER BY deadline_ms LIMIT ?2"
+            leases_due: format!(
+                "SELECT id, ttl_s, deadline_ms FROM {p}lease ORDER BY deadline_ms LIMIT ?1"
             ),
-            restart_leases: format!("UPDATE {p}lease SET deadline_ms = ?1 + ttl_s * 1000"),
+            renew_leases: format!("UPDATE {p}lease SET deadline_ms = ?1 + ttl_s * 1000"),
             delete_lease: format!("DELETE FROM {p}lease WHERE id = ?1"),
             record: format!("SELECT name, value, version FROM {p}record WHERE name = ?1"),
             records: format!(

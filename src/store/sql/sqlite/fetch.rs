@@ -12,7 +12,6 @@ use crate::store::sql::backend::{Prefetched, Snapshot};
 use crate::store::sql::rows::{
     Batches, Columns, Taken, end_of, head_of, lease_of, record_of, row_of,
 };
-use crate::store::sql::tables::EXPIRED_MAX;
 use crate::types::{KeyRange, LeaseId, Revision};
 
 /// Where rows are in the table, so that they can be replaced without a search.
@@ -149,10 +148,10 @@ pub(super) fn query(
             let ids = statement.query_map([], |row| row.get(0).map(LeaseId))?;
             Found::Leases(ids.collect::<Result<_>>()?)
         }
-        Query::Expired => {
-            let mut statement = conn.prepare_cached(&sql.texts.leases_expired)?;
-            let ids = statement.query_map([now_ms, EXPIRED_MAX], |row| row.get(0).map(LeaseId))?;
-            Found::Leases(ids.collect::<Result<_>>()?)
+        Query::Due(most) => {
+            let mut statement = conn.prepare_cached(&sql.texts.leases_due)?;
+            let leases = statement.query_map([most], |row| lease_of(row))?;
+            Found::Due(leases.collect::<Result<_>>()?)
         }
         Query::Records(prefix) => {
             let mut statement = conn.prepare_cached(&sql.texts.records)?;

@@ -26,7 +26,7 @@ use self::error::{Opening, opening};
 use self::reader::Readers;
 use self::schema::Sql;
 use self::writer::Writer;
-use super::backend::{Backend, Changes, Prefetch, Prefetched, Read, Snapshot};
+use super::backend::{Backend, Changes, Head, Prefetch, Prefetched, Read, Snapshot};
 use super::tables::prefix_complaint;
 use super::{Options, SqlStore};
 use crate::store::{Result, StoreError};
@@ -67,14 +67,14 @@ pub type SqliteStore = SqlStore<Sqlite>;
 /// do.
 pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<SqliteStore>> {
     let path = path.into();
-    let prefix = options.table_prefix.clone();
-    let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, &prefix)).await;
+    let (prefix, create) = (options.table_prefix.clone(), options.create);
+    let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, &prefix, create)).await;
     let backend = opened.map_err(|err| StoreError::Broken(err.to_string()))??;
     SqlStore::start(backend, options).await.map(Arc::new)
 }
 
 impl Sqlite {
-    fn open(path: &Path, prefix: &str) -> Result<Self> {
+    fn open(path: &Path, prefix: &str, create: bool) -> Result<Self> {
         let what = Opening::of(path);
         if let Some(complaint) = prefix_complaint(prefix) {
             return Err(what.broken(&complaint));
@@ -93,11 +93,11 @@ impl Sqlite {
         let path = &path.canonicalize().unwrap_or_else(|_| path.into());
         let lock = lock(path, &what)?;
         let mut conn = connect(path, &what, WRITER_CACHE_KIB)?;
-        let identity = schema::prepare(&mut conn, prefix, &what)?;
+        let identity = schema::prepare(&mut conn, prefix, create, &what)?;
         let sql = Arc::new(Sql::new(prefix));
         let clock = Clock::start();
         // Nobody could keep a lease alive while the store was closed.
-        conn.execute(&sql.texts.restart_leases, [clock.now_ms()])
+        conn.execute(&sql.texts.renew_leases, [clock.now_ms()])
             .map_err(|err| opening(&what, err))?;
         let count = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let conns = (0..count.clamp(2, READERS_MAX))
@@ -148,6 +148,11 @@ impl Backend for Sqlite {
         self.readers.read(snapshot).await
     }
 
+    async fn moved(&self, _known: Revision, _eager: bool) {
+        // The lock on the file keeps others out.
+        std::future::pending().await
+    }
+
     fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()> {
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new()
@@ -157,8 +162,8 @@ impl Backend for Sqlite {
             .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))
     }
 
-    async fn sweep(&self, swept: Revision, compacted: Revision) -> Result<Revision> {
-        self.with_writer(|writer| writer.sweep(&self.sql, swept, compacted))
+    async fn sweep(&self) -> Result<Head> {
+        self.with_writer(|writer| writer.sweep(&self.sql))
     }
 
     async fn drop_whiteouts(&self) -> Result<bool> {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::error::{Opening, opening};
 use crate::store::Result;
-use crate::store::sql::tables::{log_kind, new_identity, version_complaint};
+use crate::store::sql::tables::{log_kind, missing_complaint, new_identity, version_complaint};
 use crate::store::sql::text::{self, Dialect, Texts};
 
 /// The version of the tables that this program writes. A change of them needs a new one, and steps
@@ -168,9 +168,14 @@ impl Sql {
 const LOG_VALUES: &str = "(revision, key, kind, value, create_revision, version, lease, \
                           prev_revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-/// Creates the tables in an empty database, or checks that those there are ours to use. Answers the
+/// Creates the tables in an empty database, if that is wanted, or checks that those there are ours to use. Answers the
 /// store's identity.
-pub(super) fn prepare(conn: &mut Connection, prefix: &str, opening_of: &Opening) -> Result<String> {
+pub(super) fn prepare(
+    conn: &mut Connection,
+    prefix: &str,
+    create: bool,
+    opening_of: &Opening,
+) -> Result<String> {
     let fail = |err| opening(opening_of, err);
     let tx = conn
         .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
@@ -184,12 +189,15 @@ pub(super) fn prepare(conn: &mut Connection, prefix: &str, opening_of: &Opening)
         .optional()
         .map_err(fail)?
         .is_some();
+    if !exists && !create {
+        return Err(opening_of.broken(&missing_complaint(prefix)));
+    }
     if !exists {
         tx.execute_batch(&tables(prefix)).map_err(fail)?;
         tx.execute(
             &format!(
                 "INSERT INTO {prefix}head (one, schema_version, identity, revision, compacted, \
-                 swept, origin, copy_ups, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0)"
+                 swept, origin, copy_ups, at_ms, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0, 0)"
             ),
             (VERSION, new_identity()),
         )
@@ -222,6 +230,7 @@ CREATE TABLE {p}head (
     swept           INTEGER NOT NULL,  -- how far compaction has deleted, so that it can go on
     origin          INTEGER NOT NULL,  -- changes up to here were the old store's
     copy_ups        INTEGER NOT NULL,  -- batches of copied keys, which take no revision
+    at_ms           INTEGER NOT NULL,  -- when something was last committed
     epoch           INTEGER,           -- of the migration; NULL without one
     claims          INTEGER NOT NULL,  -- deleted keys leave whiteouts
     base            INTEGER NOT NULL   -- last revision of the old store

@@ -406,6 +406,34 @@ async fn a_lease_that_was_kept_alive_since_it_was_found_is_not_ended() {
     assert!(store.time_to_live(id, false).await.unwrap().reply.is_some());
 }
 
+/// The clock of the store moves on; `quiet_ms` is since when nothing was committed.
+#[tokio::test]
+async fn leases_end_unless_nobody_could_keep_them_alive() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    let conn = Connection::open(dir.path()).unwrap();
+    conn.busy_timeout(std::time::Duration::from_secs(5))
+        .unwrap();
+    let id = LeaseId(5);
+    for (quiet_ms, left) in [(0, None), (60_000, Some(100))] {
+        let grant = Grant {
+            id: Some(id),
+            ttl_s: 100,
+        };
+        store.grant(grant).await.unwrap();
+        conn.execute_batch(&format!(
+            "BEGIN IMMEDIATE; UPDATE segue_lease SET deadline_ms = 1; \
+             UPDATE segue_head SET at_ms = at_ms - {quiet_ms}; COMMIT;"
+        ))
+        .unwrap();
+        let ended = Work::Expire(vec![id]);
+        store.engine.submit(Guard::None, ended).await.unwrap();
+        let status = store.time_to_live(id, false).await.unwrap().reply;
+        let remaining = status.map(|status| (status.remaining_ttl_s + 1) / 10 * 10);
+        assert_eq!(remaining, left, "after {quiet_ms} ms");
+    }
+}
+
 #[tokio::test]
 async fn a_batch_of_which_one_request_fails_keeps_the_others() {
     let dir = Dir::new();

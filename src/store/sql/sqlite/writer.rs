@@ -48,15 +48,14 @@ impl Writer {
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].
-    pub(super) fn sweep(
-        &mut self,
-        sql: &Sql,
-        swept: Revision,
-        compacted: Revision,
-    ) -> StoreResult<Revision> {
-        let mut until = compacted;
+    pub(super) fn sweep(&mut self, sql: &Sql) -> StoreResult<Head> {
+        let mut after = None;
         in_transaction(&self.conn, |conn| {
-            let step = || -> Result<Revision> {
+            let step = || -> Result<Head> {
+                let head = fetch::head(conn, sql)?;
+                let Head {
+                    swept, compacted, ..
+                } = head;
                 let mut far = conn.prepare_cached(&sql.texts.sweep_until)?;
                 let mut far = far.query([swept.0, compacted.0, SWEEP_ENTRIES])?;
                 let until = match far.next()? {
@@ -70,12 +69,15 @@ impl Writer {
                     .execute([swept.0, until.0])?;
                 conn.prepare_cached(&sql.texts.set_swept)?
                     .execute([until.0])?;
-                Ok(until)
+                Ok(Head {
+                    swept: until,
+                    ..head
+                })
             };
-            until = step().map_err(not_done)?;
+            after = Some(step().map_err(not_done)?);
             Ok(true)
         })?;
-        Ok(until)
+        after.ok_or_else(|| StoreError::Broken("a sweep was not carried out".into()))
     }
 
     /// See [`crate::store::sql::backend::Backend::drop_whiteouts`].
@@ -135,6 +137,10 @@ fn write(
 ) -> Result<()> {
     write_rows(conn, sql, changes, ids)?;
     write_log(conn, sql, &changes.log)?;
+    if changes.renew_leases {
+        conn.prepare_cached(&sql.texts.renew_leases)?
+            .execute([changes.head.at_ms])?;
+    }
     for lease in &changes.leases {
         conn.prepare_cached(&sql.put_lease)?.execute([
             lease.id.0,
@@ -236,6 +242,7 @@ fn set_head(conn: &Connection, sql: &Sql, head: &Head) -> Result<()> {
         head.swept.0,
         head.origin.0,
         head.copy_ups,
+        head.at_ms,
         head.line.map(|line| line.epoch.0.cast_signed()),
         head.line.is_some_and(|line| line.claims),
         head.line.map_or(0, |line| line.base.0),

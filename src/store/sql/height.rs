@@ -1,0 +1,62 @@
+//! How far the store has come, as far as this process knows.
+//!
+//! A database that loses commits in a crash, or is set back to a backup, gives revisions away twice:
+//! clients and watches would take new changes for ones that they have seen. Nobody is served then.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::store::{Result, StoreError};
+use crate::types::Revision;
+
+/// The highest revision that was seen.
+#[derive(Debug)]
+pub(super) struct Height(AtomicI64);
+
+impl Height {
+    pub(super) fn new(revision: Revision) -> Self {
+        Self(AtomicI64::new(revision.0))
+    }
+
+    /// What everything that is asked for from now on may not be below.
+    pub(super) fn get(&self) -> Revision {
+        Revision(self.0.load(Ordering::Acquire))
+    }
+
+    /// Notes that the store has come so far.
+    pub(super) fn raise(&self, revision: Revision) {
+        self.0.fetch_max(revision.0, Ordering::AcqRel);
+    }
+
+    /// Checks the revision that the store answered against what [`Self::get`] gave before it was
+    /// asked.
+    pub(super) fn check(&self, floor: Revision, answered: Revision) -> Result<()> {
+        if answered < floor {
+            return Err(StoreError::Broken(format!(
+                "the database has gone back from revision {floor} to {answered}: it has lost commits \
+                 (a crash of a server that does not sync them) or was restored from a backup. Clients \
+                 have seen what is lost, so nothing is served; if it is to stay so, start segue \
+                 anew and restart the clients"
+            )));
+        }
+        self.raise(answered);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_goes_back_is_noticed_by_whoever_asks_afterwards() {
+        let height = Height::new(Revision(3));
+        let before = height.get();
+        height.check(before, Revision(5)).unwrap();
+        // Was under way when another one saw 5.
+        height.check(before, Revision(4)).unwrap();
+        let told = height.check(height.get(), Revision(4)).unwrap_err();
+        assert!(told.to_string().contains("from revision 5 to 4"), "{told}");
+        height.raise(Revision(6));
+        assert!(height.check(height.get(), Revision(5)).is_err());
+    }
+}
