@@ -150,7 +150,7 @@ impl Backend for Sqlite {
 
     async fn moved(&self, _known: Revision, _eager: bool) {
         // The lock on the file keeps others out.
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 
     fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()> {
