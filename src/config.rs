@@ -43,8 +43,8 @@ pub struct Settings {
     /// The client URL that the member list names for this proxy [default: where it listens]
     #[arg(long, env = "SEGUE_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
-    /// Begin even though the new store holds keys; SQLite keeps them, and they win over the old store's;
-    /// in etcd they are overwritten where the old store has the same key
+    /// Begin even though the new store holds keys: they stay, and win over the old store's where both have
+    /// the same
     #[arg(long, env = "SEGUE_ALLOW_NONEMPTY", num_args = 0..=1, default_missing_value = "true")]
     pub allow_nonempty: Option<bool>,
     /// How many parts of the old store are copied at the same time [default: 4]

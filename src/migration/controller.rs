@@ -87,8 +87,7 @@ pub enum OpenError {
     /// The new store has keys.
     #[error(
         "the new store is not empty, and what it holds is not this migration. Give an empty one, or \
-         say --allow-nonempty: SQLite keeps its keys then, and they win over those of the old store; \
-         in etcd they are overwritten where the old store has the same key"
+         say --allow-nonempty: its keys stay then, and win over the old store's where both have the same"
     )]
     NotEmpty,
     /// Both are one.

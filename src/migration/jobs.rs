@@ -152,10 +152,15 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
     jobs
 }
 
-/// Brings leases and leased keys over, then lets clients in.
+/// Makes sure of what the new store held before, brings leases and leased keys over, then lets clients
+/// in.
 pub(super) async fn open(shared: Arc<Controller>, state: State) {
     let new = shared.new.guarded(state.guard());
     until_done(&shared, "opening the migration", || async {
+        if state.nonempty {
+            // Before anything is copied up, leased keys included.
+            new.claim_present().await?;
+        }
         let keys = opening::copy_leased(&shared.ledger, &shared.old, &new).await?;
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
@@ -230,11 +235,9 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let verification = Verification {
         old: shared.old.clone(),
         new,
-        base: state.base,
     };
     let begin = Report {
         epoch: state.epoch,
-        strays_expected: state.nonempty,
         ..Report::default()
     };
     let progress = |report: &Report| shared.verifying.store(Some(Arc::new(report.clone())));

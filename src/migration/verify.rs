@@ -2,8 +2,9 @@
 //! backfill.
 //!
 //! It walks over the old store and reads what the new one has claimed in the same span afterwards
-//! (old before new: a claim that is missing then was missing all along). Clients may go on writing:
-//! what they have changed has a revision behind the base, and is theirs to decide.
+//! (old before new: a claim that is missing then was missing all along). Only copies are compared:
+//! clients may go on writing, and what they have changed is theirs to decide, as is what the new store
+//! held before the migration.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::records::readable;
 use crate::store::{Claim, GuardedStore, OldStore, Page, Read, ReadReply, Result, StoreError};
 use crate::types::range::successor;
-use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Range};
 
 /// Bytes that are to be held of either store at a time.
 const PAGE_BYTES: usize = 2 << 20;
@@ -38,7 +39,8 @@ pub struct Report {
     pub compared: u64,
     /// Keys that are the same in both.
     pub equal: u64,
-    /// Keys that clients have changed or deleted since the migration began.
+    /// Keys that clients have changed or deleted since the migration began, or that the new store
+    /// held before.
     pub superseded: u64,
     /// Copied keys with a lease that have run out in the old store since. Only the new one counts.
     pub expired: u64,
@@ -46,10 +48,8 @@ pub struct Report {
     pub missing: u64,
     /// Keys whose copy is not what the old store holds.
     pub different: u64,
-    /// Keys that are in the new store and seem to be copies, but are not in the old one.
+    /// Copies of keys that are not in the old store.
     pub stray: u64,
-    /// The new store held keys when the migration began, so strays are to be expected.
-    pub strays_expected: bool,
     /// The first of what was found.
     pub findings: Vec<Finding>,
     /// When it ended, in milliseconds since 1970.
@@ -85,8 +85,6 @@ pub struct Verification {
     pub old: Arc<dyn OldStore>,
     /// The store that the data goes to, under the guard of the present epoch.
     pub new: Arc<dyn GuardedStore>,
-    /// The last revision that belongs to the old store.
-    pub base: Revision,
 }
 
 impl Verification {
@@ -102,13 +100,8 @@ impl Verification {
             rest = self.step(span, &mut limits, &mut report).await?;
             progress(&report);
         }
-        let strays = if report.strays_expected {
-            0
-        } else {
-            report.stray
-        };
         report.complete = true;
-        report.good = report.missing + report.different + strays == 0;
+        report.good = report.missing + report.different + report.stray == 0;
         Ok(report)
     }
 
@@ -147,8 +140,8 @@ impl Verification {
         page.kvs.retain(|kv| part.contains(&kv.key));
         page.rejects.retain(|(key, _)| part.contains(key));
         let claims = self.claims(part).await?;
-        limits.1 = adapted(limits.1, claims.iter().filter_map(live));
-        compare(&page, &claims, self.base, report);
+        limits.1 = adapted(limits.1, claims.iter().filter_map(Claim::live));
+        compare(&page, &claims, report);
         Ok(end.and_then(|end| match span {
             KeyRange::Span { end: last, .. } => {
                 let rest = KeyRange::span(end, last);
@@ -185,13 +178,6 @@ impl Verification {
     }
 }
 
-fn live(claim: &Claim) -> Option<&KeyValue> {
-    match claim {
-        Claim::Live(kv) => Some(kv),
-        Claim::Whiteout(_) => None,
-    }
-}
-
 fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
     let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| {
         (count + 1, bytes + kv.key.len() + kv.value.len())
@@ -204,7 +190,7 @@ fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
 }
 
 /// Walks over both sides in key order.
-fn compare(page: &Page, claims: &[Claim], base: Revision, report: &mut Report) {
+fn compare(page: &Page, claims: &[Claim], report: &mut Report) {
     let mut old = page.kvs.iter().peekable();
     let mut new = claims.iter().peekable();
     loop {
@@ -222,9 +208,7 @@ fn compare(page: &Page, claims: &[Claim], base: Revision, report: &mut Report) {
                 }
             }
             Ordering::Greater => {
-                if let Some(Claim::Live(kv)) = new.next()
-                    && kv.mod_revision <= base
-                {
+                if let Some(Claim::Copied(kv)) = new.next() {
                     if kv.lease.is_some() {
                         report.expired += 1;
                     } else {
@@ -235,12 +219,10 @@ fn compare(page: &Page, claims: &[Claim], base: Revision, report: &mut Report) {
             Ordering::Equal => {
                 report.compared += 1;
                 match (old.next(), new.next()) {
-                    (Some(old), Some(Claim::Live(new))) if new.mod_revision <= base => {
-                        match difference(old, new) {
-                            None => report.equal += 1,
-                            Some(what) => report.find(Kind::Different, &old.key, what),
-                        }
-                    }
+                    (Some(old), Some(Claim::Copied(new))) => match difference(old, new) {
+                        None => report.equal += 1,
+                        Some(what) => report.find(Kind::Different, &old.key, what),
+                    },
                     _ => report.superseded += 1,
                 }
             }
@@ -301,9 +283,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LeaseId;
-
-    const BASE: Revision = Revision(10);
+    use crate::types::{LeaseId, Revision};
 
     fn kv(key: &'static str, value: &'static str, revision: i64) -> KeyValue {
         KeyValue {
@@ -322,7 +302,7 @@ mod tests {
             ..Page::default()
         };
         let mut report = Report::default();
-        compare(&page, new, BASE, &mut report);
+        compare(&page, new, &mut report);
         report
     }
 
@@ -332,7 +312,7 @@ mod tests {
         let changed = |change: &dyn Fn(&mut KeyValue)| {
             let mut copy = a();
             change(&mut copy);
-            Claim::Live(copy)
+            Claim::Copied(copy)
         };
         let leased = changed(&|kv| kv.lease = LeaseId(7));
         let [equal, superseded, expired, missing, different, stray] = [0, 1, 2, 3, 4, 5];
@@ -365,9 +345,9 @@ mod tests {
             ),
             ("lease", vec![a()], vec![leased.clone()], different),
             (
-                "written since",
+                "written since, or there before",
                 vec![a()],
-                vec![changed(&|kv| kv.mod_revision = Revision(11))],
+                vec![Claim::Live(kv("a", "2", 5))],
                 superseded,
             ),
             (
@@ -401,14 +381,14 @@ mod tests {
 
     #[test]
     fn new_keys_of_clients_and_their_whiteouts_are_nobodys_concern() {
-        let new = [Claim::Live(kv("b", "x", 11)), Claim::Whiteout("c".into())];
+        let new = [Claim::Live(kv("b", "x", 5)), Claim::Whiteout("c".into())];
         assert_eq!(found(&[], &new), Report::default());
     }
 
     #[test]
     fn a_gap_is_found_among_neighbours() {
         let old = [kv("a", "1", 1), kv("b", "2", 2), kv("c", "3", 3)];
-        let new = [Claim::Live(old[0].clone()), Claim::Live(old[2].clone())];
+        let new = [0, 2].map(|index: usize| Claim::Copied(old[index].clone()));
         let report = found(&old, &new);
         assert_eq!((report.compared, report.equal, report.missing), (3, 2, 1));
         assert_eq!(report.findings[0].key, "b");

@@ -13,8 +13,9 @@ pub(super) fn view(old: Vec<KeyValue>, claims: Vec<Claim>) -> Vec<KeyValue> {
             merged.push(kv);
         }
         old.next_if(|kv| kv.key == *claim.key());
-        if let Claim::Live(kv) = claim {
-            merged.push(kv);
+        match claim {
+            Claim::Live(kv) | Claim::Copied(kv) => merged.push(kv),
+            Claim::Whiteout(_) => {}
         }
     }
     merged.extend(old);
@@ -45,7 +46,7 @@ mod tests {
             Claim::Whiteout("0".into()),
             Claim::Live(kv("b", "new")),
             Claim::Whiteout("c".into()),
-            Claim::Live(kv("d", "new")),
+            Claim::Copied(kv("d", "new")),
         ];
         let expected = vec![
             kv("a", "old"),

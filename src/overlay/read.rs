@@ -209,7 +209,7 @@ fn needed_content(request: &Range) -> Content {
 fn count_view(pairs: &[KeyValue], rest: &[Bytes], claims: &[Claim]) -> usize {
     let live = claims
         .iter()
-        .filter(|claim| matches!(claim, Claim::Live(_)))
+        .filter(|claim| claim.live().is_some())
         .count();
     let shadowed = claims
         .iter()

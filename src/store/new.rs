@@ -127,6 +127,11 @@ pub trait GuardedStore: Store {
     /// [`super::RequestError::TooLarge`] if it is more than the store takes at once: callers try
     /// again with fewer pairs.
     async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>>;
+
+    /// Claims every key that is live and unclaimed, so that no copy-up touches it: those that the
+    /// store held before the line was set. Nothing to do where a row is a claim. May be interrupted,
+    /// repeated, and done by several at once, but nobody may be served before it is done.
+    async fn claim_present(&self) -> Result<()>;
 }
 
 /// One of several reads in a snapshot.
@@ -156,8 +161,11 @@ pub enum ReadReply {
 /// What the new store has decided about a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// It is live there.
+    /// It is live there, and was written there.
     Live(KeyValue),
+    /// It was copied up and has not changed since. (At a revision of the past, a store may call it
+    /// live.)
+    Copied(KeyValue),
     /// It is deleted: a whiteout.
     Whiteout(Bytes),
 }
@@ -167,8 +175,17 @@ impl Claim {
     #[must_use]
     pub fn key(&self) -> &Bytes {
         match self {
-            Self::Live(kv) => &kv.key,
+            Self::Live(kv) | Self::Copied(kv) => &kv.key,
             Self::Whiteout(key) => key,
+        }
+    }
+
+    /// The pair, unless it is deleted.
+    #[must_use]
+    pub fn live(&self) -> Option<&KeyValue> {
+        match self {
+            Self::Live(kv) | Self::Copied(kv) => Some(kv),
+            Self::Whiteout(_) => None,
         }
     }
 }

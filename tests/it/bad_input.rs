@@ -178,14 +178,61 @@ async fn a_store_is_not_migrated_to_itself_nor_to_one_that_is_in_use() {
         before,
         "the new store was written"
     );
-    let segue = Segue::start(args.into_iter().chain(["--allow-nonempty"])).await;
-    let mut through = etcd_client::Client::connect([segue.endpoint()], None)
-        .await
-        .unwrap();
-    assert_eq!(
-        through.get("mine", None).await.unwrap().kvs()[0].value(),
-        b"x"
-    );
+}
+
+#[tokio::test]
+async fn keys_that_a_nonempty_new_store_holds_win_whatever_store_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", dir.path().join("new.db").display());
+    let server = Etcd::start().await;
+    for new in [server.url(), file] {
+        let old = Etcd::start().await;
+        let mut there_before = etcd_client::Client::connect([old.endpoint()], None)
+            .await
+            .unwrap();
+        for key in ["both", "deleted", "old"] {
+            there_before.put(key, "from the old store", None).await.unwrap();
+        }
+        let alone = Segue::start(["--new", &new]).await;
+        let mut there_before = etcd_client::Client::connect([alone.endpoint()], None)
+            .await
+            .unwrap();
+        for key in ["both", "deleted", "new"] {
+            there_before.put(key, "from the new store", None).await.unwrap();
+        }
+        drop(alone);
+
+        let segue = Segue::start(["--old", &old.url(), "--new", &new, "--allow-nonempty"]).await;
+        let mut client = etcd_client::Client::connect([segue.endpoint()], None)
+            .await
+            .unwrap();
+        client.delete("deleted", None).await.unwrap();
+        check_that_the_new_one_won(&mut client).await;
+        segue
+            .until("verified", |status| status["verified"] == true)
+            .await;
+        check_that_the_new_one_won(&mut client).await;
+        let switched = segue.run(["switch", "normal"]).await;
+        assert_eq!(switched.code, 0, "{switched:?}");
+        check_that_the_new_one_won(&mut client).await;
+    }
+}
+
+/// What clients see of two stores that both hold `both`, and of which one holds `old` or `new`.
+async fn check_that_the_new_one_won(client: &mut etcd_client::Client) {
+    let all = etcd_client::GetOptions::new().with_all_keys();
+    let found = client.get("", Some(all)).await.unwrap();
+    let found: Vec<_> = found
+        .kvs()
+        .iter()
+        .map(|kv| (kv.key_str().unwrap(), kv.value_str().unwrap()))
+        .collect();
+    let expected = [
+        ("both", "from the new store"),
+        ("new", "from the new store"),
+        ("old", "from the old store"),
+    ];
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@
 //! - **Numbers.** Clients see etcd's revisions shifted by an offset that is fixed when the line is set. The
 //!   claim record of a key that was copied up holds the numbers that the key had in the old store, which
 //!   clients see for as long as the key lives on. Copy-ups and records take revisions of etcd's, so
-//!   clients see gaps, never a repetition.
+//!   clients see gaps, never a repetition. What the store held before is as if it had been written behind
+//!   the base.
 //! - **The epoch.** Every transaction and every read has the condition that the epoch still stands. etcd cannot put
 //!   grants, revokes and compactions into transactions: for these the epoch is read just before.
 //!
@@ -18,8 +19,8 @@
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
-//! `reads` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `records`; `tail`
-//! (watches); `old`.
+//! `reads` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `present` (keys
+//! that were there before), `records`; `tail` (watches); `old`.
 
 mod claims;
 mod client;
@@ -31,6 +32,7 @@ mod names;
 mod numbers;
 mod old;
 mod ops;
+mod present;
 mod reads;
 mod records;
 mod session;

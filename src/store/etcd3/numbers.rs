@@ -123,6 +123,12 @@ pub(super) enum Rewritten {
 }
 
 impl Claimed {
+    /// Whether a pair that has etcd's numbers was copied up and has not changed since.
+    pub(super) fn is_of_copy(self, kv: &KeyValue) -> bool {
+        let last_change = kv.mod_revision.0;
+        matches!(self, Self::Copied(copied) if copied.at == last_change)
+    }
+
     /// Reads a claim record: its value, and etcd's revision of its (only) write.
     pub(super) fn read(value: &[u8], at: i64) -> Option<Self> {
         if value.is_empty() {

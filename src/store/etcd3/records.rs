@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// How often the records are written again when the line changed under them.
 const TRIES_MAX: usize = 20;
+/// etcd's revision before the first change. Another one would do as well that no key is older than.
+const BEFORE_ALL: i64 = 1;
 /// Claims that are removed in one transaction. etcd writes each of them down.
 const DROPPED_PER_TXN: i64 = 5_000;
 
@@ -33,7 +35,8 @@ pub(super) struct StoredLine {
     pub(super) epoch: Option<Epoch>,
     pub(super) claims: bool,
     base: Revision,
-    /// etcd's revision that clients see as the base.
+    /// etcd's revision that clients see as the base: that of the line where the store held no keys
+    /// then, else the one before all of them, or they would have numbers of the old store's time.
     origin: i64,
     /// etcd's revision of the key that holds the line; 0 where there is none.
     written: i64,
@@ -133,8 +136,17 @@ impl Shared {
         response.kvs.first().map(StoredLine::read).transpose()
     }
 
+    /// etcd's revision that a line with this base has as its origin; nothing: the one that it is
+    /// written at. The offset stays what it is for as long as the base does.
+    async fn origin(&self, before: Option<&StoredLine>, base: Revision) -> Result<Option<i64>> {
+        match before.filter(|before| before.base == base) {
+            Some(before) => Ok(Some(before.origin)),
+            None => Ok(self.plain.holds_keys().await?.then_some(BEFORE_ALL)),
+        }
+    }
+
     /// The operations that set or remove the line.
-    fn line_ops(
+    async fn line_ops(
         &self,
         before: Option<&StoredLine>,
         line: Option<Line>,
@@ -157,10 +169,7 @@ impl Shared {
                 epoch: Some(line.epoch),
                 claims: line.claims,
                 base: line.base,
-                // The offset stays what it is for as long as the base does.
-                origin: before
-                    .filter(|before| before.base == line.base)
-                    .map(|before| before.origin),
+                origin: self.origin(before, line.base).await?,
             },
         };
         let text = serde_json::to_vec(&text)
@@ -235,7 +244,7 @@ impl NewStore for Etcd3 {
                 ));
                 request
                     .success
-                    .extend(shared.line_ops(before.as_ref(), line)?);
+                    .extend(shared.line_ops(before.as_ref(), line).await?);
                 request.failure.push(range_op(range_request(&line_key)));
                 seen = Some(written);
             }

@@ -359,4 +359,8 @@ impl GuardedStore for Guarded {
     async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {
         self.session().await?.copy_up(copy_up).await
     }
+
+    async fn claim_present(&self) -> Result<()> {
+        self.session().await?.claim_present().await
+    }
 }

@@ -1,5 +1,7 @@
 //! Several reads in one snapshot, claims among them.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::late;
@@ -161,15 +163,27 @@ impl Session {
             .iter()
             .map(|record| view.read_claim(record))
             .collect::<Result<_>>()?;
+        // Keys that were copied up and have not changed since.
+        let mut copies = HashSet::new();
         if view.known.is_some() {
             let mut known = claims.iter().peekable();
             for kv in &mut live {
                 while known.next_if(|(key, _)| *key < kv.key).is_some() {}
                 let claim = known.peek().filter(|(key, _)| *key == kv.key);
-                view.numbers
-                    .translate(kv, claim.map_or(Claimed::Here, |(_, claim)| *claim));
+                let claim = claim.map_or(Claimed::Here, |(_, claim)| *claim);
+                if claim.is_of_copy(kv) {
+                    copies.insert(kv.key.clone());
+                }
+                view.numbers.translate(kv, claim);
             }
         }
+        let live_claim = |kv: KeyValue| {
+            if copies.contains(&kv.key) {
+                Claim::Copied(kv)
+            } else {
+                Claim::Live(kv)
+            }
+        };
         if let Some(at) = at {
             let late = late::copied_after(view, keys, view.numbers.etcd(at)).await?;
             if !late.is_empty() {
@@ -185,14 +199,14 @@ impl Session {
         let mut live = live.into_iter().peekable();
         for (key, _) in claims {
             while let Some(kv) = live.next_if(|kv| kv.key < key) {
-                reply.push(Claim::Live(kv));
+                reply.push(live_claim(kv));
             }
             reply.push(match live.next_if(|kv| kv.key == key) {
-                Some(kv) => Claim::Live(kv),
+                Some(kv) => live_claim(kv),
                 None => Claim::Whiteout(key),
             });
         }
-        reply.extend(live.map(Claim::Live));
+        reply.extend(live.map(live_claim));
         Ok(reply)
     }
 }

@@ -42,6 +42,8 @@ struct Key {
     states: Vec<(Revision, Option<KeyValue>)>,
     /// It was deleted while there was a line.
     whiteout: bool,
+    /// It was copied up and has not changed since.
+    copied: bool,
 }
 
 struct Lease {
@@ -133,6 +135,7 @@ impl State {
             if let Some(copied) = row.copied {
                 // What happened to the key here before it was claimed is not the line's history.
                 key.states = vec![(copied.mod_revision, Some(copied))];
+                key.copied = true;
             }
         }
         for batch in outcome.batches {
@@ -143,6 +146,7 @@ impl State {
                 };
                 let key = self.keys.entry(event.key().clone()).or_default();
                 key.states.push((batch.revision, state));
+                key.copied = false;
             }
             let batch = Arc::new(batch);
             self.log.insert(batch.revision, batch.clone());
@@ -292,18 +296,23 @@ impl State {
         let mut claims = Vec::new();
         for part in self.reserved.visible(keys) {
             for (key, states) in self.keys.range::<[u8], _>(part.bounds()) {
-                match states.at(at) {
-                    Some(kv) if values > 0 => {
-                        values -= 1;
-                        claims.push(Claim::Live(kv.clone()));
+                let Some(kv) = states.at(at) else {
+                    if states.is_claimed() {
+                        claims.push(Claim::Whiteout(key.clone()));
                     }
-                    Some(kv) => claims.push(Claim::Live(KeyValue {
-                        value: Bytes::new(),
-                        ..kv.clone()
-                    })),
-                    None if states.is_claimed() => claims.push(Claim::Whiteout(key.clone())),
-                    None => {}
+                    continue;
+                };
+                let mut kv = kv.clone();
+                if values > 0 {
+                    values -= 1;
+                } else {
+                    kv.value = Bytes::new();
                 }
+                claims.push(if states.copied {
+                    Claim::Copied(kv)
+                } else {
+                    Claim::Live(kv)
+                });
             }
         }
         claims

@@ -1,7 +1,7 @@
 //! What a new store leaves behind while a migration runs.
 
-use segue::store::{Guard, Line};
-use segue::types::{Epoch, KeyRange, Put};
+use segue::store::{Claim, Guard, Line, Read, ReadReply};
+use segue::types::{CompareResult, CompareTarget, Epoch, KeyRange, Put, Revision};
 
 use super::NewFixture;
 use super::dsl::*;
@@ -109,6 +109,62 @@ pub async fn dropping_claims_removes_whiteouts_and_keeps_keys(fixture: &dyn NewF
     plain.put("e", "1").await;
     plain.delete(one("b")).await;
     assert_eq!(plain.all().await, ["c", "e"]);
+}
+
+pub async fn keys_that_were_there_before_win(fixture: &dyn NewFixture) {
+    // Enough for several transactions.
+    const KEYS: usize = 150;
+    let new = fixture.new_store().await;
+    let plain = new.guarded(Guard::None);
+    let key = |number: usize| format!("key/{number:03}");
+    for number in 0..KEYS {
+        plain.put(Put::new(key(number), "before")).await.unwrap();
+    }
+    // An old store that was used less, so that its numbers are no room for those.
+    let line = Line {
+        base: Revision(3),
+        ..line(1)
+    };
+    set_line(&*new, Some(line)).await;
+    let subject = NewSubject::with(new, 1, fixture.gapless());
+    subject.copy_up(vec![old("copied", "")]).await;
+    for _ in 0..2 {
+        subject.handle.claim_present().await.unwrap();
+    }
+    let claims = Read::Claims {
+        keys: KeyRange::all(),
+        values: 0,
+    };
+    let mut replies = subject.handle.snapshot(None, vec![claims]).await.unwrap();
+    let Some(ReadReply::Claims(claims)) = replies.reply.pop() else {
+        panic!("claims are answered with claims");
+    };
+    assert_eq!(claims.len(), KEYS + 1);
+    for claim in &claims {
+        let is_copy = matches!(claim, Claim::Copied(_));
+        assert_eq!(is_copy, claim.key() == "copied", "{claim:?}");
+    }
+
+    let copies = (0..KEYS).map(|number| old(&key(number), "old")).collect();
+    assert_eq!(subject.copy_up(copies).await, 0);
+    let kv = subject.store.get(&key(7)).await.unwrap();
+    assert_eq!((&kv.value[..], kv.version), (&b"before"[..], 1));
+    assert!(kv.create_revision > Revision(0), "{kv:?}");
+    assert_eq!(kv.create_revision, kv.mod_revision);
+    assert!(kv.mod_revision <= subject.store.revision().await);
+    let swap = segue::types::Txn {
+        compares: vec![compare(
+            one(&key(7)),
+            CompareResult::Equal,
+            CompareTarget::Mod(kv.mod_revision),
+        )],
+        ..segue::types::Txn::of(vec![put_op(&key(7), "swapped")])
+    };
+    assert!(subject.store.txn(swap).await.succeeded);
+
+    subject.store.delete(one(&key(8))).await;
+    assert_eq!(subject.copy_up(vec![old(&key(8), "old")]).await, 0);
+    assert_eq!(subject.claims(one(&key(8))).await, ["key/008 whiteout"]);
 }
 
 pub async fn a_line_without_claims_leaves_no_whiteouts(fixture: &dyn NewFixture) {

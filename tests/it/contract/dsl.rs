@@ -229,7 +229,7 @@ pub async fn claims(
         panic!("claims are answered with claims, not {replies:?}");
     };
     let word = |claim: &Claim| match claim {
-        Claim::Live(kv) => format!("{}={}", text(&kv.key), text(&kv.value)),
+        Claim::Live(kv) | Claim::Copied(kv) => format!("{}={}", text(&kv.key), text(&kv.value)),
         Claim::Whiteout(key) => format!("{} whiteout", text(key)),
     };
     claims.iter().map(word).collect()

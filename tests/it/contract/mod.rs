@@ -158,6 +158,7 @@ macro_rules! new_store_contract {
                     claims_come_with_as_many_values_as_asked_for
                     reserved_keys_are_hidden_from_claims_that_cross_them
                     dropping_claims_removes_whiteouts_and_keeps_keys
+                    keys_that_were_there_before_win
                     a_line_without_claims_leaves_no_whiteouts
                 }
                 copy_up {

@@ -88,6 +88,10 @@ impl GuardedStore for Guarded {
         self.1.check(&copy_up.kvs)?;
         self.0.copy_up(copy_up).await
     }
+
+    async fn claim_present(&self) -> Result<()> {
+        self.0.claim_present().await
+    }
 }
 
 #[async_trait]

@@ -56,7 +56,7 @@ impl GuardedStore for Sabotaged {
         if self.sabotage == Sabotage::DeletesLeaveNoClaim {
             for reply in &mut answer.reply {
                 if let ReadReply::Claims(claims) = reply {
-                    claims.retain(|claim| matches!(claim, Claim::Live(_)));
+                    claims.retain(|claim| claim.live().is_some());
                 }
             }
         }
@@ -90,6 +90,10 @@ impl GuardedStore for Sabotaged {
             return Ok(None);
         }
         self.write_copies(kvs, claimed).await.map(Some)
+    }
+
+    async fn claim_present(&self) -> Result<()> {
+        self.inner.claim_present().await
     }
 }
 
