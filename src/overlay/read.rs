@@ -207,10 +207,7 @@ fn needed_content(request: &Range) -> Content {
 
 /// Keys in the view: those that are live in the new store, and the old ones that are unclaimed.
 fn count_view(pairs: &[KeyValue], rest: &[Bytes], claims: &[Claim]) -> usize {
-    let live = claims
-        .iter()
-        .filter(|claim| claim.live().is_some())
-        .count();
+    let live = claims.iter().filter(|claim| claim.live().is_some()).count();
     let shadowed = claims
         .iter()
         .map(Claim::key)

@@ -191,14 +191,20 @@ async fn keys_that_a_nonempty_new_store_holds_win_whatever_store_it_is() {
             .await
             .unwrap();
         for key in ["both", "deleted", "old"] {
-            there_before.put(key, "from the old store", None).await.unwrap();
+            there_before
+                .put(key, "from the old store", None)
+                .await
+                .unwrap();
         }
         let alone = Segue::start(["--new", &new]).await;
         let mut there_before = etcd_client::Client::connect([alone.endpoint()], None)
             .await
             .unwrap();
         for key in ["both", "deleted", "new"] {
-            there_before.put(key, "from the new store", None).await.unwrap();
+            there_before
+                .put(key, "from the new store", None)
+                .await
+                .unwrap();
         }
         drop(alone);
 

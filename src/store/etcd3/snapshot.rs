@@ -177,16 +177,10 @@ impl Session {
                 view.numbers.translate(kv, claim);
             }
         }
-        let live_claim = |kv: KeyValue| {
-            if copies.contains(&kv.key) {
-                Claim::Copied(kv)
-            } else {
-                Claim::Live(kv)
-            }
-        };
         if let Some(at) = at {
             let late = late::copied_after(view, keys, view.numbers.etcd(at)).await?;
             if !late.is_empty() {
+                copies.extend(late.iter().map(|kv| kv.key.clone()));
                 live.extend(late);
                 live.sort_unstable_by(|a, b| a.key.cmp(&b.key));
                 // Those in front push others back, and all of them came with their values.
@@ -195,6 +189,13 @@ impl Session {
                 }
             }
         }
+        let live_claim = |kv: KeyValue| {
+            if copies.contains(&kv.key) {
+                Claim::Copied(kv)
+            } else {
+                Claim::Live(kv)
+            }
+        };
         let mut reply = Vec::with_capacity(claims.len().max(live.len()));
         let mut live = live.into_iter().peekable();
         for (key, _) in claims {

@@ -42,8 +42,8 @@ struct Key {
     states: Vec<(Revision, Option<KeyValue>)>,
     /// It was deleted while there was a line.
     whiteout: bool,
-    /// It was copied up and has not changed since.
-    copied: bool,
+    /// The mod revision that it was copied up with, if it was.
+    copied: Option<Revision>,
 }
 
 struct Lease {
@@ -134,8 +134,8 @@ impl State {
             key.whiteout = deleted && claims;
             if let Some(copied) = row.copied {
                 // What happened to the key here before it was claimed is not the line's history.
+                key.copied = Some(copied.mod_revision);
                 key.states = vec![(copied.mod_revision, Some(copied))];
-                key.copied = true;
             }
         }
         for batch in outcome.batches {
@@ -146,7 +146,6 @@ impl State {
                 };
                 let key = self.keys.entry(event.key().clone()).or_default();
                 key.states.push((batch.revision, state));
-                key.copied = false;
             }
             let batch = Arc::new(batch);
             self.log.insert(batch.revision, batch.clone());
@@ -308,7 +307,7 @@ impl State {
                 } else {
                     kv.value = Bytes::new();
                 }
-                claims.push(if states.copied {
+                claims.push(if states.copied == Some(kv.mod_revision) {
                     Claim::Copied(kv)
                 } else {
                     Claim::Live(kv)

@@ -366,8 +366,9 @@ impl World {
                 ReadReply::Range(range) => range.kvs.iter_mut().for_each(|kv| self.kv(kv)),
                 ReadReply::Claims(claims) => {
                     for claim in claims {
-                        if let Claim::Live(kv) = claim {
-                            self.kv(kv);
+                        match claim {
+                            Claim::Live(kv) | Claim::Copied(kv) => self.kv(kv),
+                            Claim::Whiteout(_) => {}
                         }
                     }
                 }
