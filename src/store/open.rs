@@ -31,7 +31,14 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
             Ok(sql::sqlite::open(path, options).await?)
         }
         StoreUrl::Etcd(cluster) => Ok(Arc::new(Etcd3::open(cluster, reserved.clone()).await?)),
-        StoreUrl::Postgres(_) | StoreUrl::Mysql(_) => Err(not_yet(url)),
+        StoreUrl::Mysql(database) => {
+            let options = sql::Options {
+                reserved: reserved.clone(),
+                ..sql::Options::default()
+            };
+            Ok(sql::mysql::open(database, options).await?)
+        }
+        StoreUrl::Postgres(_) => Err(not_yet(url)),
         StoreUrl::Table(_) => Err(RequestError::Unsupported(format!(
             "{url} cannot be the new store: a table of an application has no room for revisions, \
              leases and claims. Leave table= and what belongs to it out, and Segue makes tables of its \
@@ -67,7 +74,18 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             let store = OldEtcd3::open(cluster, reserved.clone()).await?;
             Ok(Arc::new(store))
         }
-        StoreUrl::Postgres(_) | StoreUrl::Mysql(_) | StoreUrl::Table(_) => Err(not_yet(url)),
+        StoreUrl::Mysql(database) => {
+            let options = sql::Options {
+                reserved: reserved.clone(),
+                expire_leases: false,
+                create: false,
+                ..sql::Options::default()
+            };
+            let store = sql::mysql::open(database, options).await?;
+            let identity = store.identity().await?;
+            Ok(Arc::new(AsOld::new(store, identity)))
+        }
+        StoreUrl::Postgres(_) | StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;

@@ -61,6 +61,7 @@ const NO_IO: &str = "types do no I/O";
 /// Crates that only these places may know.
 const DRIVERS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store::sql::sqlite"]),
+    ("mysql_async", &["store::sql::mysql"]),
     ("etcd_client", &["cli::demo"]),
     ("axum", &["admin"]),
     ("clap", &["cli", "config"]),

@@ -12,7 +12,7 @@
 //!   writer.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
 //! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
-//! - [`sqlite`]: the backend for SQLite, and how to open one.
+//! - [`sqlite`], [`mysql`]: the backends, and how to open one.
 
 pub mod backend;
 mod counts;
@@ -21,6 +21,7 @@ mod engine;
 mod height;
 mod history;
 mod leases;
+pub mod mysql;
 mod rows;
 pub mod sqlite;
 mod store;
@@ -63,6 +64,8 @@ pub struct Options {
     pub min_lease_ttl_s: i64,
     /// End leases whose time is over. Off for an old store whose leases have moved to the new one.
     pub expire_leases: bool,
+    /// Use a server that is set to lose commits in a crash.
+    pub allow_lossy: bool,
 }
 
 impl Default for Options {
@@ -73,6 +76,7 @@ impl Default for Options {
             create: true,
             min_lease_ttl_s: lease::MIN_TTL_S,
             expire_leases: true,
+            allow_lossy: false,
         }
     }
 }

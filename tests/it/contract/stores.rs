@@ -12,13 +12,14 @@ use tempfile::TempDir;
 
 use super::dsl::{guard, line, set_line};
 use super::{Fixture, NewFixture, new_store_contract, store_contract};
-use crate::support::Etcd;
+use crate::support::{Etcd, mariadb::database};
 
 /// A kind of store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Memory,
     Sqlite,
+    MariaDb,
     Etcd,
 }
 
@@ -31,6 +32,10 @@ store_contract!(
     crate::contract::stores::plain(crate::contract::stores::Kind::Sqlite)
 );
 store_contract!(
+    mariadb,
+    crate::contract::stores::plain(crate::contract::stores::Kind::MariaDb)
+);
+store_contract!(
     etcd,
     crate::contract::stores::plain(crate::contract::stores::Kind::Etcd)
 );
@@ -41,6 +46,10 @@ store_contract!(
 store_contract!(
     claiming_sqlite,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    claiming_mariadb,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::MariaDb)
 );
 store_contract!(
     claiming_etcd,
@@ -74,6 +83,27 @@ store_contract!(
         crate::contract::stores::Kind::Sqlite
     )
 );
+store_contract!(
+    overlay_sqlite_mariadb,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Sqlite,
+        crate::contract::stores::Kind::MariaDb
+    )
+);
+store_contract!(
+    overlay_mariadb_etcd,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::MariaDb,
+        crate::contract::stores::Kind::Etcd
+    )
+);
+store_contract!(
+    overlay_etcd_mariadb,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Etcd,
+        crate::contract::stores::Kind::MariaDb
+    )
+);
 new_store_contract!(
     new_memory,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Memory)
@@ -81,6 +111,10 @@ new_store_contract!(
 new_store_contract!(
     new_sqlite,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+new_store_contract!(
+    new_mariadb,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::MariaDb)
 );
 new_store_contract!(
     new_etcd,
@@ -132,6 +166,7 @@ impl Fixed {
                 let name = format!("{:016x}.db", rand::random::<u64>());
                 format!("sqlite:{}", self.dir.path().join(name).display())
             }
+            Kind::MariaDb => database().await,
             Kind::Etcd => {
                 let server = Etcd::start().await;
                 let url = server.url();

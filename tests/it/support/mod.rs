@@ -11,6 +11,8 @@
 
 pub mod api;
 pub mod etcd;
+pub mod lasting;
+pub mod mariadb;
 pub mod ports;
 pub mod process;
 pub mod segue;
@@ -20,5 +22,7 @@ pub mod wait;
 #[allow(unused_imports, reason = "benches run the program in their own way")]
 pub use self::segue::Segue;
 pub use etcd::Etcd;
+#[allow(unused_imports, reason = "not every bench needs one")]
+pub use mariadb::MariaDb;
 pub use v2::V2;
 pub use wait::eventually;

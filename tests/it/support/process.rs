@@ -56,6 +56,11 @@ impl Process {
         self.child.try_wait().expect("a child can be waited for")
     }
 
+    /// Waits until the process has ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("a child can be waited for")
+    }
+
     /// Ends the process at once (SIGKILL) and waits until it is gone.
     pub fn kill(&mut self) {
         // It may have ended already; then there is nothing to kill.

@@ -1,0 +1,178 @@
+//! Looks out for what other processes write: asks for the head row's revision, again and again.
+//!
+//! The server tells nobody of itself that something has changed. So it is asked at short intervals
+//! while things move and somebody watches them, at longer ones while nothing moves, and rarely while
+//! nobody watches: a question is a read by primary key of a row that is in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+use super::Db;
+use super::error::Failure;
+use super::script::Script;
+use super::session::{Purpose, Session};
+use crate::store::sql::rows::Columns as _;
+use crate::tasks::spawn_owned;
+use crate::types::Revision;
+
+/// Between two questions while somebody watches and something moves.
+const SHORT: Duration = Duration::from_millis(2);
+
+/// The same while nothing moves: the longest that a change waits to be noticed.
+const LONG: Duration = Duration::from_millis(10);
+
+/// Between two questions while nobody watches.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// How long things move after a change.
+const MOVES_FOR: Duration = Duration::from_millis(100);
+
+/// How long a question may take.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a server that does not answer is left alone.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Whoever wants to know asks here. The task behind it ends when it is dropped.
+pub(super) struct Lookout {
+    seen: watch::Receiver<Revision>,
+    wish: Arc<Wish>,
+    _ends: DropGuard,
+}
+
+/// What those that wait want.
+#[derive(Default)]
+struct Wish {
+    waiting: AtomicUsize,
+    eager: AtomicBool,
+    /// One of them came.
+    changed: Notify,
+}
+
+impl Lookout {
+    /// Starts the task. It connects when somebody waits for the first time.
+    pub(super) fn start(db: &Arc<Db>) -> Self {
+        let (sender, seen) = watch::channel(Revision(0));
+        let wish = Arc::new(Wish::default());
+        let cancel = CancellationToken::new();
+        let task = Task {
+            db: db.clone(),
+            session: None,
+            seen: sender,
+            wish: wish.clone(),
+            moved_at: Instant::now(),
+        };
+        let cancelled = cancel.clone().cancelled_owned();
+        // Ends with the guard.
+        spawn_owned(async move {
+            tokio::select! {
+                () = cancelled => {}
+                () = task.run() => {}
+            }
+            debug!("the lookout has ended");
+        });
+        Self {
+            seen,
+            wish,
+            _ends: cancel.drop_guard(),
+        }
+    }
+
+    /// See [`crate::store::sql::backend::Backend::moved`].
+    pub(super) async fn moved(&self, known: Revision, eager: bool) {
+        let mut seen = self.seen.clone();
+        let _waits = Waits::enter(&self.wish, eager);
+        if seen.wait_for(|seen| *seen > known).await.is_err() {
+            // The task has ended: so has the store.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// One that waits, until dropped.
+struct Waits<'a>(&'a Wish);
+
+impl<'a> Waits<'a> {
+    fn enter(wish: &'a Wish, eager: bool) -> Self {
+        wish.eager.store(eager, Ordering::Release);
+        wish.waiting.fetch_add(1, Ordering::AcqRel);
+        wish.changed.notify_one();
+        Self(wish)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+struct Task {
+    db: Arc<Db>,
+    session: Option<Session>,
+    seen: watch::Sender<Revision>,
+    wish: Arc<Wish>,
+    moved_at: Instant,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut script = Script::of("SELECT revision FROM ");
+        script.say(&self.db.prefix).say("head");
+        let mut asked = Instant::now();
+        loop {
+            while self.wish.waiting.load(Ordering::Acquire) == 0 {
+                self.wish.changed.notified().await;
+            }
+            // Somebody who is in more of a hurry than those before cuts the pause short.
+            while let Some(left) = self.pause().checked_sub(asked.elapsed())
+                && !left.is_zero()
+            {
+                timeout(left, self.wish.changed.notified()).await.ok();
+            }
+            asked = Instant::now();
+            match self.ask(&script).await {
+                Ok(revision) => {
+                    let moved = self.seen.send_if_modified(|seen| {
+                        let moved = *seen != revision;
+                        *seen = revision;
+                        moved
+                    });
+                    if moved {
+                        self.moved_at = Instant::now();
+                    }
+                }
+                Err(failure) => {
+                    debug!("{}: cannot look out: {failure:?}", self.db.server.place());
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        match self.wish.eager.load(Ordering::Acquire) {
+            false => IDLE,
+            true if self.moved_at.elapsed() < MOVES_FOR => SHORT,
+            true => LONG,
+        }
+    }
+
+    async fn ask(&mut self, script: &Script) -> Result<Revision, Failure> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.db.server.connect(Purpose::Read).await?,
+        };
+        let mut sets = session.run(script, ASK_WITHIN).await?;
+        self.session = Some(session);
+        let row = sets.first()?;
+        let row = row.ok_or_else(|| Failure::Odd("the head row is gone".into()))?;
+        row.int(0).map(Revision)
+    }
+}

@@ -1,0 +1,332 @@
+//! The connections that read: a few tasks, each with a connection of its own.
+//!
+//! A snapshot is one script, so one round trip: begin, head row, data, end. Reads of single keys that
+//! wait together are one script too: they share a lane of their own, and while one script is on its
+//! way the next one gathers. Everything else goes by other lanes, so that no short read waits for a
+//! long one.
+//!
+//! A read whose connection breaks is read again on another one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tracing::debug;
+
+use super::Db;
+use super::error::Failure;
+use super::fetch::{ask_rows, take_head, take_rows};
+use super::query::Reading;
+use super::script::Scripts;
+use super::session::{Purpose, READ_S, Session};
+use super::text;
+use crate::store::sql::backend::{Found, Query, Read, Row, Rows, Snapshot};
+use crate::store::sql::rows::Taken;
+use crate::store::{Result, StoreError};
+use crate::tasks::spawn_owned;
+use crate::types::KeyRange;
+
+/// Connections for reads of single keys: while the server is busy with one script, another one is
+/// put together or taken apart.
+const POINT_LANES: usize = 2;
+
+/// Connections for all other reads.
+const RANGE_LANES: usize = 6;
+
+/// Reads of single keys in one script, at most.
+const TOGETHER: usize = 128;
+
+/// Reads that wait, at most; more wait for room.
+const QUEUE_LEN: usize = 1024;
+
+/// How long a read is tried while the server cannot be reached.
+const TRY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a script may take: a bit more than the server allows each statement.
+const SCRIPT_WITHIN: Duration = Duration::from_secs(READ_S + 5);
+
+/// Attempts at a read that breaks its connection.
+const TRIES: usize = 3;
+
+const BEGIN: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
+
+/// The way to the tasks that read. They end when it is dropped.
+pub(super) struct Readers {
+    points: mpsc::Sender<Job>,
+    ranges: mpsc::Sender<Job>,
+}
+
+struct Job {
+    snapshot: Snapshot,
+    reply: oneshot::Sender<Result<Read>>,
+}
+
+type Queue = Arc<Mutex<mpsc::Receiver<Job>>>;
+
+impl Readers {
+    /// Starts the tasks. They connect when there is something to read.
+    pub(super) fn start(db: &Arc<Db>) -> Self {
+        let lanes = |count: usize, together: usize| {
+            let (sender, receiver) = mpsc::channel(QUEUE_LEN);
+            let queue: Queue = Arc::new(Mutex::new(receiver));
+            for _ in 0..count {
+                let lane = Lane {
+                    db: db.clone(),
+                    session: None,
+                };
+                // Ends with the queue.
+                spawn_owned(lane.run(queue.clone(), together));
+            }
+            sender
+        };
+        Self {
+            points: lanes(POINT_LANES, TOGETHER),
+            ranges: lanes(RANGE_LANES, 1),
+        }
+    }
+
+    /// See [`crate::store::sql::backend::Backend::read`].
+    pub(super) async fn read(&self, snapshot: Snapshot) -> Result<Read> {
+        let closed = || StoreError::Unavailable("the store is closed".into());
+        let queue = if is_points(&snapshot) {
+            &self.points
+        } else {
+            &self.ranges
+        };
+        let (reply, answer) = oneshot::channel();
+        let job = Job { snapshot, reply };
+        queue.send(job).await.map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+/// Whether it is about the latest state of single keys only.
+fn is_points(snapshot: &Snapshot) -> bool {
+    let is_one = |part: &KeyRange| matches!(part, KeyRange::One(_));
+    let mut queries = snapshot.queries.iter();
+    snapshot.at.is_none()
+        && queries.all(|query| matches!(query, Query::Rows(rows) if rows.parts.iter().all(is_one)))
+}
+
+/// One connection, and what is asked of it.
+struct Lane {
+    db: Arc<Db>,
+    session: Option<Session>,
+}
+
+impl Lane {
+    async fn run(mut self, queue: Queue, together: usize) {
+        loop {
+            let mut jobs = Vec::new();
+            {
+                let mut queue = queue.lock().await;
+                let Some(first) = queue.recv().await else {
+                    break;
+                };
+                jobs.push(first);
+                while jobs.len() < together
+                    && let Ok(next) = queue.try_recv()
+                {
+                    jobs.push(next);
+                }
+            }
+            jobs.retain(|job| !job.reply.is_closed());
+            if !jobs.is_empty() {
+                self.serve(jobs, together > 1).await;
+            }
+        }
+        debug!("a reader has ended");
+    }
+
+    async fn serve(&mut self, jobs: Vec<Job>, points: bool) {
+        let deadline = Instant::now() + TRY_WITHIN;
+        let mut tries = 0;
+        let answers = loop {
+            tries += 1;
+            match self.attempt(&jobs, points, deadline).await {
+                Err(Failure::Lost(why)) if tries < TRIES && Instant::now() < deadline => {
+                    debug!("a read is tried again: {why}");
+                }
+                answers => break answers,
+            }
+        };
+        match answers {
+            Ok(answers) => {
+                for (job, answer) in jobs.into_iter().zip(answers) {
+                    // Whoever asked and went away needs no answer, here and below.
+                    job.reply.send(answer).ok();
+                }
+            }
+            Err(failure) => {
+                let err = failure.not_done(self.db.server.place());
+                for job in jobs {
+                    job.reply.send(Err(err.clone())).ok();
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        jobs: &[Job],
+        points: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Read>>, Failure> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.db.server.reach(Purpose::Read, deadline).await?,
+        };
+        let done = if points {
+            read_points(&self.db, &mut session, jobs).await
+        } else {
+            let mut answers = Vec::with_capacity(jobs.len());
+            for job in jobs {
+                answers.push(read_snapshot(&self.db, &mut session, &job.snapshot).await?);
+            }
+            Ok(answers)
+        };
+        let good = match &done {
+            Ok(_) => true,
+            Err(Failure::Lost(_)) => false,
+            // The transaction may be open.
+            Err(_) => session.roll_back(SCRIPT_WITHIN).await.is_ok(),
+        };
+        if good {
+            self.session = Some(session);
+        }
+        done
+    }
+}
+
+/// Reads single keys for all of `jobs` from one snapshot. Each was asked for before it was taken.
+async fn read_points(
+    db: &Db,
+    session: &mut Session,
+    jobs: &[Job],
+) -> Result<Vec<Result<Read>>, Failure> {
+    let mut keys: Vec<Bytes> = jobs
+        .iter()
+        .flat_map(|job| &job.snapshot.queries)
+        .filter_map(|query| match query {
+            Query::Rows(rows) => Some(&rows.parts),
+            _ => None,
+        })
+        .flatten()
+        .map(|part| part.start().clone())
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let mut scripts = db.reading();
+    ask_rows(&mut scripts, &db.prefix, &keys);
+    scripts.next("COMMIT");
+    let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+    let (head, now_ms) = take_head(&mut sets)?;
+    let rows = take_rows(&mut sets, &keys)?;
+    let rows: HashMap<Bytes, Row> = rows
+        .into_iter()
+        .map(|row| (row.kv.key.clone(), row))
+        .collect();
+    let answers = jobs.iter().map(|job| {
+        job.snapshot.admit(&head)?;
+        let found = job.snapshot.queries.iter().map(|query| match query {
+            Query::Rows(want) => chosen(want, &rows),
+            _ => Found::Any(false),
+        });
+        Ok(Read {
+            head,
+            now_ms,
+            found: found.collect(),
+        })
+    });
+    Ok(answers.collect())
+}
+
+/// What a query for single keys finds among rows.
+fn chosen(want: &Rows, rows: &HashMap<Bytes, Row>) -> Found {
+    let mut taken = Taken {
+        rows: Vec::new(),
+        left: want.limit.unwrap_or(usize::MAX),
+        values: want.values,
+    };
+    let mut count = 0;
+    for part in &want.parts {
+        let Some(row) = rows.get(part.start()) else {
+            continue;
+        };
+        count += usize::from(want.count && row.live);
+        if taken.left > 0 && (row.live || want.whiteouts) {
+            let with_value = taken.values > 0;
+            taken.take(row.clone(), with_value);
+        }
+    }
+    Found::Rows {
+        rows: taken.rows,
+        count,
+    }
+}
+
+/// Reads all else.
+async fn read_snapshot(
+    db: &Db,
+    session: &mut Session,
+    snapshot: &Snapshot,
+) -> Result<Result<Read>, Failure> {
+    if let Some(read) = read_once(db, session, snapshot).await? {
+        return Ok(read);
+    }
+    let read = read_once(db, session, &snapshot.without_beliefs()).await?;
+    read.ok_or_else(|| Failure::Odd("a read has no end".into()))
+}
+
+/// Reads a snapshot; nothing if something that was believed to be known about it was wrong.
+async fn read_once(
+    db: &Db,
+    session: &mut Session,
+    snapshot: &Snapshot,
+) -> Result<Option<Result<Read>>, Failure> {
+    let mut reading = Reading::new(snapshot);
+    let open = !reading.is_one_round();
+    let mut scripts = db.reading();
+    reading.ask(&mut scripts, &db.prefix);
+    if !open {
+        scripts.next("COMMIT");
+    }
+    let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+    let (head, now_ms) = take_head(&mut sets)?;
+    let admitted = snapshot.admit(&head);
+    if admitted.is_ok() {
+        reading.take(&mut sets, &head, now_ms)?;
+        while !reading.is_done() {
+            let mut scripts = Scripts::new(db.packet_full);
+            reading.ask(&mut scripts, &db.prefix);
+            let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+            reading.take(&mut sets, &head, now_ms)?;
+        }
+    }
+    if open {
+        session.roll_back(SCRIPT_WITHIN).await?;
+    }
+    if let Err(err) = admitted {
+        return Ok(Some(Err(err)));
+    }
+    let found = reading.finish(&head);
+    Ok(found.map(|found| {
+        Ok(Read {
+            head,
+            now_ms,
+            found,
+        })
+    }))
+}
+
+impl Db {
+    /// Begins a snapshot, with the head row in it.
+    fn reading(&self) -> Scripts {
+        let mut scripts = Scripts::new(self.packet_full);
+        scripts.next(BEGIN);
+        scripts.next(&text::head(&self.prefix));
+        scripts
+    }
+}

@@ -1,0 +1,261 @@
+//! Connections.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use tokio::time::{sleep, timeout};
+
+use super::cells::{Cells, Sets};
+use super::error::Failure;
+use super::script::Script;
+use crate::store::url::{Database, Host, Secret, Tls};
+use crate::store::{Result, StoreUrl, tls};
+
+/// How long a server may take to answer a new connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Pauses between attempts to connect, doubled from the first to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LAST: Duration = Duration::from_millis(500);
+
+/// Between the system's own questions whether a silent server is still there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// The protocol's own limit; the server's is asked for when the store is opened.
+const PACKET_BYTES_MAX: usize = 1 << 30;
+
+/// Seconds that the server lets a connection be silent in the middle of a transaction. A proxy that
+/// is cut off holds the head row for as long.
+const SILENT_S: u64 = 10;
+
+/// Seconds that a statement waits for a lock. Nobody holds the head row for longer than a commit
+/// takes, unless he was cut off.
+const LOCK_WAIT_S: u64 = 5;
+
+/// Seconds that a statement that reads may take, for the server.
+pub(super) const READ_S: u64 = 60;
+
+/// A server, how to get in there, and what every connection is set to.
+pub(super) struct Server {
+    opts: Opts,
+    place: Place,
+    settings: Settings,
+}
+
+/// Where a store is, as errors show it.
+#[derive(Clone, Debug)]
+pub(super) struct Place(String);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Reading snapshots.
+    Read,
+    /// Transactions that write.
+    Write,
+    /// What may take long: creating tables, giving space back.
+    Upkeep,
+}
+
+/// The statements that set a connection.
+#[derive(Clone, Debug, Default)]
+struct Settings {
+    /// For every purpose.
+    all: String,
+    read: String,
+    write: String,
+}
+
+impl Server {
+    /// Reads certificates, but does not connect yet.
+    pub(super) async fn new(database: &Database) -> Result<Self> {
+        let password = database.account.password.as_ref().map(Secret::expose);
+        let mut opts = OptsBuilder::default()
+            .user(Some(database.account.user.clone()))
+            .pass(password)
+            .db_name(Some(database.name.clone()))
+            .prefer_socket(false)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(KEEPALIVE))
+            .max_allowed_packet(Some(PACKET_BYTES_MAX))
+            // Connections are used until they break.
+            .wait_timeout(Some(28_800))
+            .stmt_cache_size(0);
+        opts = match &database.host {
+            Host::Name(name) => opts.ip_or_hostname(name).tcp_port(database.port),
+            Host::Socket(path) => opts.socket(Some(path.to_string_lossy())),
+        };
+        if let Tls::Verify(file) = &database.tls {
+            let roots = tls::roots(file.as_deref()).await?;
+            // The driver takes none if it cannot read one; a system has some odd ones.
+            let good = |root: &&CertificateDer<'_>| {
+                RootCertStore::empty()
+                    .add((*root).clone().into_owned())
+                    .is_ok()
+            };
+            let roots = roots.iter().filter(good).map(|root| root.to_vec().into());
+            let tls = SslOpts::default()
+                .with_root_certs(roots.collect())
+                .with_disable_built_in_roots(true);
+            opts = opts.ssl_opts(Some(tls));
+        }
+        Ok(Self {
+            opts: opts.into(),
+            place: Place(StoreUrl::Mysql(database.clone()).to_string()),
+            settings: Settings::default(),
+        })
+    }
+
+    /// What errors name it.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Has every connection from now on be set as it has to be on this kind of server.
+    pub(super) fn settle(&mut self, mariadb: bool, galera: bool) {
+        // Nothing is cut off or made into something similar; no statement is refused because it
+        // looks dangerous; names may be quoted as the standard has it.
+        let mut all = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ANSI_QUOTES', \
+                       autocommit = 1, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, \
+                       lock_wait_timeout = 30"
+            .to_owned();
+        if galera {
+            // Reads see what was committed on other nodes before.
+            all.push_str(", wsrep_sync_wait = 1");
+        }
+        let (statement, silent) = if mariadb {
+            (
+                format!("max_statement_time = {READ_S}"),
+                format!("idle_transaction_timeout = {SILENT_S}"),
+            )
+        } else {
+            (
+                format!("max_execution_time = {}", READ_S * 1000),
+                // It knows no limit for transactions alone. A connection that was idle for too
+                // long is found to be lost by the next batch, which opens another.
+                format!("wait_timeout = {SILENT_S}"),
+            )
+        };
+        self.settings = Settings {
+            all,
+            read: format!(", {statement}; SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
+            // Each statement behind the lock sees what was committed before the lock was given.
+            write: format!(
+                ", {silent}, innodb_lock_wait_timeout = {LOCK_WAIT_S}; \
+                 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            ),
+        };
+    }
+
+    /// Connects once.
+    pub(super) async fn connect(&self, purpose: Purpose) -> Result<Session, Failure> {
+        let connecting = async {
+            let conn = Conn::new(self.opts.clone())
+                .await
+                .map_err(|err| Failure::of(&err))?;
+            let mut session = Session { conn };
+            let Settings { all, read, write } = &self.settings;
+            let purpose = match purpose {
+                Purpose::Read => read,
+                Purpose::Write => write,
+                Purpose::Upkeep => "",
+            };
+            if !all.is_empty() {
+                let mut script = Script::of(all);
+                script.say(purpose);
+                session.run(&script, CONNECT_WITHIN).await?;
+            }
+            Ok(session)
+        };
+        let Ok(connected) = timeout(CONNECT_WITHIN, connecting).await else {
+            let why = format!("no answer to a new connection within {CONNECT_WITHIN:?}");
+            return Err(Failure::Lost(why));
+        };
+        connected
+    }
+
+    /// Connects, again and again until `deadline` while the server cannot be reached or is full.
+    pub(super) async fn reach(
+        &self,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Session, Failure> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            match self.connect(purpose).await {
+                // Too many connections are there: others end.
+                Err(Failure::Lost(_) | Failure::Refused(1040 | 1203 | 1226, _))
+                    if Instant::now() + pause < deadline =>
+                {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_LAST);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// A connection that nobody else uses.
+pub(super) struct Session {
+    conn: Conn,
+}
+
+impl Session {
+    /// Sends a script and answers the rows of those statements that have some. The first statement
+    /// that is refused is the last one that is run.
+    ///
+    /// After [`Failure::Lost`], and when the future was dropped, the session must not be used again.
+    pub(super) async fn run(&mut self, script: &Script, within: Duration) -> Result<Sets, Failure> {
+        match timeout(within, self.exchange(script)).await {
+            Ok(done) => done.map_err(|err| Failure::of(&err)),
+            Err(_) => Err(Failure::Lost(format!("no answer within {within:?}"))),
+        }
+    }
+
+    async fn exchange(&mut self, script: &Script) -> mysql_async::Result<Sets> {
+        let mut sets = Vec::new();
+        let mut result = self.conn.query_iter(script.as_bytes()).await?;
+        while !result.is_empty() {
+            let has_rows = !result.columns_ref().is_empty();
+            let mut rows = Vec::new();
+            while let Some(row) = result.next().await? {
+                rows.push(Cells::new(row));
+            }
+            if has_rows {
+                sets.push(rows);
+            }
+        }
+        result.drop_result().await?;
+        Ok(Sets::new(sets))
+    }
+
+    /// Runs scripts one after the other, and answers all of their rows.
+    pub(super) async fn run_all(
+        &mut self,
+        scripts: &[Script],
+        within: Duration,
+    ) -> Result<Sets, Failure> {
+        let mut all = Sets::default();
+        for script in scripts {
+            all.extend(self.run(script, within).await?);
+        }
+        Ok(all)
+    }
+
+    /// Undoes the transaction that is open. What comes after it is certain: the server has done it,
+    /// or the connection is lost, with which it does it.
+    pub(super) async fn roll_back(&mut self, within: Duration) -> Result<(), Failure> {
+        self.run(&Script::of("ROLLBACK"), within).await.map(drop)
+    }
+}

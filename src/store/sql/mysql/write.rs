@@ -1,0 +1,221 @@
+//! Writing a batch: its changes as statements.
+
+use super::schema::hash;
+use super::script::{Script, Scripts};
+use super::text::{NOW_MS, TOGETHER};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Row};
+use crate::store::sql::tables::log_kind;
+
+/// Entries in one statement that deletes them, which is slow to plan.
+const ENTRIES_TOGETHER: usize = 64;
+
+/// A batch as it is noted down with its changes, so that one whose connection breaks in the commit
+/// can look whether it happened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    /// Who wrote it.
+    pub(super) process: i64,
+    /// Its number, higher than that of the one before.
+    pub(super) batch: i64,
+}
+
+/// The statements that write `changes` over `before` and commit.
+pub(super) fn write(
+    p: &str,
+    changes: &Changes,
+    before: &Head,
+    mark: Mark,
+    packet_full: usize,
+) -> Vec<Script> {
+    let mut scripts = Scripts::new(packet_full);
+    write_rows(&mut scripts, p, changes);
+    write_log(&mut scripts, p, &changes.log);
+    if changes.renew_leases {
+        let script = scripts.next(&format!(
+            "UPDATE {p}lease SET deadline_ms = ttl_s * 1000 + "
+        ));
+        script.int(changes.head.at_ms);
+    }
+    scripts.rows(
+        &format!("INSERT INTO {p}lease (id, ttl_s, deadline_ms) VALUES "),
+        &changes.leases,
+        " ON DUPLICATE KEY UPDATE ttl_s = VALUES(ttl_s), deadline_ms = VALUES(deadline_ms)",
+        |script, lease| {
+            ints(
+                script.say("("),
+                &[lease.id.0, lease.ttl_s, lease.deadline_ms],
+            )
+            .say(")");
+        },
+    );
+    for ids in changes.dropped_leases.chunks(TOGETHER) {
+        scripts.rows(
+            &format!("DELETE FROM {p}lease WHERE id IN ("),
+            ids,
+            ")",
+            |script, id| {
+                script.int(id.0);
+            },
+        );
+    }
+    scripts.rows(
+        &format!("INSERT INTO {p}record (name, value, version) VALUES "),
+        &changes.records,
+        " ON DUPLICATE KEY UPDATE value = VALUES(value), version = VALUES(version)",
+        |script, record| {
+            script.say("(").bytes(record.name.as_bytes()).say(", ");
+            script.bytes(&record.value).say(", ");
+            script.int(record.version).say(")");
+        },
+    );
+    for names in changes.dropped_records.chunks(TOGETHER) {
+        scripts.rows(
+            &format!("DELETE FROM {p}record WHERE name IN ("),
+            names,
+            ")",
+            |script, name| {
+                script.bytes(name.as_bytes());
+            },
+        );
+    }
+    if changes.head != *before {
+        set_head(&mut scripts, p, &changes.head);
+    }
+    note(scripts.next(""), p, mark);
+    let mut scripts = scripts.finish();
+    // With the last statements, so that it is sent with them.
+    if let Some(last) = scripts.last_mut() {
+        last.next("COMMIT");
+    }
+    scripts
+}
+
+/// Notes that a process was here, and which batch was its last.
+pub(super) fn note(script: &mut Script, p: &str, mark: Mark) {
+    script.say(&format!(
+        "INSERT INTO {p}process (id, batch, seen_ms) VALUES ("
+    ));
+    ints(script, &[mark.process, mark.batch]);
+    script.say(&format!(
+        ", {NOW_MS}) ON DUPLICATE KEY UPDATE batch = VALUES(batch), seen_ms = VALUES(seen_ms)"
+    ));
+}
+
+fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes) {
+    scripts.rows(
+        &format!(
+            "INSERT INTO {p}kv (`key`, create_revision, mod_revision, version, lease, live, logged, \
+             value) VALUES "
+        ),
+        &changes.rows,
+        " ON DUPLICATE KEY UPDATE create_revision = VALUES(create_revision), \
+         mod_revision = VALUES(mod_revision), version = VALUES(version), lease = VALUES(lease), \
+         live = VALUES(live), logged = VALUES(logged), value = VALUES(value)",
+        |script, Row { kv, live, logged }| {
+            script.say("(").bytes(&kv.key).say(", ");
+            let numbers = [
+                kv.create_revision.0,
+                kv.mod_revision.0,
+                kv.version,
+                kv.lease.0,
+                i64::from(*live),
+                i64::from(*logged),
+            ];
+            ints(script, &numbers).say(", ");
+            script.maybe_bytes(live.then_some(&kv.value)).say(")");
+        },
+    );
+    for keys in changes.removed.chunks(TOGETHER) {
+        scripts.rows(
+            &format!("DELETE FROM {p}kv WHERE `key` IN ("),
+            keys,
+            ")",
+            |script, key| {
+                script.bytes(key);
+            },
+        );
+    }
+}
+
+fn write_log(scripts: &mut Scripts, p: &str, log: &[LogEntry]) {
+    let is_copy = |entry: &&LogEntry| entry.kind == LogKind::Copy;
+    let copies: Vec<_> = log.iter().filter(is_copy).collect();
+    for copies in copies.chunks(ENTRIES_TOGETHER) {
+        let script = scripts.next(&format!("DELETE FROM {p}log WHERE "));
+        for (index, LogEntry { kv, .. }) in copies.iter().enumerate() {
+            script.say(if index == 0 { "" } else { " OR " });
+            script.say("revision = ").int(kv.mod_revision.0);
+            script.say(" AND hash = ").int(hash(&kv.key));
+            script.say(" AND `key` = ").bytes(&kv.key);
+        }
+    }
+    scripts.rows(
+        &format!(
+            "INSERT INTO {p}log (revision, hash, seq, kind, create_revision, version, lease, \
+             prev_revision, size, `key`, value) VALUES "
+        ),
+        log.iter().zip(0i64..),
+        "",
+        |script, (entry, index)| {
+            let LogEntry {
+                kind,
+                kv,
+                prev_revision,
+            } = entry;
+            let (kind, seq, value) = match kind {
+                LogKind::Delete => (log_kind::DELETE, index, None),
+                LogKind::Put => (log_kind::PUT, index, Some(&kv.value[..])),
+                // Its place within a revision of the past means nothing, and must not be taken.
+                LogKind::Copy => (
+                    log_kind::COPY,
+                    rand::random_range(0..=i64::MAX),
+                    Some(&kv.value[..]),
+                ),
+            };
+            let size = kv.key.len() + value.map_or(0, <[u8]>::len);
+            let numbers = [
+                kv.mod_revision.0,
+                hash(&kv.key),
+                seq,
+                kind,
+                kv.create_revision.0,
+                kv.version,
+                kv.lease.0,
+                prev_revision.0,
+                i64::try_from(size).unwrap_or(i64::MAX),
+            ];
+            ints(script.say("("), &numbers).say(", ");
+            script.bytes(&kv.key).say(", ").maybe_bytes(value).say(")");
+        },
+    );
+}
+
+fn set_head(scripts: &mut Scripts, p: &str, head: &Head) {
+    let script = scripts.next(&format!("UPDATE {p}head SET revision = "));
+    script.int(head.revision.0);
+    let line = head.line;
+    for (column, number) in [
+        ("compacted", head.compacted.0),
+        ("swept", head.swept.0),
+        ("origin", head.origin.0),
+        ("copy_ups", head.copy_ups),
+        ("at_ms", head.at_ms),
+        ("claims", i64::from(line.is_some_and(|line| line.claims))),
+        ("base", line.map_or(0, |line| line.base.0)),
+    ] {
+        script.say(", ").say(column).say(" = ").int(number);
+    }
+    script.say(", epoch = ");
+    match line {
+        Some(line) => script.int(line.epoch.0.cast_signed()),
+        None => script.say("NULL"),
+    };
+    script.say(" WHERE one = 1");
+}
+
+/// Goes on with numbers, with commas between.
+fn ints<'a>(script: &'a mut Script, numbers: &[i64]) -> &'a mut Script {
+    script.list(numbers, |script, number| {
+        script.int(*number);
+    })
+}

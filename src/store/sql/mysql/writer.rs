@@ -1,0 +1,327 @@
+//! The connection that writes.
+//!
+//! A batch takes two round trips: the head row is locked and what the batch needs is read with the
+//! first, what it changes is written and committed with the second. Whoever holds the lock is the
+//! only writer, so what was read stays true.
+//!
+//! # When a commit is not answered
+//!
+//! Then it may have happened, and nobody guesses. In the transaction of every batch is its number, in
+//! the row of this process. The head row is locked again: whatever became of the old connection, the
+//! server has ended its transaction by then. Then the number tells.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::Db;
+use super::cells::Sets;
+use super::error::Failure;
+use super::script::Script;
+use super::session::{Purpose, Session};
+use super::write::{Mark, write};
+use super::{fetch, text};
+use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
+use crate::store::sql::rows::Columns as _;
+use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
+use crate::store::{Result, StoreError};
+use crate::types::Revision;
+
+/// How long a batch is tried again that certainly did not happen.
+const TRY_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long the outcome of a commit is looked for. More than it takes a server to notice that the
+/// old connection is silent.
+const LOOK_WITHIN: Duration = Duration::from_secs(40);
+
+/// How long a script may take; waiting for the lock is the longest part.
+const SCRIPT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Before a batch is tried again.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The connection that writes, and who we are there.
+pub(super) struct Writer {
+    session: Option<Session>,
+    mark: Mark,
+    /// Where the search for whiteouts goes on.
+    whiteouts_from: Bytes,
+}
+
+/// Why an attempt did not succeed. It did not happen.
+enum Missed {
+    /// The server was in the way: another attempt may succeed.
+    Again(Failure),
+    /// Another attempt would fail alike, or it is not known whether it happened.
+    Failed(StoreError),
+}
+
+impl Writer {
+    pub(super) fn new(session: Session, process: i64) -> Self {
+        Self {
+            session: Some(session),
+            mark: Mark { process, batch: 0 },
+            whiteouts_from: Bytes::new(),
+        }
+    }
+
+    /// See [`crate::store::sql::backend::Backend::transact`].
+    pub(super) async fn transact(
+        &mut self,
+        db: &Db,
+        want: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> Result<()> {
+        let deadline = Instant::now() + TRY_WITHIN;
+        loop {
+            match self.attempt(db, want, decide, deadline).await {
+                Ok(()) => return Ok(()),
+                Err(Missed::Failed(err)) => return Err(err),
+                Err(Missed::Again(failure)) if Instant::now() + PAUSE < deadline => {
+                    warn!("{}: a batch is tried again: {failure:?}", db.server.place());
+                    sleep(PAUSE).await;
+                }
+                Err(Missed::Again(failure)) => return Err(failure.not_done(db.server.place())),
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        db: &Db,
+        want: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        deadline: Instant,
+    ) -> Result<(), Missed> {
+        let mut scripts = db.locking();
+        fetch::ask(&mut scripts, &db.prefix, want);
+        let mut session = self.session(db, deadline).await?;
+        let found = async {
+            let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+            sets.next()?;
+            let (head, now_ms) = fetch::take_head(&mut sets)?;
+            fetch::take_prefetched(&mut sets, want, head, now_ms)
+        };
+        let found = match found.await {
+            Ok(found) => found,
+            Err(failure) => return Err(self.undo(db, session, failure).await),
+        };
+        let before = found.head;
+        let changes = decide(found);
+        if changes.is_empty(&before) {
+            // Undoing nothing cannot fail in a way that matters.
+            if session.roll_back(SCRIPT_WITHIN).await.is_ok() {
+                self.session = Some(session);
+            }
+            return Ok(());
+        }
+        self.mark.batch += 1;
+        let scripts = write(&db.prefix, &changes, &before, self.mark, db.packet_full);
+        let (last, first) = scripts.split_last().ok_or_else(|| {
+            Missed::Failed(StoreError::Broken("there is nothing to commit".into()))
+        })?;
+        if let Err(failure) = session.run_all(first, SCRIPT_WITHIN).await {
+            return Err(self.undo(db, session, failure).await);
+        }
+        match session.run(last, SCRIPT_WITHIN).await {
+            Ok(_) => {
+                self.session = Some(session);
+                Ok(())
+            }
+            Err(failure) => self.find_out(db, session, failure).await,
+        }
+    }
+
+    /// The connection; another one if there is none.
+    async fn session(&mut self, db: &Db, deadline: Instant) -> Result<Session, Missed> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => db
+                .server
+                .reach(Purpose::Write, deadline)
+                .await
+                .map_err(|failure| Missed::Failed(failure.not_done(db.server.place()))),
+        }
+    }
+
+    /// Undoes a transaction of which nothing was committed.
+    async fn undo(&mut self, db: &Db, mut session: Session, failure: Failure) -> Missed {
+        // Only a session that has undone it goes on; with any other the server does it.
+        if !matches!(failure, Failure::Lost(_)) && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
+            self.session = Some(session);
+        }
+        missed(db, failure)
+    }
+
+    /// After a commit that failed or was not answered: looks whether it happened.
+    async fn find_out(
+        &mut self,
+        db: &Db,
+        mut session: Session,
+        failure: Failure,
+    ) -> Result<(), Missed> {
+        if !matches!(failure, Failure::Lost(_)) && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
+            self.session = Some(session);
+        }
+        let place = db.server.place();
+        warn!("{place}: looking whether a batch was committed: {failure:?}");
+        let deadline = Instant::now() + LOOK_WITHIN;
+        loop {
+            let looked = self.look(db, deadline).await;
+            match looked {
+                Ok(true) => {
+                    info!("{place}: the batch was committed");
+                    return Ok(());
+                }
+                Ok(false) => {
+                    info!("{place}: the batch was not committed");
+                    return Err(missed(db, failure));
+                }
+                Err(err) if err.is_transient() && Instant::now() + PAUSE < deadline => {
+                    sleep(PAUSE).await;
+                }
+                Err(err) => {
+                    return Err(Missed::Failed(StoreError::Unknown(format!(
+                        "{place}: a commit was not answered ({failure:?}), and nobody can be asked \
+                         whether it happened: {err:?}"
+                    ))));
+                }
+            }
+        }
+    }
+
+    /// Whether the batch of the last number was committed.
+    async fn look(&mut self, db: &Db, deadline: Instant) -> Result<bool, Failure> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => db.server.reach(Purpose::Write, deadline).await?,
+        };
+        let p = &db.prefix;
+        let mut scripts = db.locking();
+        let script = scripts.next(&format!("SELECT batch FROM {p}process WHERE id = "));
+        script.int(self.mark.process);
+        scripts.next("ROLLBACK");
+        let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+        self.session = Some(session);
+        sets.next()?;
+        fetch::take_head(&mut sets)?;
+        // No row: it never wrote before, and did not this time.
+        let batch = sets.first()?.map_or(Ok(0), |row| row.int(0))?;
+        Ok(batch == self.mark.batch)
+    }
+
+    /// See [`crate::store::sql::backend::Backend::sweep`].
+    pub(super) async fn sweep(&mut self, db: &Db) -> Result<Head> {
+        let p = &db.prefix;
+        let far = Script::of(&format!(
+            "SELECT l.revision FROM {p}head h JOIN {p}log l FORCE INDEX (PRIMARY) \
+             ON l.revision > h.swept AND l.revision <= h.compacted \
+             ORDER BY l.revision LIMIT 1 OFFSET {SWEEP_ENTRIES}"
+        ));
+        let mut after = None;
+        self.tidy(db, far, |sets, head| {
+            let (swept, far) = (head.swept, sets.first()?);
+            let until = far.map_or(Ok(head.compacted.0), |row| row.int(0))?;
+            after = Some(Head {
+                swept: Revision(until),
+                ..*head
+            });
+            let mut script = Script::of(&format!(
+                "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p ON p.revision = l.prev_revision \
+                 AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "
+            ));
+            script.int(swept.0).say(" AND l.revision <= ").int(until);
+            // Deletes at `until` itself stay until the next sweep, which begins with them.
+            script.next(&format!("DELETE FROM {p}log WHERE revision >= "));
+            script.int(swept.0).say(" AND revision < ").int(until);
+            script.say(" AND kind = ").int(log_kind::DELETE);
+            script.next(&format!("UPDATE {p}head SET swept = ")).int(until);
+            script.say(" WHERE one = 1");
+            Ok(script)
+        })
+        .await?;
+        after.ok_or_else(|| StoreError::Broken("a sweep was not carried out".into()))
+    }
+
+    /// See [`crate::store::sql::backend::Backend::drop_whiteouts`].
+    pub(super) async fn drop_whiteouts(&mut self, db: &Db) -> Result<bool> {
+        let p = &db.prefix;
+        // The search goes on where it stopped, or it would pass by all that is live each time.
+        let from = std::mem::take(&mut self.whiteouts_from);
+        let mut some = Script::of(&format!(
+            "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE live = 0 AND `key` >= "
+        ));
+        some.bytes(&from)
+            .say(" ORDER BY `key` LIMIT ")
+            .int(DROP_WHITEOUTS);
+        let mut last = None;
+        let mut line = None;
+        self.tidy(db, some, |sets, head| {
+            line = head.line;
+            let mut keys = Vec::new();
+            fetch::read_into(&mut keys, sets, |row| row.bytes(0))?;
+            last = keys.last().cloned();
+            let mut script = Script::new();
+            if line.is_none() {
+                for keys in keys.chunks(text::TOGETHER) {
+                    script.next(&format!("DELETE FROM {p}kv WHERE live = 0 AND `key` IN ("));
+                    fetch::list_keys(&mut script, keys);
+                }
+            }
+            Ok(script)
+        })
+        .await?;
+        if line.is_some() {
+            return Err(StoreError::StaleEpoch);
+        }
+        self.whiteouts_from = last.clone().unwrap_or_default();
+        Ok(last.is_some())
+    }
+
+    /// Reads something under the lock and changes something by it. Doing it twice must do no harm,
+    /// so that it needs no number.
+    async fn tidy(
+        &mut self,
+        db: &Db,
+        read: Script,
+        mut change: impl FnMut(&mut Sets, &Head) -> Result<Script, Failure>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + TRY_WITHIN;
+        let mut session = match self.session(db, deadline).await {
+            Ok(session) => session,
+            Err(Missed::Failed(err)) => return Err(err),
+            Err(Missed::Again(failure)) => return Err(failure.not_done(db.server.place())),
+        };
+        let mut scripts = db.locking().finish();
+        scripts.push(read);
+        let done = async {
+            let mut sets = session.run_all(&scripts, SCRIPT_WITHIN).await?;
+            sets.next()?;
+            let (head, _) = fetch::take_head(&mut sets)?;
+            let mut script = change(&mut sets, &head)?;
+            script.next("COMMIT");
+            session.run(&script, SCRIPT_WITHIN).await
+        };
+        match done.await {
+            Ok(_) => {
+                self.session = Some(session);
+                Ok(())
+            }
+            Err(failure) => match self.undo(db, session, failure).await {
+                Missed::Again(failure) => Err(failure.not_done(db.server.place())),
+                Missed::Failed(err) => Err(err),
+            },
+        }
+    }
+}
+
+/// What it means that an attempt failed which certainly did not happen.
+fn missed(db: &Db, failure: Failure) -> Missed {
+    if failure.is_transient() {
+        Missed::Again(failure)
+    } else {
+        Missed::Failed(failure.not_done(db.server.place()))
+    }
+}
