@@ -1,4 +1,4 @@
-//! The SQL engine on SQLite against the reference model, with copies, whiteouts, reopening and
+//! The SQL engine on each database against the reference model, with copies, whiteouts, reopening and
 //! compaction in between; and its promises under many writers.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use segue::store::memory::Memory;
+use segue::store::open_new;
 use segue::store::sql::sqlite::{self, Sqlite};
 use segue::store::sql::{Options, SqlStore};
 use segue::store::{
@@ -18,10 +20,11 @@ use segue::store::{
     WatchItem,
 };
 use segue::types::{
-    Delete, Epoch, Event, Grant, KeyRange, KeyValue, LeaseId, Put, Range, Revision, Txn,
+    Delete, Epoch, Event, Grant, KeyRange, KeyValue, LeaseId, Put, Range, Reserved, Revision, Txn,
 };
 
 use crate::random::{self, Request};
+use crate::support::mariadb;
 
 const BASE: Revision = Revision(500);
 
@@ -70,11 +73,36 @@ async fn open(path: &Path) -> Arc<SqlStore<Sqlite>> {
     sqlite::open(path, Options::default()).await.unwrap()
 }
 
+/// A kind of database.
+#[derive(Clone, Copy)]
+enum Kind {
+    Sqlite,
+    MariaDb,
+}
+
+/// Where a new store of a kind is: its URL, and what has to be kept for it.
+async fn place(kind: Kind) -> (String, Option<tempfile::TempDir>) {
+    match kind {
+        Kind::Sqlite => {
+            let dir = tempfile::tempdir().unwrap();
+            let url = format!("sqlite:{}", dir.path().join("db").display());
+            (url, Some(dir))
+        }
+        Kind::MariaDb => (mariadb::database().await, None),
+    }
+}
+
+async fn open_url(url: &str) -> Arc<dyn NewStore> {
+    let url = url.parse().unwrap();
+    open_new(&url, &Reserved::default()).await.unwrap()
+}
+
 /// Both stores, step by step.
 struct Pair {
-    dir: tempfile::TempDir,
+    url: String,
+    _dir: Option<tempfile::TempDir>,
     /// Nothing only while it is reopened.
-    sqlite: Option<Arc<SqlStore<Sqlite>>>,
+    sql: Option<Arc<dyn NewStore>>,
     memory: Memory,
     line: Option<Epoch>,
     settled: bool,
@@ -82,11 +110,12 @@ struct Pair {
 }
 
 impl Pair {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    async fn new(kind: Kind) -> Self {
+        let (url, dir) = place(kind).await;
         Self {
-            sqlite: Some(open(&dir.path().join("db")).await),
-            dir,
+            sql: Some(open_url(&url).await),
+            url,
+            _dir: dir,
             memory: Memory::new(),
             line: None,
             settled: false,
@@ -94,8 +123,8 @@ impl Pair {
         }
     }
 
-    fn sqlite(&self) -> &SqlStore<Sqlite> {
-        self.sqlite.as_deref().unwrap()
+    fn sql(&self) -> &dyn NewStore {
+        self.sql.as_deref().unwrap()
     }
 
     fn handles(&self) -> [Arc<dyn GuardedStore>; 2] {
@@ -103,18 +132,18 @@ impl Pair {
             epoch,
             claims: true,
         });
-        [self.memory.guarded(guard), self.sqlite().guarded(guard)]
+        [self.memory.guarded(guard), self.sql().guarded(guard)]
     }
 
     async fn run(&mut self, step: Step) {
-        let [memory, sqlite] = self.handles();
+        let [memory, sql] = self.handles();
         let now = memory.status().await.unwrap().revision;
         let shown = format!("{step:?}");
         match step {
             Step::Request(request) => {
                 let request = request.at(now, self.floor);
                 let wanted = request.clone().carry_out(&*memory).await;
-                let found = request.clone().carry_out(&*sqlite).await;
+                let found = request.clone().carry_out(&*sql).await;
                 assert_eq!(found, wanted, "{request:?}");
             }
             // Keys are copied, and claims asked for, only while there is a line.
@@ -123,7 +152,7 @@ impl Pair {
             Step::CopyUp(kvs) => {
                 let copy_up = CopyUp { kvs, record: None };
                 let wanted = memory.copy_up(copy_up.clone()).await;
-                assert_eq!(sqlite.copy_up(copy_up).await, wanted, "{shown}");
+                assert_eq!(sql.copy_up(copy_up).await, wanted, "{shown}");
             }
             Step::TxnOver(copies, key) => {
                 let txn = Txn::of(vec![
@@ -134,7 +163,7 @@ impl Pair {
                     }),
                 ]);
                 let wanted = memory.txn_over(copies.clone(), txn.clone()).await;
-                assert_eq!(sqlite.txn_over(copies, txn).await, wanted, "{shown}");
+                assert_eq!(sql.txn_over(copies, txn).await, wanted, "{shown}");
             }
             Step::Snapshot(keys, values, back) => {
                 let at = back.map(|back| Revision((now.0 - back).max(self.floor.0)));
@@ -149,7 +178,7 @@ impl Pair {
                     }),
                 ];
                 let wanted = memory.snapshot(at, reads.clone()).await;
-                assert_eq!(sqlite.snapshot(at, reads).await, wanted, "{shown} at {now}");
+                assert_eq!(sql.snapshot(at, reads).await, wanted, "{shown} at {now}");
             }
             Step::Record(name, value, version) => {
                 let txn = RecordTxn {
@@ -161,9 +190,9 @@ impl Pair {
                     line: None,
                 };
                 let wanted = self.memory.write_records(txn.clone()).await;
-                assert_eq!(self.sqlite().write_records(txn).await, wanted);
+                assert_eq!(self.sql().write_records(txn).await, wanted);
                 let wanted = self.memory.records("").await;
-                assert_eq!(self.sqlite().records("").await, wanted);
+                assert_eq!(self.sql().records("").await, wanted);
             }
             Step::Line(true) if self.settled => {}
             Step::Line(true) => {
@@ -182,18 +211,17 @@ impl Pair {
                 self.line = None;
                 self.set_line(None).await;
                 self.memory.drop_claims().await.unwrap();
-                self.sqlite().drop_claims().await.unwrap();
+                self.sql().drop_claims().await.unwrap();
             }
             Step::Reopen => {
-                self.sqlite().close().await;
-                drop((sqlite, self.sqlite.take()));
-                self.sqlite = Some(open(&self.dir.path().join("db")).await);
+                drop((sql, self.sql.take()));
+                self.sql = Some(open_url(&self.url).await);
             }
         }
         let line = self.memory.line().await;
-        assert_eq!(self.sqlite().line().await, line);
+        assert_eq!(self.sql().line().await, line);
         let empty = self.memory.is_empty().await;
-        assert_eq!(self.sqlite().is_empty().await, empty, "{shown}");
+        assert_eq!(self.sql().is_empty().await, empty, "{shown}");
     }
 
     async fn set_line(&self, line: Option<Line>) {
@@ -202,7 +230,7 @@ impl Pair {
             ..RecordTxn::default()
         };
         assert!(self.memory.write_records(txn.clone()).await.unwrap());
-        assert!(self.sqlite().write_records(txn).await.unwrap());
+        assert!(self.sql().write_records(txn).await.unwrap());
     }
 
     /// Both show the same changes, from the beginning of what can be had.
@@ -239,26 +267,62 @@ async fn changes(store: &dyn Store, watch: Watch) -> Vec<(Revision, Vec<Event>)>
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
-
-    #[test]
-    fn sqlite_answers_as_the_reference_does(steps in vec(step(), 1..60)) {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+fn answers_as_the_reference_does(kind: Kind, cases: u32) {
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let run = TestRunner::new(config).run(&vec(step(), 1..60), |steps| {
         runtime.block_on(async {
-            let mut pair = Pair::new().await;
+            let mut pair = Pair::new(kind).await;
             for step in steps {
                 pair.run(step).await;
             }
             pair.compare_watches().await;
         });
-    }
+        Ok(())
+    });
+    run.unwrap();
 }
 
-#[tokio::test]
-async fn pages_of_a_range_answer_the_count_of_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("db")).await;
+#[test]
+fn sqlite_answers_as_the_reference_does() {
+    answers_as_the_reference_does(Kind::Sqlite, 40);
+}
+
+#[test]
+fn mariadb_answers_as_the_reference_does() {
+    answers_as_the_reference_does(Kind::MariaDb, 15);
+}
+
+/// The same on every database.
+macro_rules! on_each {
+    ($($behaviour:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $behaviour() {
+                super::$behaviour(super::Kind::Sqlite).await;
+            })*
+        }
+        mod on_mariadb {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $behaviour() {
+                super::$behaviour(super::Kind::MariaDb).await;
+            })*
+        }
+    };
+}
+
+on_each! {
+    pages_of_a_range_answer_the_count_of_the_rest
+    many_writers_get_one_line_of_revisions_and_watchers_see_it_whole
+}
+
+async fn pages_of_a_range_answer_the_count_of_the_rest(kind: Kind) {
+    let (url, _dir) = place(kind).await;
+    let store = open_url(&url).await.guarded(Guard::None);
     for number in 0..10 {
         store
             .put(Put::new(format!("k/{number}"), "v"))
@@ -296,12 +360,11 @@ async fn pages_of_a_range_answer_the_count_of_the_rest() {
     assert_eq!(left, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn many_writers_get_one_line_of_revisions_and_watchers_see_it_whole() {
+async fn many_writers_get_one_line_of_revisions_and_watchers_see_it_whole(kind: Kind) {
     const WRITERS: usize = 32;
     const EACH: usize = 40;
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("db")).await;
+    let (url, _dir) = place(kind).await;
+    let store = open_url(&url).await.guarded(Guard::None);
     let start = store.status().await.unwrap().revision;
     let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
     let writers = (0..WRITERS).map(|writer| {

@@ -28,6 +28,16 @@ fn sqlite_with_claims_answers_as_the_reference_model() {
 }
 
 #[test]
+fn mariadb_answers_as_the_reference_model() {
+    check(25, || plain(Kind::MariaDb).into_inner());
+}
+
+#[test]
+fn mariadb_with_claims_answers_as_the_reference_model() {
+    check(15, || claiming(Kind::MariaDb).into_inner());
+}
+
+#[test]
 fn memory_with_claims_answers_as_without() {
     check(100, || claiming(Kind::Memory).into_inner());
 }

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::Etcd;
 use crate::support::api::Api;
+use crate::support::mariadb::database;
 use ask::{Ask, Client};
 
 /// Every script over every store.
@@ -31,6 +32,12 @@ macro_rules! scripts {
             $(#[tokio::test]
             async fn $script() {
                 super::$module::$script(super::Pair::over_sqlite().await).await;
+            })*
+        }
+        mod mariadb {
+            $(#[tokio::test]
+            async fn $script() {
+                super::$module::$script(super::Pair::over_mariadb().await).await;
             })*
         }
         mod etcd {
@@ -71,6 +78,11 @@ mod without_end {
     async fn over_sqlite() {
         check(Pair::over_sqlite().await).await;
     }
+
+    #[tokio::test]
+    async fn over_mariadb() {
+        check(Pair::over_mariadb().await).await;
+    }
 }
 
 /// Two servers that start empty and are asked the same.
@@ -86,9 +98,14 @@ pub(crate) struct Pair {
 
 /// Kept for as long as the store in it.
 enum Home {
-    Memory,
-    Directory { _dir: TempDir },
-    Server { _etcd: Box<Etcd> },
+    /// Nothing: it is in memory, or on a server that all tests share.
+    Elsewhere,
+    Directory {
+        _dir: TempDir,
+    },
+    Server {
+        _etcd: Box<Etcd>,
+    },
 }
 
 impl Pair {
@@ -109,13 +126,17 @@ impl Pair {
     }
 
     async fn over_memory() -> Self {
-        Self::over("memory:", Home::Memory).await
+        Self::over("memory:", Home::Elsewhere).await
     }
 
     async fn over_sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("new.db").display());
         Self::over(&url, Home::Directory { _dir: dir }).await
+    }
+
+    async fn over_mariadb() -> Self {
+        Self::over(&database().await, Home::Elsewhere).await
     }
 
     async fn over_etcd() -> Self {

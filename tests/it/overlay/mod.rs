@@ -23,6 +23,7 @@ use tokio::runtime::Runtime;
 
 use crate::random::{self, Request};
 use crate::support::Etcd;
+use crate::support::mariadb::database;
 use flight::{Sabotage, Step, Stores, difference, step};
 
 /// Requests before the migration and steps during it. Nothing is compacted before, since reads below
@@ -86,6 +87,11 @@ async fn sqlite(files: &TempDir, name: &str) -> Arc<SqlStore<Sqlite>> {
         .unwrap()
 }
 
+async fn mariadb() -> Arc<dyn NewStore> {
+    let url = database().await.parse().unwrap();
+    open_new(&url, &Reserved::default()).await.unwrap()
+}
+
 #[test]
 fn no_client_can_tell_a_migration_in_memory_from_none() {
     nobody_can_tell(1_000, in_memory);
@@ -101,6 +107,14 @@ fn no_client_can_tell_a_migration_from_sqlite_to_sqlite_from_none() {
             files: Some(files),
             ..stores(old, new, false)
         }
+    });
+}
+
+#[test]
+fn no_client_can_tell_a_migration_from_mariadb_to_mariadb_from_none() {
+    nobody_can_tell(30, async || {
+        let (old, new) = (mariadb().await, mariadb().await);
+        stores(old.guarded(Guard::None), new, false)
     });
 }
 

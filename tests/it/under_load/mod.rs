@@ -12,6 +12,7 @@ use serde_json::Value;
 use self::load::Load;
 use self::old::{everything, fill, fill_v3};
 use crate::history::{History, Outcome, check};
+use crate::support::mariadb::database;
 use crate::support::segue::Segue;
 use crate::support::{Etcd, V2, eventually};
 
@@ -236,15 +237,25 @@ async fn stores_that_go_away_and_come_back_are_carried_on_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_from_sqlite_to_sqlite_under_load_keeps_every_promise() {
-    const KEYS: usize = 3000;
     let dir = tempfile::tempdir().unwrap();
     let url = |name: &str| format!("sqlite:{}", dir.path().join(name).display());
-    let (from, to) = (url("old.db"), url("new.db"));
-    let alone = Segue::start(["--new", &from]).await;
+    keeps_every_promise(&url("old.db"), &url("new.db")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_from_mariadb_to_mariadb_under_load_keeps_every_promise() {
+    let (from, to) = tokio::join!(database(), database());
+    keeps_every_promise(&from, &to).await;
+}
+
+/// The proxy is killed three times while it copies.
+async fn keeps_every_promise(from: &str, to: &str) {
+    const KEYS: usize = 3000;
+    let alone = Segue::start(["--new", from]).await;
     let (base, initial) = fill_v3(&alone, KEYS).await;
     drop(alone);
 
-    let mut segue = Segue::start(["--old", &from, "--new", &to, "--rate-keys", "700"]).await;
+    let mut segue = Segue::start(["--old", from, "--new", to, "--rate-keys", "700"]).await;
     let load = Load::start(&[segue.endpoint()], base, KEYS).await;
     let total = initial.len() as u64;
     for part in 1..=3 {
