@@ -296,7 +296,11 @@ impl NewStore for Memory {
     }
 
     async fn drop_claims(&self) -> Result<()> {
-        self.inner.core.lock().drop_claims();
+        let mut state = self.inner.core.lock();
+        if state.line.is_some() {
+            return Err(StoreError::StaleEpoch);
+        }
+        state.drop_claims();
         Ok(())
     }
 }

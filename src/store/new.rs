@@ -35,7 +35,10 @@ pub trait NewStore: Send + Sync + 'static {
     async fn is_empty(&self) -> Result<bool>;
 
     /// Removes all claims of deleted keys (and, where they are records of their own, those of live
-    /// ones). Only after the line was removed. May take long; can be interrupted and repeated.
+    /// ones). May take long; can be interrupted and repeated.
+    ///
+    /// Fails with [`super::StoreError::StaleEpoch`], and removes none, while there is a line: until
+    /// settle the claims are what keeps deleted keys from coming back.
     async fn drop_claims(&self) -> Result<()>;
 }
 

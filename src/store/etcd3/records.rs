@@ -8,13 +8,14 @@ use super::client::Client;
 use super::names::Names;
 use super::numbers::Numbers;
 use super::session::Guarded;
-use super::view::{compare, put_op, range_op, range_request, range_response};
+use super::view::{absent, compare, put_op, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
 use crate::store::{
     Guard, GuardedStore, Line, NewStore, Record, RecordTxn, RecordWrite, Result, StoreError,
 };
+use crate::types::range::successor;
 use crate::types::{Epoch, KeyRange, Revision};
 use pb::compare::{CompareResult, TargetUnion};
 use pb::request_op::Request;
@@ -115,15 +116,17 @@ pub(super) fn record_op(names: &Names, write: &RecordWrite) -> pb::RequestOp {
             value: value.clone(),
             ..pb::PutRequest::default()
         }),
-        None => delete_op(key),
+        None => delete_op(&KeyRange::One(key)),
     }
 }
 
-fn delete_op(key: Bytes) -> pb::RequestOp {
+fn delete_op(keys: &KeyRange) -> pb::RequestOp {
+    let (key, range_end) = keys.to_etcd();
     pb::RequestOp {
         request: Some(Request::RequestDeleteRange(pb::DeleteRangeRequest {
             key,
-            ..pb::DeleteRangeRequest::default()
+            range_end,
+            prev_kv: false,
         })),
     }
 }
@@ -156,7 +159,7 @@ impl Shared {
         let text = match (line, shifted) {
             (None, None) => {
                 return Ok([&names.line, &names.epoch]
-                    .map(|key| delete_op(key.clone()))
+                    .map(|key| delete_op(&KeyRange::One(key.clone())))
                     .into());
             }
             (None, Some(before)) => LineText {
@@ -185,7 +188,7 @@ impl Shared {
             put(&names.line, text.into()),
             match line {
                 Some(line) => put(&names.epoch, epoch_value(line.epoch)),
-                None => delete_op(names.epoch.clone()),
+                None => delete_op(&KeyRange::One(names.epoch.clone())),
             },
         ])
     }
@@ -272,7 +275,9 @@ impl NewStore for Etcd3 {
     }
 
     async fn drop_claims(&self) -> Result<()> {
-        let claims = self.shared.names.all_claims();
+        let names = &self.shared.names;
+        let claims = names.all_claims();
+        let no_line = absent(&KeyRange::One(names.epoch.clone()));
         self.shared.forget_views();
         loop {
             let mut request = range_request(&claims);
@@ -282,15 +287,15 @@ impl NewStore for Etcd3 {
             let Some(last) = response.kvs.last() else {
                 return Ok(());
             };
-            let (key, _) = claims.to_etcd();
-            let mut range_end = last.key.to_vec();
-            range_end.push(0);
-            let delete = pb::DeleteRangeRequest {
-                key,
-                range_end: range_end.into(),
-                prev_kv: false,
+            let page = KeyRange::span(claims.start().clone(), Some(successor(&last.key)));
+            let request = pb::TxnRequest {
+                compare: vec![no_line.clone()],
+                success: vec![delete_op(&page)],
+                failure: Vec::new(),
             };
-            self.shared.client.delete(delete).await?;
+            if !self.shared.client.txn(request).await?.succeeded {
+                return Err(StoreError::StaleEpoch);
+            }
             if !response.more {
                 return Ok(());
             }

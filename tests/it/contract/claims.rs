@@ -1,6 +1,6 @@
 //! What a new store leaves behind while a migration runs.
 
-use segue::store::{Claim, Guard, Line, Read, ReadReply};
+use segue::store::{Claim, Guard, Line, Read, ReadReply, StoreError};
 use segue::types::{CompareResult, CompareTarget, Epoch, KeyRange, Put, Revision};
 
 use super::NewFixture;
@@ -101,6 +101,10 @@ pub async fn dropping_claims_removes_whiteouts_and_keeps_keys(fixture: &dyn NewF
     subject.copy_up(vec![old("c", "0"), old("d", "0")]).await;
     subject.store.delete(one("a")).await;
     subject.store.delete(one("d")).await;
+    let before = ["a whiteout", "b=1", "c=0", "d whiteout"];
+    let too_early = subject.new.drop_claims().await;
+    assert_eq!(too_early, Err(StoreError::StaleEpoch));
+    assert_eq!(subject.claims(KeyRange::all()).await, before);
     set_line(&*subject.new, None).await;
     subject.new.drop_claims().await.unwrap();
     subject.new.drop_claims().await.unwrap();

@@ -169,6 +169,22 @@ pub async fn its_record_is_written_with_it_or_nothing_is(fixture: &dyn NewFixtur
     assert_eq!(records[0].version, 2, "written although nothing was copied");
 }
 
+pub async fn its_record_is_never_ahead_of_the_data(fixture: &dyn NewFixture) {
+    // More than one transaction's worth, where the store cuts them up; any of them may fail.
+    const KEYS: usize = 200;
+    let subject = NewSubject::of(fixture).await;
+    for (round, failing) in [0, 70, KEYS - 1].into_iter().enumerate() {
+        let name = |number| format!("{round}/{number:03}");
+        let mut kvs: Vec<_> = (0..KEYS).map(|number| old(&name(number), "0")).collect();
+        kvs[failing].lease = LeaseId(4711);
+        let record = Some((record("cursor", "behind the last"), 0));
+        let copy_up = CopyUp { kvs, record };
+        let refusal = refused(subject.handle.copy_up(copy_up).await);
+        assert_eq!(refusal, RequestError::LeaseNotFound);
+        assert_eq!(subject.new.records("cursor").await.unwrap(), []);
+    }
+}
+
 pub async fn copies_are_attached_to_their_leases(fixture: &dyn NewFixture) {
     let subject = NewSubject::of(fixture).await;
     let lease = subject.store.grant(60).await;

@@ -170,6 +170,7 @@ macro_rules! new_store_contract {
                     a_deleted_copy_leaves_a_whiteout
                     the_past_shows_copies_as_they_were
                     its_record_is_written_with_it_or_nothing_is
+                    its_record_is_never_ahead_of_the_data
                     copies_are_attached_to_their_leases
                     a_copy_whose_lease_does_not_exist_is_refused
                     a_transaction_runs_over_its_copies

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use segue::store::{
-    Guard, RequestError, StoreError, StoreUrl, Watch, WatchItem, open_new, open_old,
+    CopyUp, Guard, Line, RecordTxn, RecordWrite, RequestError, StoreError, StoreUrl, Watch,
+    WatchItem, open_new, open_old,
 };
-use segue::types::{Content, KeyRange, Put, Range, Reserved};
+use segue::types::{
+    Content, Delete, Epoch, Grant, KeyRange, KeyValue, LeaseId, Op, Put, Range, Reserved, Revision,
+    Txn,
+};
 
 use super::open;
 use crate::support::{Etcd, eventually};
@@ -92,12 +96,68 @@ async fn everything_goes_on_when_the_server_is_back() {
 #[tokio::test]
 async fn a_write_without_an_answer_may_have_happened() {
     let etcd = Etcd::start().await;
-    let store = open(&etcd).await.guarded(Guard::None);
-    store.put(Put::new("a", "1")).await.unwrap();
+    let new = open(&etcd).await;
+    let plain = new.guarded(Guard::None);
+    plain.put(Put::new("a", "1")).await.unwrap();
+    let id = Some(LeaseId(1));
+    plain.grant(Grant { id, ttl_s: 600 }).await.unwrap();
+    let line = Line {
+        epoch: Epoch(1),
+        claims: true,
+        base: Revision(1),
+    };
+    let records = |line| RecordTxn {
+        line,
+        writes: vec![RecordWrite {
+            name: "state".into(),
+            value: Some("".into()),
+        }],
+        ..RecordTxn::default()
+    };
+    assert!(new.write_records(records(Some(Some(line)))).await.unwrap());
+    let guarded = new.guarded(Guard::Epoch {
+        epoch: line.epoch,
+        claims: line.claims,
+    });
+    guarded.range(Range::key("a")).await.unwrap();
     etcd.pause();
-    let write = store.put(Put::new("a", "2")).await;
-    assert!(write.unwrap_err().may_have_happened());
-    let read = store.range(Range::key("a")).await;
+    let put = || Put::new("a", "2");
+    let delete = Delete {
+        keys: KeyRange::all(),
+        prev_kv: false,
+    };
+    let txn = || Txn::of(vec![Op::Put(put()), Op::Range(Range::key("b"))]);
+    let copy = || KeyValue {
+        key: "b".into(),
+        ..KeyValue::default()
+    };
+    let copy_up = CopyUp {
+        kvs: vec![copy()],
+        record: None,
+    };
+    // All at once, since each waits for its deadline.
+    let outcomes: [(&str, Option<StoreError>); 10] = futures_util::join!(
+        async { ("put", plain.put(put()).await.err()) },
+        async { ("delete", plain.delete(delete.clone()).await.err()) },
+        async { ("txn", plain.txn(txn()).await.err()) },
+        async { ("revoke", plain.revoke(LeaseId(1)).await.err()) },
+        async { ("guarded put", guarded.put(put()).await.err()) },
+        async { ("guarded delete", guarded.delete(delete.clone()).await.err()) },
+        async { ("guarded txn", guarded.txn(txn()).await.err()) },
+        async {
+            (
+                "over copies",
+                guarded.txn_over(vec![copy()], txn()).await.err(),
+            )
+        },
+        async { ("copy-up", guarded.copy_up(copy_up).await.err()) },
+        async { ("records", new.write_records(records(None)).await.err()) },
+    )
+    .into();
+    for (what, outcome) in outcomes {
+        assert!(outcome.unwrap().may_have_happened(), "{what}");
+    }
+    let read = plain.range(Range::key("a")).await;
     assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
     etcd.resume();
 }

@@ -1,6 +1,6 @@
 //! What stays of a migration to etcd when it is settled.
 
-use segue::store::{CopyUp, Guard, Line, RecordTxn, StoreUrl, open_old};
+use segue::store::{CopyUp, Guard, Line, RecordTxn, RecordWrite, StoreUrl, open_old};
 use segue::types::{Epoch, KeyRange, KeyValue, Put, Range, Reserved, Revision};
 
 use super::open;
@@ -9,6 +9,39 @@ use crate::support::Etcd;
 /// The old store was used much more than the new one.
 const BASE: Revision = Revision(1_000);
 const EPOCH: Epoch = Epoch(1);
+
+#[tokio::test]
+async fn the_line_and_the_state_change_in_one_revision() {
+    let etcd = Etcd::start().await;
+    let store = open(&etcd).await;
+    let line = |epoch| Line {
+        epoch: Epoch(epoch),
+        claims: true,
+        base: BASE,
+    };
+    let mut client = etcd_client::Client::connect([etcd.endpoint()], None)
+        .await
+        .unwrap();
+    for line in [Some(line(1)), Some(line(2)), None] {
+        let txn = RecordTxn {
+            writes: vec![RecordWrite {
+                name: "state".into(),
+                value: Some("a phase".into()),
+            }],
+            line: Some(line),
+            ..RecordTxn::default()
+        };
+        assert!(store.write_records(txn).await.unwrap());
+        let mut changed = Vec::new();
+        for key in ["segue/_/record/state", "segue/_/line"] {
+            let found = client.get(key, None).await.unwrap();
+            changed.push(found.kvs()[0].mod_revision());
+        }
+        let latest = client.get("nothing", None).await.unwrap();
+        changed.push(latest.header().unwrap().revision());
+        assert_eq!(changed, vec![changed[0]; 3], "{line:?}");
+    }
+}
 
 #[tokio::test]
 async fn revisions_go_on_after_settle_here_and_as_the_old_store_of_the_next_migration() {

@@ -6,3 +6,5 @@ mod fleet;
 mod picky;
 mod scenarios;
 mod switch;
+#[allow(unreachable_pub, reason = "as in the toolbox")]
+mod witness;

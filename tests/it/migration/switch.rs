@@ -11,6 +11,7 @@ use segue::store::{Guard, Store};
 use segue::types::{Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Reply, Txn};
 
 use super::fleet::{Member, Stores, get, key, put};
+use super::witness::Witness;
 use crate::support::eventually;
 
 const SWITCH_KEY: &str = "segue/switch";
@@ -67,6 +68,25 @@ async fn a_switch_that_may_wait_is_done_as_soon_as_it_is_safe() {
         .unwrap();
     member.until_phase(Phase::Normal).await;
     outcome(&member, Outcome::Done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_changes_with_the_state_in_every_transition() {
+    let witness = Arc::new(Witness::default());
+    let stores = Stores::to(witness.clone()).await;
+    stores.fill(10).await;
+    let member = stores.join("a").await.unwrap();
+    member.until_verified().await;
+    for to in [Phase::Normal, Phase::Migration, Phase::Normal] {
+        let when_ready = true;
+        let request = Request { to, when_ready };
+        member.controller.switch(request).await.unwrap();
+        member.until_phase(to).await;
+    }
+    member.controller.complete().await.unwrap().unwrap();
+    member.until_phase(Phase::Settled).await;
+    assert_eq!(witness.epochs(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(witness.disagreements(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
