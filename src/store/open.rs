@@ -6,13 +6,18 @@ use super::etcd2::Etcd2;
 use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
-use super::sql;
+use super::sql::backend::Backend;
+use super::sql::{self, SqlStore};
 use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
 /// Opens the store at `url` for a migration to go to. One that lives in a file is created if need be.
 pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn NewStore>> {
     check_account(url)?;
+    let options = sql::Options {
+        reserved: reserved.clone(),
+        ..sql::Options::default()
+    };
     match url {
         StoreUrl::Memory => Ok(Arc::new(Memory::with(memory::Settings {
             reserved: reserved.clone(),
@@ -23,22 +28,10 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
              Write etcd://HOST:PORT to migrate to the v3 API of etcd"
         ))
         .into()),
-        StoreUrl::Sqlite(path) => {
-            let options = sql::Options {
-                reserved: reserved.clone(),
-                ..sql::Options::default()
-            };
-            Ok(sql::sqlite::open(path, options).await?)
-        }
+        StoreUrl::Sqlite(path) => Ok(sql::sqlite::open(path, options).await?),
         StoreUrl::Etcd(cluster) => Ok(Arc::new(Etcd3::open(cluster, reserved.clone()).await?)),
-        StoreUrl::Mysql(database) => {
-            let options = sql::Options {
-                reserved: reserved.clone(),
-                ..sql::Options::default()
-            };
-            Ok(sql::mysql::open(database, options).await?)
-        }
-        StoreUrl::Postgres(_) => Err(not_yet(url)),
+        StoreUrl::Postgres(database) => Ok(sql::postgres::open(database, options).await?),
+        StoreUrl::Mysql(database) => Ok(sql::mysql::open(database, options).await?),
         StoreUrl::Table(_) => Err(RequestError::Unsupported(format!(
             "{url} cannot be the new store: a table of an application has no room for revisions, \
              leases and claims. Leave table= and what belongs to it out, and Segue makes tables of its \
@@ -51,6 +44,13 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
 /// Opens the store at `url`, which has to be there, for a migration to come from.
 pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn OldStore>> {
     check_account(url)?;
+    let options = sql::Options {
+        reserved: reserved.clone(),
+        // Leases move to the new store, which alone ends them.
+        expire_leases: false,
+        create: false,
+        ..sql::Options::default()
+    };
     match url {
         StoreUrl::Etcd2(cluster) => Ok(Arc::new(Etcd2::open(cluster, reserved.clone()).await?)),
         StoreUrl::Sqlite(path) if !path.exists() => Err(RequestError::Unacceptable(format!(
@@ -58,40 +58,25 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             path.display()
         ))
         .into()),
-        StoreUrl::Sqlite(path) => {
-            let options = sql::Options {
-                reserved: reserved.clone(),
-                // Leases move to the new store, which alone ends them.
-                expire_leases: false,
-                create: false,
-                ..sql::Options::default()
-            };
-            let store = sql::sqlite::open(path, options).await?;
-            let identity = store.identity().await?;
-            Ok(Arc::new(AsOld::new(store, identity)))
-        }
+        StoreUrl::Sqlite(path) => as_old(sql::sqlite::open(path, options).await?).await,
         StoreUrl::Etcd(cluster) => {
             let store = OldEtcd3::open(cluster, reserved.clone()).await?;
             Ok(Arc::new(store))
         }
-        StoreUrl::Mysql(database) => {
-            let options = sql::Options {
-                reserved: reserved.clone(),
-                expire_leases: false,
-                create: false,
-                ..sql::Options::default()
-            };
-            let store = sql::mysql::open(database, options).await?;
-            let identity = store.identity().await?;
-            Ok(Arc::new(AsOld::new(store, identity)))
-        }
-        StoreUrl::Postgres(_) | StoreUrl::Table(_) => Err(not_yet(url)),
+        StoreUrl::Postgres(database) => as_old(sql::postgres::open(database, options).await?).await,
+        StoreUrl::Mysql(database) => as_old(sql::mysql::open(database, options).await?).await,
+        StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
         }
     }
+}
+
+async fn as_old<B: Backend>(store: Arc<SqlStore<B>>) -> Result<Arc<dyn OldStore>> {
+    let identity = store.identity().await?;
+    Ok(Arc::new(AsOld::new(store, identity)))
 }
 
 fn not_yet(url: &StoreUrl) -> StoreError {

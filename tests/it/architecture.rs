@@ -62,6 +62,7 @@ const NO_IO: &str = "types do no I/O";
 const DRIVERS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store::sql::sqlite"]),
     ("mysql_async", &["store::sql::mysql"]),
+    ("tokio_postgres", &["store::sql::postgres"]),
     ("etcd_client", &["cli::demo"]),
     ("axum", &["admin"]),
     ("clap", &["cli", "config"]),

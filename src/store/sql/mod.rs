@@ -12,7 +12,7 @@
 //!   writer.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
 //! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
-//! - [`sqlite`], [`mysql`]: the backends, and how to open one.
+//! - [`sqlite`], [`postgres`], [`mysql`]: the backends, and how to open one.
 
 pub mod backend;
 mod counts;
@@ -22,6 +22,7 @@ mod height;
 mod history;
 mod leases;
 pub mod mysql;
+pub mod postgres;
 mod rows;
 pub mod sqlite;
 mod store;
@@ -64,7 +65,7 @@ pub struct Options {
     pub min_lease_ttl_s: i64,
     /// End leases whose time is over. Off for an old store whose leases have moved to the new one.
     pub expire_leases: bool,
-    /// Use a server that is set to lose commits in a crash.
+    /// Use a server that is set to lose commits in a crash; else it is refused.
     pub allow_lossy: bool,
 }
 

@@ -164,6 +164,11 @@ impl<'a> Batches<'a> {
         Ok(true)
     }
 
+    /// Notes that entries behind `reached`, or some of them, were not looked at.
+    pub(super) fn end_at(&mut self, reached: Revision) {
+        self.reached = self.reached.min(reached);
+    }
+
     /// All changes up to where the scan came. The last revision is whole: there are no more entries,
     /// or [`Self::take`] said that it wants none.
     pub(super) fn finish(mut self) -> Found {

@@ -12,13 +12,14 @@ use tempfile::TempDir;
 
 use super::dsl::{guard, line, set_line};
 use super::{Fixture, NewFixture, new_store_contract, store_contract};
-use crate::support::{Etcd, mariadb::database};
+use crate::support::{Etcd, mariadb::database, postgres::schema};
 
 /// A kind of store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Memory,
     Sqlite,
+    Postgres,
     MariaDb,
     Etcd,
 }
@@ -30,6 +31,10 @@ store_contract!(
 store_contract!(
     sqlite,
     crate::contract::stores::plain(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    postgres,
+    crate::contract::stores::plain(crate::contract::stores::Kind::Postgres)
 );
 store_contract!(
     mariadb,
@@ -46,6 +51,10 @@ store_contract!(
 store_contract!(
     claiming_sqlite,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    claiming_postgres,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Postgres)
 );
 store_contract!(
     claiming_mariadb,
@@ -74,6 +83,27 @@ store_contract!(
     crate::contract::stores::overlay(
         crate::contract::stores::Kind::Sqlite,
         crate::contract::stores::Kind::Etcd
+    )
+);
+store_contract!(
+    overlay_postgres_postgres,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Postgres,
+        crate::contract::stores::Kind::Postgres
+    )
+);
+store_contract!(
+    overlay_postgres_etcd,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Postgres,
+        crate::contract::stores::Kind::Etcd
+    )
+);
+store_contract!(
+    overlay_etcd_postgres,
+    crate::contract::stores::overlay(
+        crate::contract::stores::Kind::Etcd,
+        crate::contract::stores::Kind::Postgres
     )
 );
 store_contract!(
@@ -111,6 +141,10 @@ new_store_contract!(
 new_store_contract!(
     new_sqlite,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Sqlite)
+);
+new_store_contract!(
+    new_postgres,
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Postgres)
 );
 new_store_contract!(
     new_mariadb,
@@ -166,6 +200,7 @@ impl Fixed {
                 let name = format!("{:016x}.db", rand::random::<u64>());
                 format!("sqlite:{}", self.dir.path().join(name).display())
             }
+            Kind::Postgres => schema().await,
             Kind::MariaDb => database().await,
             Kind::Etcd => {
                 let server = Etcd::start().await;

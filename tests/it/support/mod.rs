@@ -14,6 +14,7 @@ pub mod etcd;
 pub mod lasting;
 pub mod mariadb;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod segue;
 pub mod v2;
@@ -24,5 +25,7 @@ pub use self::segue::Segue;
 pub use etcd::Etcd;
 #[allow(unused_imports, reason = "not every bench needs one")]
 pub use mariadb::MariaDb;
+#[allow(unused_imports, reason = "not every bench needs one")]
+pub use postgres::Postgres;
 pub use v2::V2;
 pub use wait::eventually;

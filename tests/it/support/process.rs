@@ -73,6 +73,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Tells the process to end without finishing anything (SIGQUIT), if it makes something of that.
+    pub fn quit(&self) {
+        self.signal(Signal::QUIT);
+    }
+
     /// Stops the process without ending it (SIGSTOP): connections stay open, nothing answers.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

@@ -1,0 +1,199 @@
+//! One connection: its statements, and several of them in one flight.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error, Row, Statement};
+
+use crate::store::sql::rows::Columns;
+
+/// A connection with what was prepared on it.
+pub(super) struct Conn {
+    client: Client,
+    statements: Mutex<HashMap<String, Statement>>,
+}
+
+/// A statement with its parameters.
+pub(super) struct Step<'a> {
+    text: String,
+    types: &'static [Type],
+    params: Vec<Param<'a>>,
+}
+
+/// The value of a parameter.
+pub(super) type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
+
+impl<'a> Step<'a> {
+    /// A statement without parameters.
+    pub(super) fn of(text: impl Into<String>) -> Self {
+        Self::with(text, Vec::new())
+    }
+
+    /// A statement with parameters whose types follow from the text.
+    pub(super) fn with(text: impl Into<String>, params: Vec<Param<'a>>) -> Self {
+        Self::typed(text, &[], params)
+    }
+
+    /// A statement with parameters of these types, which the text need not make use of.
+    pub(super) fn typed(
+        text: impl Into<String>,
+        types: &'static [Type],
+        params: Vec<Param<'a>>,
+    ) -> Self {
+        Self {
+            text: text.into(),
+            types,
+            params,
+        }
+    }
+}
+
+impl Conn {
+    pub(super) fn new(client: Client) -> Self {
+        Self {
+            client,
+            statements: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Runs one statement.
+    pub(super) async fn query(&self, step: Step<'_>) -> Result<Vec<Row>, Error> {
+        let mut done = self.flight(&[step]).await?;
+        done.pop().unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Sends all of the statements, in this order and without waiting in between, and answers what
+    /// became of each. Fails, with nothing sent, if one of them cannot be prepared.
+    pub(super) async fn flight(
+        &self,
+        steps: &[Step<'_>],
+    ) -> Result<Vec<Result<Vec<Row>, Error>>, Error> {
+        // All are prepared before the first one is sent: one that has to be prepared on the way
+        // would be overtaken by those behind it, by a commit even.
+        let mut prepared = Vec::with_capacity(steps.len());
+        for step in steps {
+            prepared.push(self.statement(&step.text, step.types).await?);
+        }
+        let params: Vec<Vec<&(dyn ToSql + Sync)>> = steps
+            .iter()
+            .map(|step| step.params.iter().map(|param| &**param as _).collect())
+            .collect();
+        let queries = prepared.iter().zip(&params);
+        let queries = queries.map(|(statement, params)| self.client.query(statement, params));
+        Ok(in_order(queries).await)
+    }
+
+    /// Sends a statement that nobody waits for.
+    pub(super) fn send(&self, text: &str) {
+        // The first poll sends it; the answer is dropped when it comes.
+        drop(self.client.batch_execute(text).now_or_never());
+    }
+
+    /// Runs texts that cannot be prepared.
+    pub(super) async fn run(&self, text: &str) -> Result<(), Error> {
+        self.client.batch_execute(text).await
+    }
+
+    async fn statement(&self, text: &str, types: &'static [Type]) -> Result<Statement, Error> {
+        let known = self.lock().get(text).cloned();
+        if let Some(statement) = known {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare_typed(text, types).await?;
+        self.lock().insert(text.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Nothing panics under this lock, so a poisoned one is good.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Statement>> {
+        self.statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Polls futures in their order, so that they begin in their order, until all are done.
+async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        let mut left = false;
+        for (future, done) in waiting.iter_mut().zip(&mut done) {
+            if done.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(output) => *done = Some(output),
+                    Poll::Pending => left = true,
+                }
+            }
+        }
+        if left { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+impl Columns for Row {
+    type Error = Error;
+
+    fn int(&self, column: usize) -> Result<i64, Error> {
+        match *self.columns()[column].type_() {
+            Type::INT2 => self.try_get::<_, i16>(column).map(i64::from),
+            Type::INT4 => self.try_get::<_, i32>(column).map(i64::from),
+            _ => self.try_get(column),
+        }
+    }
+
+    fn maybe_int(&self, column: usize) -> Result<Option<i64>, Error> {
+        match *self.columns()[column].type_() {
+            Type::INT2 => self
+                .try_get::<_, Option<i16>>(column)
+                .map(|number| number.map(i64::from)),
+            Type::INT4 => self
+                .try_get::<_, Option<i32>>(column)
+                .map(|number| number.map(i64::from)),
+            _ => self.try_get(column),
+        }
+    }
+
+    fn bytes(&self, column: usize) -> Result<Bytes, Error> {
+        let bytes: Option<&[u8]> = self.try_get(column)?;
+        Ok(bytes.map_or_else(Bytes::new, Bytes::copy_from_slice))
+    }
+
+    fn text(&self, column: usize) -> Result<String, Error> {
+        self.try_get(column)
+    }
+}
+
+/// The columns of a row behind the first few.
+pub(super) struct Behind<'a>(pub(super) &'a Row, pub(super) usize);
+
+impl Columns for Behind<'_> {
+    type Error = Error;
+
+    fn int(&self, column: usize) -> Result<i64, Error> {
+        self.0.int(self.1 + column)
+    }
+
+    fn maybe_int(&self, column: usize) -> Result<Option<i64>, Error> {
+        self.0.maybe_int(self.1 + column)
+    }
+
+    fn bytes(&self, column: usize) -> Result<Bytes, Error> {
+        self.0.bytes(self.1 + column)
+    }
+
+    fn text(&self, column: usize) -> Result<String, Error> {
+        self.0.text(self.1 + column)
+    }
+}

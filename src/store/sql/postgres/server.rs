@@ -1,0 +1,226 @@
+//! Where the server is, and how connections to it are made.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::debug;
+
+use super::conn::Conn;
+use super::error::told;
+use super::listen::carry;
+use crate::store::url::{Database, Host, Secret, Tls};
+use crate::store::{RequestError, Result, StoreError, tls};
+use crate::tasks::spawn_owned;
+
+/// How long making a connection may take, TLS and login included.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a request waits for a server that is away: a restart takes about so long.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(4);
+
+/// Pauses between attempts while the server is away.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// What every session is set to. A statement that takes longer than a minute, and a lock that is
+/// not had in ten seconds, fail. A transaction whose proxy has gone away without a word gives its
+/// lock back after ten seconds.
+const SESSION: &str = "SET statement_timeout = '60s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '10s'; SET client_min_messages = 'warning'; \
+     SET default_transaction_isolation = 'read committed'";
+
+/// What makes plans good, one by one since engines that only speak the protocol do not know all of
+/// it. Statements are prepared once and asked for little: every plan but the one that walks an index
+/// is a mistake of the planner, which is made when the tables have just been filled and are not
+/// analyzed yet.
+const PLANS: [&str; 8] = [
+    "SET plan_cache_mode = 'force_generic_plan'",
+    "SET enable_seqscan = off",
+    "SET enable_bitmapscan = off",
+    "SET enable_hashjoin = off",
+    "SET enable_mergejoin = off",
+    "SET max_parallel_workers_per_gather = 0",
+    "SET jit = off",
+    // What was answered is on the disk. A session may raise this by itself; what it cannot is checked.
+    "SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+];
+
+/// A server, and the account there.
+pub(super) struct Server {
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+    /// For errors: where, without who.
+    name: String,
+    away: Mutex<Away>,
+}
+
+/// How it went lately.
+#[derive(Default)]
+struct Away {
+    /// The next attempt is not to be made before.
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Server {
+    pub(super) async fn new(database: &Database) -> Result<Self> {
+        let mut config = Config::new();
+        config
+            .user(&database.account.user)
+            .dbname(&database.name)
+            .port(database.port)
+            .application_name("segue")
+            .connect_timeout(CONNECT_WITHIN)
+            // A server that has vanished is noticed by then, also while an answer is waited for.
+            .tcp_user_timeout(Duration::from_secs(20))
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(2);
+        if let Some(password) = &database.account.password {
+            config.password(Secret::expose(password));
+        }
+        let name = match &database.host {
+            Host::Name(host) => {
+                config.host(host);
+                format!("{host}:{}/{}", database.port, database.name)
+            }
+            Host::Socket(path) => {
+                config.host_path(path);
+                format!("{}:{}/{}", path.display(), database.port, database.name)
+            }
+        };
+        let tls = match &database.tls {
+            Tls::Off => {
+                config.ssl_mode(SslMode::Disable);
+                None
+            }
+            Tls::Verify(file) => {
+                config.ssl_mode(SslMode::Require);
+                let client = tls::client_config(file.as_deref()).await?;
+                Some(MakeRustlsConnect::new(client))
+            }
+        };
+        Ok(Self {
+            config,
+            tls,
+            name,
+            away: Mutex::default(),
+        })
+    }
+
+    /// For errors: where it is.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection that is ready. Waits a while for a server that is away.
+    pub(super) async fn connect(&self) -> Result<Conn> {
+        let deadline = Instant::now() + RECONNECT_WITHIN;
+        loop {
+            let until = self.away().until;
+            if let Some(until) = until {
+                if until > deadline {
+                    sleep_until(deadline).await;
+                    return Err(StoreError::Unavailable(format!(
+                        "PostgreSQL at {} cannot be reached",
+                        self.name
+                    )));
+                }
+                sleep_until(until).await;
+            }
+            match self.try_connect().await {
+                Ok(conn) => {
+                    *self.away() = Away::default();
+                    return Ok(conn);
+                }
+                Err(err) if self.failed(&err) && Instant::now() < deadline => {
+                    debug!("no connection, will try again: {}", told(&err));
+                }
+                Err(err) => return Err(self.refused(&err)),
+            }
+        }
+    }
+
+    /// Notes a failure; answers whether it may go away by itself.
+    fn failed(&self, err: &Error) -> bool {
+        let mut away = self.away();
+        away.pause = (away.pause * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
+        // Those that wait do not all come back at once.
+        let pause = away.pause.mul_f64(rand::random_range(0.5..1.0));
+        away.until = Some(Instant::now() + pause);
+        match err.code() {
+            Some(code) => matches!(code.code().get(..2), Some("08" | "53" | "57")),
+            None => !err.to_string().contains("TLS"),
+        }
+    }
+
+    /// A connection, made now or never.
+    pub(super) async fn try_connect(&self) -> std::result::Result<Conn, Error> {
+        let client = self.login().await?;
+        let conn = Conn::new(client);
+        conn.run(SESSION).await?;
+        for setting in PLANS {
+            if let Err(err) = conn.run(setting).await {
+                debug!("{setting}: {}", told(&err));
+            }
+        }
+        Ok(conn)
+    }
+
+    async fn login(&self) -> std::result::Result<Client, Error> {
+        self.login_to_listen(|_| {}).await.map(|(client, _)| client)
+    }
+
+    /// A session that calls `hears` with the payload of each notification, until the client is
+    /// dropped or the session ends; then the handle is done.
+    pub(super) async fn login_to_listen(
+        &self,
+        hears: impl Fn(&str) + Send + Sync + 'static,
+    ) -> std::result::Result<(Client, JoinHandle<()>), Error> {
+        Ok(match &self.tls {
+            None => {
+                let (client, connection) = Box::pin(self.config.connect(NoTls)).await?;
+                (client, spawn_owned(carry(connection, hears)))
+            }
+            Some(tls) => {
+                let (client, connection) = Box::pin(self.config.connect(tls.clone())).await?;
+                (client, spawn_owned(carry(connection, hears)))
+            }
+        })
+    }
+
+    /// Why there is no connection, and what to do.
+    pub(super) fn refused(&self, err: &Error) -> StoreError {
+        let text = format!("PostgreSQL at {}: {}", self.name, told(err));
+        let Some(code) = err.code() else {
+            return StoreError::Unavailable(format!(
+                "{text}; check that the server runs there and, with TLS, that its certificate is for \
+                 this name"
+            ));
+        };
+        match *code {
+            SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+                RequestError::Credentials(text).into()
+            }
+            SqlState::INVALID_CATALOG_NAME => {
+                StoreError::Broken(format!("{text}; create the database, or name another one"))
+            }
+            _ if matches!(code.code().get(..2), Some("08" | "53" | "57")) => {
+                StoreError::Unavailable(text)
+            }
+            _ => StoreError::Broken(text),
+        }
+    }
+
+    /// Nothing panics under this lock, so a poisoned one is good.
+    fn away(&self) -> std::sync::MutexGuard<'_, Away> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,381 @@
+//! The connection that writes: a batch in two flights.
+//!
+//! The first begins the transaction, locks the head row and fetches; the second writes and commits.
+//! In READ COMMITTED each statement sees what was committed when it begins, so what is fetched behind
+//! the lock is what the lock protects.
+//!
+//! # When a commit is not answered
+//!
+//! Then it is found out whether it happened: every batch writes its number into this proxy's row of
+//! the `writer` table. A new connection locks the head row. From the first flight on the old session
+//! held that lock, so whoever has it now knows that the old transaction is over, one way or the other,
+//! and the number tells which. Nothing is sent twice before that is known.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Error;
+use tracing::{debug, info, warn};
+
+use super::conn::{Conn, Param, Step};
+use super::error::{Failure, certainly_not_committed, failure, not_done, told};
+use super::listen::payload;
+use super::prefetch;
+use super::read::{all, no_head};
+use super::server::Server;
+use super::text::{NOW_MS_COLUMN, Sql};
+use super::writes::{known_keys, set_head, writes};
+use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
+use crate::store::sql::rows::{Columns as _, head_of};
+use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES};
+use crate::store::{Result, StoreError};
+use crate::types::Revision;
+
+/// How often a transaction is begun in all, when the database asks for a repetition or the
+/// connection is lost before the commit.
+const TRIES: u32 = 8;
+
+/// The pause before a repetition grows by this.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long it is tried to find out what became of a commit.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The connection that writes, and who writes.
+pub(super) struct Writer {
+    conn: Option<Conn>,
+    /// Names this store, as it was opened here, in the `writer` table.
+    id: String,
+    /// The number of the last batch whose commit was sent.
+    batch: i64,
+}
+
+/// What became of a try.
+enum Tried<T> {
+    Done(T),
+    /// Nothing was written, and it may be tried again.
+    Again(StoreError),
+    /// The commit of this batch was sent and not answered.
+    Unknown(String),
+}
+
+impl Writer {
+    pub(super) fn new(conn: Conn) -> Self {
+        Self {
+            conn: Some(conn),
+            id: format!("{:032x}", rand::random::<u128>()),
+            batch: 0,
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// See [`crate::store::sql::backend::Backend::transact`].
+    pub(super) async fn transact(
+        &mut self,
+        server: &Server,
+        sql: &Sql,
+        notify: Option<&str>,
+        want: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.connect(server).await?;
+            match self.try_transact(sql, notify, want, decide).await? {
+                Tried::Done(()) => return Ok(()),
+                Tried::Again(err) if tries < TRIES => {
+                    debug!("a batch is tried again: {err}");
+                    sleep(PAUSE * (1 << tries.min(6))).await;
+                }
+                Tried::Again(err) => return Err(err),
+                Tried::Unknown(why) => {
+                    if self.resolve(server, sql, &why).await? {
+                        return Ok(());
+                    }
+                    if tries >= TRIES {
+                        return Err(StoreError::Unavailable(format!(
+                            "PostgreSQL: the connection was lost before the commit: {why}"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self, server: &Server) -> Result<()> {
+        if self.conn.as_ref().is_none_or(Conn::is_closed) {
+            self.conn = None;
+            self.conn = Some(server.connect().await?);
+        }
+        Ok(())
+    }
+
+    fn conn(&self) -> Result<&Conn> {
+        let lost = || StoreError::Unavailable("there is no connection to write with".into());
+        self.conn.as_ref().ok_or_else(lost)
+    }
+
+    async fn try_transact(
+        &mut self,
+        sql: &Sql,
+        notify: Option<&str>,
+        want: &Prefetch,
+        decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+    ) -> Result<Tried<()>> {
+        let conn = self.conn()?;
+        let found = match begin(conn, sql, want).await {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                conn.send("ROLLBACK");
+                return Err(no_head());
+            }
+            Err(err) => return self.gave_up(&err).await,
+        };
+        let before = found.head;
+        let known = known_keys(&found);
+        let changes = decide(found);
+        if changes.is_empty(&before) {
+            conn.send("ROLLBACK");
+            return Ok(Tried::Done(()));
+        }
+        let batch = self.batch + 1;
+        let mut steps = writes(sql, &changes, &known);
+        steps.push(set_head(sql, &changes.head, &self.id, batch));
+        if let Some(channel) = notify {
+            let payload = payload(&self.id, changes.head.revision);
+            let params: Vec<Param> = vec![Box::new(channel), Box::new(payload)];
+            steps.push(Step::with("SELECT pg_notify($1, $2)", params));
+        }
+        match commit(conn, steps).await {
+            Ok(Committed::Yes) => {
+                self.batch = batch;
+                Ok(Tried::Done(()))
+            }
+            Ok(Committed::Unknown(why)) => {
+                self.batch = batch;
+                self.conn = None;
+                Ok(Tried::Unknown(why))
+            }
+            Ok(Committed::No(err)) | Err(err) => self.gave_up(&err).await,
+        }
+    }
+
+    /// Ends a transaction that failed before its commit, for certain.
+    async fn gave_up<T>(&mut self, err: &Error) -> Result<Tried<T>> {
+        let told = not_done(err);
+        match failure(err) {
+            Failure::Lost => {
+                self.conn = None;
+                Ok(Tried::Again(told))
+            }
+            kind => {
+                let conn = self.conn()?;
+                if let Err(err) = conn.run("ROLLBACK").await {
+                    // With the connection the transaction is gone as well.
+                    debug!("cannot roll back: {}", super::error::told(&err));
+                    self.conn = None;
+                }
+                match kind {
+                    Failure::Again => Ok(Tried::Again(told)),
+                    _ => Err(told),
+                }
+            }
+        }
+    }
+
+    /// Finds out whether the last batch was committed.
+    async fn resolve(&mut self, server: &Server, sql: &Sql, why: &str) -> Result<bool> {
+        warn!("PostgreSQL did not answer a commit, looking whether it happened: {why}");
+        let deadline = Instant::now() + RESOLVE_WITHIN;
+        loop {
+            match self.look(server, sql).await {
+                Ok(committed) => {
+                    info!(committed, "what became of the commit is known");
+                    return Ok(committed);
+                }
+                Err(err) if Instant::now() < deadline => {
+                    debug!("cannot look yet: {err}");
+                    self.conn = None;
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(err) => {
+                    return Err(StoreError::Unknown(format!(
+                        "PostgreSQL did not answer a commit ({why}), and it cannot be found out \
+                         whether it happened: {err}"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Whether the last batch was committed. Waits for the lock that the session which wrote it has.
+    async fn look(&mut self, server: &Server, sql: &Sql) -> Result<bool> {
+        self.connect(server).await?;
+        let conn = self.conn()?;
+        let steps = [
+            Step::of("BEGIN"),
+            Step::of(&sql.lock),
+            Step::with(&sql.batch_of, vec![Box::new(&self.id)]),
+            Step::of("COMMIT"),
+        ];
+        let looked = conn.flight(&steps).await.and_then(all);
+        let answers = looked.map_err(|err| not_done(&err))?;
+        let [_, head, batch, _] = &answers[..] else {
+            return Err(no_head());
+        };
+        let told = |err: Error| not_done(&err);
+        if head.is_empty() {
+            return Err(no_head());
+        }
+        let batch = batch
+            .first()
+            .map_or(Ok(0), |row| row.int(0))
+            .map_err(told)?;
+        Ok(batch >= self.batch)
+    }
+
+    /// See [`crate::store::sql::backend::Backend::sweep`].
+    pub(super) async fn sweep(&mut self, server: &Server, sql: &Sql) -> Result<Head> {
+        let (head, _) = self.locked(server, sql, Chore::Sweep).await?;
+        Ok(head)
+    }
+
+    /// See [`crate::store::sql::backend::Backend::drop_whiteouts`].
+    pub(super) async fn drop_whiteouts(&mut self, server: &Server, sql: &Sql) -> Result<bool> {
+        match self.locked(server, sql, Chore::DropWhiteouts).await? {
+            (head, _) if head.line.is_some() => Err(StoreError::StaleEpoch),
+            (_, more) => Ok(more),
+        }
+    }
+
+    /// Gives the space of dead rows back to their tables.
+    pub(super) async fn defragment(&mut self, server: &Server, sql: &Sql) -> Result<()> {
+        self.connect(server).await?;
+        let conn = self.conn()?;
+        let told = |err: Error| not_done(&err);
+        conn.run("SET statement_timeout = 0").await.map_err(told)?;
+        for vacuum in &sql.vacuum {
+            conn.run(vacuum).await.map_err(told)?;
+        }
+        conn.run("SET statement_timeout = '60s'")
+            .await
+            .map_err(told)
+    }
+
+    /// Runs a chore in a transaction that has the head row locked.
+    async fn locked(&mut self, server: &Server, sql: &Sql, chore: Chore) -> Result<(Head, bool)> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.connect(server).await?;
+            match chore.run(self.conn()?, sql).await {
+                Ok(Some(done)) => return Ok(done),
+                Ok(None) => return Err(no_head()),
+                Err(err) => match self.gave_up::<()>(&err).await? {
+                    Tried::Again(_) if tries < TRIES => sleep(PAUSE).await,
+                    _ => return Err(not_done(&err)),
+                },
+            }
+        }
+    }
+}
+
+/// What may be done twice: whether its commit is answered is all the same.
+#[derive(Clone, Copy, Debug)]
+enum Chore {
+    Sweep,
+    DropWhiteouts,
+}
+
+impl Chore {
+    /// Answers the head row as it is then, and whether there may be more to do.
+    async fn run(self, conn: &Conn, sql: &Sql) -> std::result::Result<Option<(Head, bool)>, Error> {
+        let begin = [Step::of("BEGIN"), Step::of(&sql.lock)];
+        let answers = all(conn.flight(&begin).await?)?;
+        let Some(head) = answers.last().and_then(|rows| rows.first()) else {
+            conn.send("ROLLBACK");
+            return Ok(None);
+        };
+        let head = head_of(head)?;
+        let done = match self {
+            Self::Sweep => (sweep(conn, sql, head).await?, false),
+            Self::DropWhiteouts if head.line.is_some() => (head, false),
+            Self::DropWhiteouts => {
+                let step = Step::with(&sql.drop_whiteouts, vec![Box::new(DROP_WHITEOUTS)]);
+                (head, !conn.query(step).await?.is_empty())
+            }
+        };
+        conn.query(Step::of("COMMIT")).await?;
+        Ok(Some(done))
+    }
+}
+
+/// Deletes a piece of the history that was compacted.
+async fn sweep(conn: &Conn, sql: &Sql, head: Head) -> std::result::Result<Head, Error> {
+    let (swept, compacted) = (head.swept.0, head.compacted.0);
+    let far: Vec<Param> = vec![
+        Box::new(swept),
+        Box::new(compacted),
+        Box::new(SWEEP_ENTRIES),
+    ];
+    let far = conn.query(Step::with(&sql.texts.sweep_until, far)).await?;
+    let until = far.first().map_or(Ok(compacted), |row| row.int(0))?;
+    let span = || -> Vec<Param> { vec![Box::new(swept), Box::new(until)] };
+    let steps = [
+        Step::with(&sql.sweep_superseded, span()),
+        // Deletes at `until` itself stay until the next sweep, which begins with them.
+        Step::with(&sql.sweep_deletes, span()),
+        Step::with(&sql.texts.set_swept, vec![Box::new(until)]),
+    ];
+    all(conn.flight(&steps).await?)?;
+    Ok(Head {
+        swept: Revision(until),
+        ..head
+    })
+}
+
+/// The first flight: begins, locks, fetches.
+async fn begin(
+    conn: &Conn,
+    sql: &Sql,
+    want: &Prefetch,
+) -> std::result::Result<Option<Prefetched>, Error> {
+    let mut steps = vec![Step::of("BEGIN"), Step::of(&sql.lock)];
+    steps.extend(prefetch::steps(sql, want));
+    let mut answers = all(conn.flight(&steps).await?)?;
+    let fetched = answers.split_off(2);
+    let locked = answers.pop().unwrap_or_default();
+    let Some(head) = locked.first() else {
+        return Ok(None);
+    };
+    prefetch::found(want, head_of(head)?, head.int(NOW_MS_COLUMN)?, fetched).map(Some)
+}
+
+/// What became of a commit.
+enum Committed {
+    Yes,
+    No(Error),
+    Unknown(String),
+}
+
+/// The second flight: writes and commits. Fails if nothing of it was sent.
+async fn commit(conn: &Conn, mut steps: Vec<Step<'_>>) -> std::result::Result<Committed, Error> {
+    steps.push(Step::of("COMMIT"));
+    let mut answers = conn.flight(&steps).await?;
+    let commit = answers.pop();
+    // A statement that failed makes the commit a rollback, if that was answered at all.
+    let failed = answers.into_iter().find_map(std::result::Result::err);
+    Ok(match (commit, failed) {
+        (Some(Ok(_)), None) => Committed::Yes,
+        (Some(Ok(_)), Some(err)) => Committed::No(err),
+        (Some(Err(err)), failed) if certainly_not_committed(&err) => {
+            Committed::No(failed.unwrap_or(err))
+        }
+        (Some(Err(err)), _) => Committed::Unknown(told(&err)),
+        (None, _) => Committed::Unknown("there was no answer".into()),
+    })
+}

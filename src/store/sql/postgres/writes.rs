@@ -1,0 +1,150 @@
+//! The changes of a batch as statements: one for each kind of change, however many there are.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use super::conn::{Param, Step};
+use super::text::{Sql, split};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetched, Row};
+use crate::store::sql::tables::log_kind;
+
+/// The keys that have a row, of those that were fetched.
+pub(super) fn known_keys(found: &Prefetched) -> HashSet<Bytes> {
+    let rows = found.rows.iter().map(|row| row.kv.key.clone());
+    rows.chain(found.claimed.iter().cloned()).collect()
+}
+
+/// Everything but the head row. `known` are the keys that have a row.
+pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &HashSet<Bytes>) -> Vec<Step<'a>> {
+    let mut steps = Vec::new();
+    let (there, new): (Vec<&Row>, Vec<&Row>) = changes
+        .rows
+        .iter()
+        .partition(|row| known.contains(&row.kv.key));
+    if !new.is_empty() {
+        steps.push(rows(&sql.insert_rows, &new));
+    }
+    if !there.is_empty() {
+        steps.push(rows(&sql.update_rows, &there));
+    }
+    if !changes.removed.is_empty() {
+        let keys = || changes.removed.iter().map(|key| split(key));
+        let params: Vec<Param> = vec![list(keys().map(|key| key.0)), list(keys().map(|key| key.1))];
+        steps.push(Step::with(&sql.delete_rows, params));
+    }
+    log(sql, &changes.log, &mut steps);
+    if changes.renew_leases {
+        let at_ms = vec![Box::new(changes.head.at_ms) as Param];
+        steps.push(Step::with(&sql.texts.renew_leases, at_ms));
+    }
+    if !changes.leases.is_empty() {
+        let leases = &changes.leases;
+        let params: Vec<Param> = vec![
+            list(leases.iter().map(|lease| lease.id.0)),
+            list(leases.iter().map(|lease| lease.ttl_s)),
+            list(leases.iter().map(|lease| lease.deadline_ms)),
+        ];
+        steps.push(Step::with(&sql.put_leases, params));
+    }
+    if !changes.dropped_leases.is_empty() {
+        let ids = changes.dropped_leases.iter().map(|id| id.0);
+        steps.push(Step::with(&sql.delete_leases, vec![list(ids)]));
+    }
+    if !changes.records.is_empty() {
+        let records = &changes.records;
+        let params: Vec<Param> = vec![
+            list(records.iter().map(|record| &record.name)),
+            list(records.iter().map(|record| &record.value[..])),
+            list(records.iter().map(|record| record.version)),
+        ];
+        steps.push(Step::with(&sql.put_records, params));
+    }
+    if !changes.dropped_records.is_empty() {
+        let names = vec![Box::new(&changes.dropped_records) as Param];
+        steps.push(Step::with(&sql.delete_records, names));
+    }
+    steps
+}
+
+/// The head row, and the number of the batch of the proxy `id`.
+pub(super) fn set_head<'a>(sql: &Sql, head: &Head, id: &'a str, batch: i64) -> Step<'a> {
+    let params: Vec<Param> = vec![
+        Box::new(head.revision.0),
+        Box::new(head.compacted.0),
+        Box::new(head.swept.0),
+        Box::new(head.origin.0),
+        Box::new(head.copy_ups),
+        Box::new(head.at_ms),
+        Box::new(head.line.map(|line| line.epoch.0.cast_signed())),
+        Box::new(i16::from(head.line.is_some_and(|line| line.claims))),
+        Box::new(head.line.map_or(0, |line| line.base.0)),
+        Box::new(id),
+        Box::new(batch),
+    ];
+    Step::with(&sql.set_head, params)
+}
+
+fn rows<'a>(text: &str, rows: &[&'a Row]) -> Step<'a> {
+    let kvs = || rows.iter().map(|row| &row.kv);
+    let params: Vec<Param> = vec![
+        list(kvs().map(|kv| split(&kv.key).0)),
+        list(kvs().map(|kv| split(&kv.key).1)),
+        list(rows.iter().map(|row| row.live.then_some(&row.kv.value[..]))),
+        list(kvs().map(|kv| kv.create_revision.0)),
+        list(kvs().map(|kv| kv.mod_revision.0)),
+        list(kvs().map(|kv| kv.version)),
+        list(kvs().map(|kv| kv.lease.0)),
+        list(rows.iter().map(|row| i16::from(row.live))),
+        list(rows.iter().map(|row| i16::from(row.logged))),
+    ];
+    Step::with(text, params)
+}
+
+fn log<'a>(sql: &Sql, log: &'a [LogEntry], steps: &mut Vec<Step<'a>>) {
+    if log.is_empty() {
+        return;
+    }
+    let copies = || {
+        let copies = log.iter().filter(|entry| entry.kind == LogKind::Copy);
+        copies.map(|entry| &entry.kv)
+    };
+    if copies().next().is_some() {
+        // They may be there from before a migration.
+        let params: Vec<Param> = vec![
+            list(copies().map(|kv| kv.mod_revision.0)),
+            list(copies().map(|kv| split(&kv.key).0)),
+            list(copies().map(|kv| split(&kv.key).1)),
+        ];
+        steps.push(Step::with(&sql.delete_log, params));
+    }
+    let kvs = || log.iter().map(|entry| &entry.kv);
+    let params: Vec<Param> = vec![
+        list(kvs().map(|kv| kv.mod_revision.0)),
+        list((0i32..).take(log.len())),
+        list(kvs().map(|kv| split(&kv.key).0)),
+        list(kvs().map(|kv| split(&kv.key).1)),
+        list(log.iter().map(|entry| match entry.kind {
+            LogKind::Delete => log_kind::DELETE,
+            LogKind::Put => log_kind::PUT,
+            LogKind::Copy => log_kind::COPY,
+        })),
+        list(log.iter().map(|entry| {
+            let value = &entry.kv.value[..];
+            (entry.kind != LogKind::Delete).then_some(value)
+        })),
+        list(kvs().map(|kv| kv.create_revision.0)),
+        list(kvs().map(|kv| kv.version)),
+        list(kvs().map(|kv| kv.lease.0)),
+        list(log.iter().map(|entry| entry.prev_revision.0)),
+    ];
+    steps.push(Step::with(&sql.insert_log, params));
+}
+
+/// An array.
+fn list<'a, T>(values: impl Iterator<Item = T>) -> Param<'a>
+where
+    Vec<T>: tokio_postgres::types::ToSql + Sync + Send + 'a,
+{
+    Box::new(values.collect::<Vec<T>>())
+}
