@@ -24,7 +24,7 @@ use segue::types::{
 };
 
 use crate::random::{self, Request};
-use crate::support::mariadb;
+use crate::support::{mariadb, postgres};
 
 const BASE: Revision = Revision(500);
 
@@ -77,6 +77,7 @@ async fn open(path: &Path) -> Arc<SqlStore<Sqlite>> {
 #[derive(Clone, Copy)]
 enum Kind {
     Sqlite,
+    Postgres,
     MariaDb,
 }
 
@@ -88,6 +89,7 @@ async fn place(kind: Kind) -> (String, Option<tempfile::TempDir>) {
             let url = format!("sqlite:{}", dir.path().join("db").display());
             (url, Some(dir))
         }
+        Kind::Postgres => (postgres::schema().await, None),
         Kind::MariaDb => (mariadb::database().await, None),
     }
 }
@@ -293,6 +295,11 @@ fn sqlite_answers_as_the_reference_does() {
 }
 
 #[test]
+fn postgres_answers_as_the_reference_does() {
+    answers_as_the_reference_does(Kind::Postgres, 20);
+}
+
+#[test]
 fn mariadb_answers_as_the_reference_does() {
     answers_as_the_reference_does(Kind::MariaDb, 15);
 }
@@ -304,6 +311,12 @@ macro_rules! on_each {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $behaviour() {
                 super::$behaviour(super::Kind::Sqlite).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $behaviour() {
+                super::$behaviour(super::Kind::Postgres).await;
             })*
         }
         mod on_mariadb {

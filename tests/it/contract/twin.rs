@@ -28,6 +28,16 @@ fn sqlite_with_claims_answers_as_the_reference_model() {
 }
 
 #[test]
+fn postgres_answers_as_the_reference_model() {
+    check(25, || plain(Kind::Postgres).into_inner());
+}
+
+#[test]
+fn postgres_with_claims_answers_as_the_reference_model() {
+    check(15, || claiming(Kind::Postgres).into_inner());
+}
+
+#[test]
 fn mariadb_answers_as_the_reference_model() {
     check(25, || plain(Kind::MariaDb).into_inner());
 }

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::support::Etcd;
 use crate::support::api::Api;
 use crate::support::mariadb::database;
+use crate::support::postgres::schema;
 use ask::{Ask, Client};
 
 /// Every script over every store.
@@ -32,6 +33,12 @@ macro_rules! scripts {
             $(#[tokio::test]
             async fn $script() {
                 super::$module::$script(super::Pair::over_sqlite().await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $script() {
+                super::$module::$script(super::Pair::over_postgres().await).await;
             })*
         }
         mod mariadb {
@@ -77,6 +84,11 @@ mod without_end {
     #[tokio::test]
     async fn over_sqlite() {
         check(Pair::over_sqlite().await).await;
+    }
+
+    #[tokio::test]
+    async fn over_postgres() {
+        check(Pair::over_postgres().await).await;
     }
 
     #[tokio::test]
@@ -133,6 +145,10 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("new.db").display());
         Self::over(&url, Home::Directory { _dir: dir }).await
+    }
+
+    async fn over_postgres() -> Self {
+        Self::over(&schema().await, Home::Elsewhere).await
     }
 
     async fn over_mariadb() -> Self {

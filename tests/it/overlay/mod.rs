@@ -24,6 +24,7 @@ use tokio::runtime::Runtime;
 use crate::random::{self, Request};
 use crate::support::Etcd;
 use crate::support::mariadb::database;
+use crate::support::postgres::schema;
 use flight::{Sabotage, Step, Stores, difference, step};
 
 /// Requests before the migration and steps during it. Nothing is compacted before, since reads below
@@ -87,6 +88,11 @@ async fn sqlite(files: &TempDir, name: &str) -> Arc<SqlStore<Sqlite>> {
         .unwrap()
 }
 
+async fn postgres() -> Arc<dyn NewStore> {
+    let url = schema().await.parse().unwrap();
+    open_new(&url, &Reserved::default()).await.unwrap()
+}
+
 async fn mariadb() -> Arc<dyn NewStore> {
     let url = database().await.parse().unwrap();
     open_new(&url, &Reserved::default()).await.unwrap()
@@ -107,6 +113,14 @@ fn no_client_can_tell_a_migration_from_sqlite_to_sqlite_from_none() {
             files: Some(files),
             ..stores(old, new, false)
         }
+    });
+}
+
+#[test]
+fn no_client_can_tell_a_migration_from_postgres_to_postgres_from_none() {
+    nobody_can_tell(40, async || {
+        let (old, new) = (postgres().await, postgres().await);
+        stores(old.guarded(Guard::None), new, false)
     });
 }
 

@@ -13,6 +13,7 @@ use self::load::Load;
 use self::old::{everything, fill, fill_v3};
 use crate::history::{History, Outcome, check};
 use crate::support::mariadb::database;
+use crate::support::postgres::schema;
 use crate::support::segue::Segue;
 use crate::support::{Etcd, V2, eventually};
 
@@ -240,6 +241,19 @@ async fn a_migration_from_sqlite_to_sqlite_under_load_keeps_every_promise() {
     let dir = tempfile::tempdir().unwrap();
     let url = |name: &str| format!("sqlite:{}", dir.path().join(name).display());
     keeps_every_promise(&url("old.db"), &url("new.db")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_from_etcd_to_postgres_under_load_keeps_every_promise() {
+    let etcd = Etcd::start().await;
+    keeps_every_promise(&etcd.url(), &schema().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_from_postgres_to_sqlite_under_load_keeps_every_promise() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", dir.path().join("new.db").display());
+    keeps_every_promise(&schema().await, &to).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,9 +104,10 @@ pub(super) fn superseded<'a>(
 ) -> &'a mut Script {
     let value = if values { "p.value" } else { "NULL" };
     let live = format!("COALESCE(p.kind, {0}) <> {0}", log_kind::DELETE);
+    let logged = format!("COALESCE(p.kind, 0) <> {}", log_kind::COPY);
     let script = scripts.next(&format!(
         "SELECT l.`key`, {value}, COALESCE(p.create_revision, 0), l.prev_revision, \
-         COALESCE(p.version, 0), COALESCE(p.lease, 0), {live}, 1 \
+         COALESCE(p.version, 0), COALESCE(p.lease, 0), {live}, {logged} \
          FROM {p}log l FORCE INDEX (PRIMARY) {join} WHERE l.revision > ",
         join = join_prev(p, "LEFT JOIN"),
     ));

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio_postgres::{Error, Row as Answer};
 
 use super::conn::Step;
-use super::text::{ROWS_TYPES, RowsText, Sql, Values, split};
+use super::text::{KEY_PART, ROWS_TYPES, RowsText, Sql, Values, split};
 use crate::store::sql::backend::{Head, Past, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
@@ -59,15 +59,14 @@ pub(super) fn found(
     let mut rows = Vec::with_capacity(want.keys.len());
     for row in next(!want.keys.is_empty()) {
         let row = row_of(&row)?;
-        // What shares its first part with a long key may have come along.
-        if want.keys.binary_search(&row.kv.key).is_ok() {
+        if is_asked(&want.keys, &row.kv.key) {
             rows.push(row);
         }
     }
     let mut claimed = Vec::new();
     for row in next(!want.probes.is_empty()) {
         let key = row.bytes(0)?;
-        if want.probes.binary_search(&key).is_ok() {
+        if is_asked(&want.probes, &key) {
             claimed.push(key);
         }
     }
@@ -106,7 +105,13 @@ pub(super) fn found(
     })
 }
 
-/// A statement that finds rows by their keys.
+/// Whether a key is one of those that were asked for with [`by_key`]: of two long keys, the first
+/// part of the one and the rest of the other may be a third.
+fn is_asked(keys: &[Bytes], found: &Bytes) -> bool {
+    found.len() <= KEY_PART || keys.contains(found)
+}
+
+/// A statement that finds rows by their keys, all of them and maybe others; see [`is_asked`].
 pub(super) fn by_key<'a>(text: &str, keys: &'a [Bytes]) -> Step<'a> {
     let parts: Vec<&[u8]> = keys.iter().map(|key| split(key).0).collect();
     let rests = keys.iter().map(|key| split(key).1);

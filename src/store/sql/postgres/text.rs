@@ -371,10 +371,12 @@ impl Sql {
              UNION ALL \
              (SELECT l.\"key\" AS \"key\", l.key_rest AS key_rest, p.value, \
              coalesce(p.create_revision, 0), l.prev_revision, coalesce(p.version, 0), \
-             coalesce(p.lease, 0), CASE WHEN {past_live} THEN 1 ELSE 0 END, 1 \
+             coalesce(p.lease, 0), CASE WHEN {past_live} THEN 1 ELSE 0 END, \
+             CASE WHEN coalesce(p.kind, 0) = {copy} THEN 0 ELSE 1 END \
              FROM {p}log l LEFT JOIN {p}log p ON p.revision = l.prev_revision AND {same_key} \
              WHERE {later} AND {log_keys}{only_past_live} {order}){claimed_later}",
             same_key = dialect.same_key("p.", "l."),
+            copy = log_kind::COPY,
         )
     }
 

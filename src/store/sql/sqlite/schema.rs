@@ -115,6 +115,7 @@ impl Sql {
         };
         let p = &self.prefix;
         let past_live = format!("coalesce(p.kind, {0}) <> {0}", log_kind::DELETE);
+        let past_logged = format!("coalesce(p.kind, 0) <> {}", log_kind::COPY);
         let kv_keys = SqliteDialect.keys("", open_end);
         let log_keys = SqliteDialect.keys_unindexed("l.", open_end);
         let (live, only_past_live, claimed_later) = if whiteouts {
@@ -136,7 +137,7 @@ impl Sql {
              FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?4{live} \
              UNION ALL \
              SELECT l.key, {past_value}, coalesce(p.create_revision, 0), l.prev_revision, \
-             coalesce(p.version, 0), coalesce(p.lease, 0), {past_live}, 1, 0 \
+             coalesce(p.version, 0), coalesce(p.lease, 0), {past_live}, {past_logged}, 0 \
              FROM {p}log l LEFT JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key \
              WHERE l.revision > ?4 AND l.prev_revision BETWEEN 1 AND ?4 AND {log_keys}{only_past_live} \
              {claimed_later}ORDER BY 1 LIMIT ?3"
