@@ -12,6 +12,7 @@ mod etcd2;
 mod etcd3;
 mod etcdctl;
 mod history;
+mod mariadb;
 mod migration;
 mod operator;
 mod overlay;

@@ -224,3 +224,70 @@ pub(super) async fn told(
     ))
     .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Traits {
+        let sound = [
+            ("version", "10.11.19-MariaDB"),
+            ("max_allowed_packet", "16777216"),
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("innodb_doublewrite", "ON"),
+            ("innodb_page_size", "16384"),
+            ("innodb_force_recovery", "0"),
+            ("log_bin", "OFF"),
+            ("sync_binlog", "0"),
+            ("read_only", "OFF"),
+        ];
+        let all = sound.iter().chain(variables);
+        let all = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Traits::of(&all.collect())
+    }
+
+    #[test]
+    fn settings_that_lose_commits_are_named_with_their_remedy() {
+        for (variables, remedy) in [
+            (&[][..], None),
+            (&[("innodb_flush_log_at_trx_commit", "3")], None),
+            (&[("innodb_doublewrite", "DETECT_AND_RECOVER")], None),
+            (&[("log_bin", "ON"), ("sync_binlog", "1")], None),
+            (
+                &[("innodb_flush_log_at_trx_commit", "0")],
+                Some("innodb_flush_log_at_trx_commit = 1"),
+            ),
+            (
+                &[("innodb_doublewrite", "DETECT_ONLY")],
+                Some("innodb_doublewrite = ON"),
+            ),
+            (&[("log_bin", "ON")], Some("sync_binlog = 1")),
+            (&[("innodb_flush_method", "nosync")], Some("O_DIRECT")),
+            (&[("debug_no_sync", "ON")], Some("debug_no_sync = OFF")),
+        ] {
+            let lossy = of(variables).lossy;
+            let told = lossy.join("; ");
+            match remedy {
+                None => assert_eq!(told, "", "{variables:?}"),
+                Some(remedy) => assert!(told.contains(remedy), "{variables:?}: {told}"),
+            }
+        }
+    }
+
+    #[test]
+    fn servers_that_cannot_be_used_are_told_why() {
+        for (variables, why) in [
+            (&[("read_only", "ON")][..], "primary"),
+            (
+                &[("log_bin", "ON"), ("binlog_format", "STATEMENT")],
+                "binlog_format = ROW",
+            ),
+            (&[("innodb_force_recovery", "1")], "rescued"),
+            (&[("innodb_page_size", "8192")], "16 KiB"),
+        ] {
+            let told = of(variables).unusable.unwrap();
+            assert!(told.contains(why), "{variables:?}: {told}");
+        }
+        assert_eq!(of(&[("binlog_format", "STATEMENT")]).unusable, None);
+    }
+}
