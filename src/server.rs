@@ -103,34 +103,8 @@ impl Server {
                 refuse_self(which, url, config.listen).await?;
             }
         }
-        if let Some(old) = &config.old
-            && same_place(old, &config.new)
-        {
-            return Err(OpenError::Same.into());
-        }
-        let reserved = Reserved::new(config.reserved_prefix.clone());
-        let old = match config.old.clone() {
-            Some(url) => Some((url.clone(), open::open_old(&url, &reserved).await)),
-            None => None,
-        };
-        // A new store's file is not made for nothing.
-        let made = matches!(&config.new, StoreUrl::Sqlite(path) if !path.exists());
-        let old = match old {
-            Some((url, Err(error))) if made => return Err(of_old(&url, error)),
-            old => old,
-        };
-        let new = open::open_new(&config.new, &reserved).await;
-        let new = new.map_err(|error| StartError::Store {
-            which: "new",
-            url: config.new.to_string(),
-            error,
-        })?;
-        let old = match old {
-            None => None,
-            Some((_, Ok(store))) => Some(store),
-            Some((url, Err(error))) => Some(old_later(url, error, &reserved, &new).await?),
-        };
-        Self::over(Stores { old, new }, config, timing).await
+        let stores = open(&config).await?;
+        Self::over(stores, config, timing).await
     }
 
     /// Starts to serve stores that are open already. The URLs in `config` are only shown.
@@ -164,6 +138,7 @@ impl Server {
                 admin: admin.to_string(),
                 reserved: Reserved::new(config.reserved_prefix.clone()),
                 allow_nonempty: config.allow_nonempty,
+                offline: false,
                 parallel: config.parallel,
                 control: Control {
                     paused: false,
@@ -256,6 +231,38 @@ impl Server {
     }
 }
 
+/// Opens the stores that `config` names.
+pub async fn open(config: &Config) -> Result<Stores, StartError> {
+    if let Some(old) = &config.old
+        && same_place(old, &config.new)
+    {
+        return Err(OpenError::Same.into());
+    }
+    let reserved = Reserved::new(config.reserved_prefix.clone());
+    let old = match config.old.clone() {
+        Some(url) => Some((url.clone(), open::open_old(&url, &reserved).await)),
+        None => None,
+    };
+    // A new store's file is not made for nothing.
+    let made = matches!(&config.new, StoreUrl::Sqlite(path) if !path.exists());
+    let old = match old {
+        Some((url, Err(error))) if made => return Err(of_old(&url, error)),
+        old => old,
+    };
+    let new = open::open_new(&config.new, &reserved).await;
+    let new = new.map_err(|error| StartError::Store {
+        which: "new",
+        url: config.new.to_string(),
+        error,
+    })?;
+    let old = match old {
+        None => None,
+        Some((_, Ok(store))) => Some(store),
+        Some((url, Err(error))) => Some(old_later(url, error, &reserved, &new).await?),
+    };
+    Ok(Stores { old, new })
+}
+
 /// The proxies of the fleet, for clients.
 struct Proxies {
     own: Member,
@@ -315,9 +322,11 @@ async fn refuse_unfinished(new: &Arc<dyn NewStore>) -> Result<(), StartError> {
         which: "new",
         error,
     })?;
-    match state.map(|entry| entry.value.phase) {
-        None | Some(Phase::Settled) => Ok(()),
-        Some(phase) => Err(StartError::OldMissing(phase)),
+    match state.map(|entry| entry.value) {
+        None => Ok(()),
+        Some(state) if state.phase == Phase::Settled => Ok(()),
+        Some(state) if state.offline => Err(OpenError::Offline.into()),
+        Some(state) => Err(StartError::OldMissing(state.phase)),
     }
 }
 

@@ -1,11 +1,13 @@
-//! The command line: one file per command. All but `serve` talk to a running proxy through its
-//! admin API, and to nothing else.
+//! The command line: one file per command. All but `serve`, `copy` and `demo` talk to a running proxy
+//! through its admin API, and to nothing else.
 
 mod client;
 mod complete;
+mod copy;
 mod demo;
 mod pause;
 mod rejects;
+mod screen;
 mod serve;
 mod status;
 mod switch;
@@ -55,6 +57,8 @@ A whole migration:
   segue status --watch     how far it is
   segue switch             when all is copied and verified: the new store alone from now on
   segue complete           when you are sure: the migration is settled
+Or, while the application is stopped:
+  segue copy --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 refused because it is not safe now.";
 
@@ -77,6 +81,7 @@ enum Command {
     Verify(verify::Verify),
     Rejects(rejects::Rejects),
     Complete(complete::Complete),
+    Copy(Box<copy::Copy>),
     Demo(Box<demo::Demo>),
 }
 
@@ -113,6 +118,7 @@ pub fn main() -> ExitCode {
             Command::Verify(command) => command.run().await,
             Command::Rejects(command) => command.run().await,
             Command::Complete(command) => command.run().await,
+            Command::Copy(command) => command.run().await,
             Command::Demo(command) => command.run().await,
         }
     });

@@ -41,6 +41,8 @@ pub struct Options {
     pub reserved: Reserved,
     /// Begin even if the new store is not empty.
     pub allow_nonempty: bool,
+    /// Nobody is served: this is an offline copy.
+    pub offline: bool,
     /// Shards of the backfill that are copied at the same time.
     pub parallel: usize,
     /// How the backfill is to run, for a migration that begins.
@@ -103,6 +105,18 @@ pub enum OpenError {
          it began with, or an empty new one"
     )]
     OtherOldStore,
+    /// The new store holds a part of a copy that was made offline.
+    #[error(
+        "the new store holds an unfinished `segue copy`. The old store may have changed since, so it \
+         cannot be gone on with from here: finish it by the same command, or empty the new store"
+    )]
+    Offline,
+    /// The new store holds a migration with clients.
+    #[error(
+        "the new store holds a migration that clients have taken part in: go on with it by `segue \
+         serve`, and end it with `segue switch` and `segue complete`"
+    )]
+    Live,
     /// The records are of another version.
     #[error(
         "the new store holds a migration in format {0}, and this version of segue knows {FORMAT}"
@@ -173,7 +187,7 @@ impl Controller {
         let plain = new.guarded(Guard::None);
         let state = loop {
             if let Some(entry) = ledger.get::<State>(STATE).await.map_err(of_new)? {
-                check_joinable(&entry.value, &old).await?;
+                check_joinable(&entry.value, &old, options.offline).await?;
                 break entry;
             }
             match begin(&ledger, &old, &new, &plain, &options).await {
@@ -386,6 +400,12 @@ impl Controller {
     /// Settles the migration, if that is safe: claims and the line are removed, and the old store is
     /// let go. Answers why not, if not.
     pub async fn complete(&self) -> Result<Result<(), String>> {
+        self.go_to(Phase::Settled).await
+    }
+
+    /// Takes the fleet to another phase without the switch key, if that is safe; answers why not, if
+    /// not.
+    pub async fn go_to(&self, phase: Phase) -> Result<Result<(), String>> {
         // Somebody who has just switched need not wait by hand.
         let deadline = Instant::now() + self.options.timing.look * 10;
         loop {
@@ -393,14 +413,14 @@ impl Controller {
                 return Ok(Err("the record of the migration is gone".into()));
             };
             let around = self.surroundings(&entry.value).await?;
-            match entry.value.may_switch(Phase::Settled, &around) {
+            match entry.value.may_switch(phase, &around) {
                 Decision::NoGo(why) => return Ok(Err(why)),
                 Decision::Wait(why) if Instant::now() > deadline => return Ok(Err(why)),
                 Decision::Wait(_) => tokio::time::sleep(self.options.timing.look).await,
                 Decision::Go(why) => {
-                    let next = entry.value.switched(Phase::Settled, now_ms());
+                    let next = entry.value.switched(phase, now_ms());
                     if self.transit(&entry, &next, None).await? {
-                        info!(epoch = next.epoch.0, why, "the migration is settled");
+                        info!(epoch = next.epoch.0, why, "the phase is {phase}");
                         self.wake.notify_one();
                         return Ok(Ok(()));
                     }
@@ -481,7 +501,8 @@ async fn begin(
         ..Survey::default()
     };
     let migration = format!("{:016x}", rand::random::<u64>());
-    let state = State::begin(migration, identity, base, nonempty, now_ms());
+    let mut state = State::begin(migration, identity, base, nonempty, now_ms());
+    state.offline = options.offline;
     // A value of the switch key that was there before is no request to this migration.
     let key = Range::key(options.reserved.key(KEY));
     let present = plain.range(key).await.map_err(of_new)?.reply.kvs;
@@ -507,9 +528,20 @@ async fn begin(
     Ok(())
 }
 
-async fn check_joinable(state: &State, old: &Arc<dyn OldStore>) -> Result<(), OpenError> {
+async fn check_joinable(
+    state: &State,
+    old: &Arc<dyn OldStore>,
+    offline: bool,
+) -> Result<(), OpenError> {
     if state.format != FORMAT {
         return Err(OpenError::Format(state.format));
+    }
+    if state.phase != Phase::Settled && state.offline != offline {
+        return Err(if offline {
+            OpenError::Live
+        } else {
+            OpenError::Offline
+        });
     }
     if state.phase != Phase::Migration {
         // The old store is asked only if the phase goes back, and checked then.

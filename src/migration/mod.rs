@@ -8,6 +8,7 @@
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there.
+//! - [`offline`]: all of it at once, while the application is stopped.
 //! - [`status`]: all of it for people to see.
 
 pub mod backfill;
@@ -18,6 +19,7 @@ pub mod fleet;
 mod jobs;
 pub mod later;
 pub mod ledger;
+pub mod offline;
 pub mod opening;
 pub mod phase;
 pub mod rate;

@@ -85,6 +85,9 @@ pub struct State {
     pub verified: Option<Verified>,
     /// After settle: no claims are left.
     pub claims_dropped: bool,
+    /// An offline copy: no client is served before it is settled.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// The outcome of a verification, as far as the switch asks for it.
@@ -136,6 +139,7 @@ impl State {
             all_claimed: false,
             verified: None,
             claims_dropped: false,
+            offline: false,
         }
     }
 

@@ -303,4 +303,9 @@ impl NewStore for Memory {
         state.drop_claims();
         Ok(())
     }
+
+    async fn clear(&self) -> Result<()> {
+        let reserved = self.inner.core.lock().reserved().clone();
+        super::clear::by_parts(self, &reserved).await
+    }
 }

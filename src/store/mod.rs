@@ -5,6 +5,7 @@
 //! - [`NewStore`] is what a migration needs from the store that the data goes to, besides.
 //! - [`OldStore`] is the little that is needed of the store that the data comes from.
 
+mod clear;
 pub mod error;
 pub mod etcd2;
 pub mod etcd3;

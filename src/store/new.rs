@@ -40,6 +40,11 @@ pub trait NewStore: Send + Sync + 'static {
     /// Fails with [`super::StoreError::StaleEpoch`], and removes none, while there is a line: until
     /// settle the claims are what keeps deleted keys from coming back.
     async fn drop_claims(&self) -> Result<()>;
+
+    /// Removes everything: keys (reserved ones too), leases, records, claims, line and history.
+    /// Whoever still works on a migration in the store is refused from then on. May take long; can be
+    /// interrupted and repeated. Revisions need not begin anew.
+    async fn clear(&self) -> Result<()>;
 }
 
 /// What every operation through a handle holds to.

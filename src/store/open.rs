@@ -6,8 +6,7 @@ use super::etcd2::Etcd2;
 use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
-use super::sql::backend::Backend;
-use super::sql::{self, SqlStore};
+use super::sql;
 use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
@@ -58,13 +57,13 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             path.display()
         ))
         .into()),
-        StoreUrl::Sqlite(path) => as_old(sql::sqlite::open(path, options).await?).await,
+        StoreUrl::Sqlite(path) => as_old(sql::sqlite::open(path, options).await?, url).await,
         StoreUrl::Etcd(cluster) => {
             let store = OldEtcd3::open(cluster, reserved.clone()).await?;
             Ok(Arc::new(store))
         }
-        StoreUrl::Postgres(database) => as_old(sql::postgres::open(database, options).await?).await,
-        StoreUrl::Mysql(database) => as_old(sql::mysql::open(database, options).await?).await,
+        StoreUrl::Postgres(database) => as_old(sql::postgres::open(database, options).await?, url).await,
+        StoreUrl::Mysql(database) => as_old(sql::mysql::open(database, options).await?, url).await,
         StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
@@ -74,9 +73,18 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
     }
 }
 
-async fn as_old<B: Backend>(store: Arc<SqlStore<B>>) -> Result<Arc<dyn OldStore>> {
+/// A store of ours as an old one, unless a migration to it is not completed: its keys are not all that
+/// its clients see then.
+async fn as_old(store: Arc<dyn NewStore>, url: &StoreUrl) -> Result<Arc<dyn OldStore>> {
+    if store.line().await?.is_some() {
+        return Err(RequestError::Unacceptable(format!(
+            "{url} is the new store of a migration that is not completed: complete that one first \
+             (segue complete), or use the URLs the other way round"
+        ))
+        .into());
+    }
     let identity = store.identity().await?;
-    Ok(Arc::new(AsOld::new(store, identity)))
+    Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
 }
 
 fn not_yet(url: &StoreUrl) -> StoreError {

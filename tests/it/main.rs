@@ -6,6 +6,7 @@ mod api;
 mod architecture;
 mod bad_input;
 mod contract;
+mod copy;
 mod demo;
 mod differential;
 mod etcd2;

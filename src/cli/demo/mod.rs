@@ -4,7 +4,7 @@
 //! - [`stores`], [`seed`], [`proxy`]: the stores, what is in the old one, and Segue before them.
 //! - [`clients`], [`troupe`], [`stage`]: the live clients and what they share.
 //! - [`ledger`], [`check`], [`meter`]: what they did and saw, whether it was right, and how fast.
-//! - [`screen`], [`report`]: what people get to see.
+//! - [`report`]: what people get to see.
 
 mod check;
 mod clients;
@@ -13,7 +13,6 @@ mod ledger;
 mod meter;
 mod proxy;
 mod report;
-mod screen;
 mod seed;
 mod stage;
 mod stores;
@@ -28,9 +27,9 @@ use tempfile::TempDir;
 
 use self::proxy::Proxy;
 use self::report::Report;
-use self::screen::Screen;
 use self::stage::Address;
 use super::Failure;
+use super::screen::{self, Screen};
 use crate::config::Config;
 use crate::tasks::Tasks;
 

@@ -301,6 +301,10 @@ impl NewStore for Etcd3 {
             }
         }
     }
+
+    async fn clear(&self) -> Result<()> {
+        self.clear_all().await
+    }
 }
 
 /// Tells clusters apart, whatever address they are reached by.

@@ -371,6 +371,10 @@ impl State {
         self.records.insert(write.name, record);
     }
 
+    pub(super) fn reserved(&self) -> &Reserved {
+        &self.reserved
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty() && !self.keys.values().any(Key::is_claimed)
     }

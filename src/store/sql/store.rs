@@ -251,6 +251,10 @@ impl<B: Backend> NewStore for SqlStore<B> {
         while self.engine.ask(Job::DropWhiteouts).await? {}
         Ok(())
     }
+
+    async fn clear(&self) -> Result<()> {
+        crate::store::clear::by_parts(self, &self.engine.reserved).await
+    }
 }
 
 impl<B: Backend> SqlStore<B> {

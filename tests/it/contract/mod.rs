@@ -190,6 +190,7 @@ macro_rules! new_store_contract {
                     records_are_listed_by_prefix_in_order
                     records_are_no_keys
                     a_store_is_empty_until_it_holds_something
+                    a_cleared_store_is_empty_and_refuses_who_is_behind
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The migration's own state.
 
-use segue::store::{Guard, RecordTxn, RecordWrite};
-use segue::types::KeyRange;
+use segue::store::{Guard, RecordTxn, RecordWrite, StoreError};
+use segue::types::{KeyRange, Put};
 
 use super::NewFixture;
 use super::dsl::*;
@@ -149,4 +149,46 @@ pub async fn a_store_is_empty_until_it_holds_something(fixture: &dyn NewFixture)
         !with_whiteout.new.is_empty().await.unwrap(),
         "it decides about a key"
     );
+}
+
+pub async fn a_cleared_store_is_empty_and_refuses_who_is_behind(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    let store = &subject.store;
+    let lease = store.grant(60).await;
+    for n in 0..30 {
+        store.put(&format!("key/{n:02}"), "1").await;
+    }
+    store.put_leased("leased", "1", lease).await;
+    store.put("segue/switch", "1").await;
+    store.put("gone", "1").await;
+    store.delete(one("gone")).await;
+    subject.copy_up(vec![old("copied", "1")]).await;
+    let txn = RecordTxn {
+        writes: (0..150)
+            .map(|n| record(&format!("shards/{n}"), "1"))
+            .collect(),
+        ..RecordTxn::default()
+    };
+    for writes in txn.writes.chunks(100) {
+        let txn = RecordTxn {
+            writes: writes.to_vec(),
+            ..RecordTxn::default()
+        };
+        assert!(subject.new.write_records(txn).await.unwrap());
+    }
+    subject.new.clear().await.unwrap();
+    assert!(subject.new.is_empty().await.unwrap());
+    assert_eq!(subject.new.line().await.unwrap(), None);
+    assert_eq!(subject.new.records("").await.unwrap(), []);
+    let put = store.store.put(Put::new("key/00", "2")).await;
+    assert_eq!(put.unwrap_err(), StoreError::StaleEpoch);
+    let plain = Subject::new(subject.new.guarded(Guard::None), fixture.gapless());
+    assert_eq!(plain.all().await, Vec::<String>::new());
+    assert_eq!(plain.store.leases().await.unwrap().reply, []);
+    // Twice does no harm, and a migration can begin in it.
+    subject.new.clear().await.unwrap();
+    set_line(&*subject.new, Some(line(5))).await;
+    let again = NewSubject::with(subject.new.clone(), 5, fixture.gapless());
+    assert_eq!(again.copy_up(vec![old("key/01", "3")]).await, 1);
+    assert_eq!(again.store.all().await, ["key/01=3"]);
 }

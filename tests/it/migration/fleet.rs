@@ -83,6 +83,7 @@ impl Stores {
             admin: String::new(),
             reserved: Reserved::default(),
             allow_nonempty: false,
+            offline: false,
             parallel: 3,
             control: Control::default(),
             auto_verify: true,

@@ -56,6 +56,10 @@ impl NewStore for Picky {
     async fn drop_claims(&self) -> Result<()> {
         self.0.drop_claims().await
     }
+
+    async fn clear(&self) -> Result<()> {
+        self.0.clear().await
+    }
 }
 
 impl Taste {

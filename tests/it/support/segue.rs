@@ -151,6 +151,13 @@ pub async fn run<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Outcome {
     }
 }
 
+/// Starts `segue ARGS` in the background; what it writes goes to the file `log`.
+pub fn start<S: AsRef<str>>(args: impl IntoIterator<Item = S>, log: &std::path::Path) -> Process {
+    let mut command = program();
+    command.args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+    Process::start(&mut command, log, "cargo build")
+}
+
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segue"));
     for (name, _) in std::env::vars_os() {

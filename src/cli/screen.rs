@@ -1,4 +1,4 @@
-//! What people see while the show runs: a bar on a terminal, plain lines elsewhere.
+//! What people see while a command runs: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Between two lines about one act, where there is no terminal to draw a bar on.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// The screen: the story goes to standard output (to standard error if that belongs to the JSON
+/// The screen: what there is to tell goes to standard output (to standard error if that belongs to the JSON
 /// object), the bar to standard error.
 pub(super) struct Screen {
     json: bool,

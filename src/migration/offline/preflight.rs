@@ -1,0 +1,168 @@
+//! What has to be known before anything is written.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{CopyError, TIMING};
+use crate::migration::controller::OpenError;
+use crate::migration::ledger::Ledger;
+use crate::migration::phase::{FORMAT, Phase, State};
+use crate::migration::records::{MEMBERS, Member, STATE};
+use crate::store::{Guard, NewStore, OldStore, Result};
+use crate::types::{Content, KeyRange, Range};
+use tokio::time::Instant;
+
+/// What the new store holds.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Nothing.
+    Empty,
+    /// A part of a copy from the same old store.
+    Unfinished(State),
+    /// All of a copy from the same old store.
+    Finished(State),
+    /// Something else.
+    Other(Contents),
+}
+
+/// What would be lost if the new store were emptied.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Keys of clients.
+    pub keys: u64,
+    /// The migration that the store belongs to, and whether it came from another old store.
+    pub migration: Option<(State, bool)>,
+}
+
+impl Found {
+    /// What emptying the store would lose.
+    pub async fn contents(&self, new: &Arc<dyn NewStore>) -> Result<Option<Contents>> {
+        let migration = match self {
+            Self::Empty => return Ok(None),
+            Self::Other(contents) => return Ok(Some(contents.clone())),
+            Self::Unfinished(state) | Self::Finished(state) => Some((state.clone(), false)),
+        };
+        let keys = keys(new).await?;
+        Ok(Some(Contents { keys, migration }))
+    }
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.keys {
+            0 => f.write_str("no keys")?,
+            1 => f.write_str("1 key")?,
+            keys => write!(f, "{keys} keys")?,
+        }
+        let Some((state, foreign)) = &self.migration else {
+            return match self.keys {
+                0 => f.write_str(", but records or keys of Segue's own"),
+                _ => f.write_str(" of an application that has written them there itself"),
+            };
+        };
+        let whence = if *foreign {
+            "another old store"
+        } else {
+            "this old store"
+        };
+        match (state.phase, state.offline) {
+            (Phase::Settled, true) => write!(f, " of a finished copy from {whence}"),
+            (Phase::Settled, false) => write!(f, " of a settled migration from {whence}"),
+            (_, true) => write!(f, " of an unfinished copy from {whence}"),
+            (phase, false) => write!(
+                f,
+                " of a live migration from {whence}, which is in the {phase} phase"
+            ),
+        }?;
+        match state.phase {
+            // Whoever has used the store since then has changed it at will.
+            Phase::Settled => f.write_str(", and whatever was written there since"),
+            _ => f.write_str(", and the records of it"),
+        }
+    }
+}
+
+async fn keys(new: &Arc<dyn NewStore>) -> Result<u64> {
+    let count = Range {
+        content: Content::CountOnly,
+        ..Range::of(KeyRange::all())
+    };
+    let answer = new.guarded(Guard::None).range(count).await?;
+    Ok(answer.reply.count as u64)
+}
+
+/// What the new store holds, as seen from `old`.
+pub(super) async fn inspect(
+    old: &Arc<dyn OldStore>,
+    new: &Arc<dyn NewStore>,
+    ledger: &Ledger,
+) -> Result<Found, CopyError> {
+    let identity = old.identity().await?;
+    if identity == new.identity().await? {
+        return Err(OpenError::Same.into());
+    }
+    if new.is_empty().await? {
+        return Ok(Found::Empty);
+    }
+    let state = ledger.get::<State>(STATE).await?.map(|entry| entry.value);
+    let Some(state) = state else {
+        let keys = keys(new).await?;
+        return Ok(Found::Other(Contents {
+            keys,
+            migration: None,
+        }));
+    };
+    if state.format != FORMAT {
+        return Err(OpenError::Format(state.format).into());
+    }
+    let ours = state.offline && state.old == identity;
+    if ours && !(state.phase == Phase::Settled && state.claims_dropped) {
+        return Ok(Found::Unfinished(state));
+    }
+    if ours {
+        return Ok(Found::Finished(state));
+    }
+    let foreign = state.old != identity;
+    Ok(Found::Other(Contents {
+        keys: keys(new).await?,
+        migration: Some((state, foreign)),
+    }))
+}
+
+/// Refuses if somebody else works on the new store. One that was killed is told by its beat, which
+/// stands still; that takes a while to see, and `waiting` is called with its name.
+pub(super) async fn nobody_works(
+    ledger: &Ledger,
+    waiting: &(dyn Fn(&str) + Sync),
+) -> Result<(), CopyError> {
+    let first = ledger.list::<Member>(MEMBERS).await?;
+    let Some((_, member)) = first.first() else {
+        return Ok(());
+    };
+    waiting(&member.value.name);
+    let deadline = Instant::now() + TIMING.lapse;
+    while Instant::now() < deadline {
+        tokio::time::sleep(TIMING.look).await;
+        let present = ledger.list::<Member>(MEMBERS).await?;
+        if present.is_empty() {
+            return Ok(());
+        }
+        let beats = present.iter().find(|(id, now)| {
+            !first
+                .iter()
+                .any(|(other, was)| other == id && was.value == now.value)
+        });
+        if let Some((_, member)) = beats {
+            return Err(CopyError::Refused(format!(
+                "somebody else works on the new store at this moment: {}. Wait until it has ended, or stop it",
+                member.value.name
+            )));
+        }
+    }
+    for (id, member) in first {
+        ledger
+            .remove(&format!("{MEMBERS}{id}"), member.version)
+            .await?;
+    }
+    Ok(())
+}

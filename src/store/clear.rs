@@ -1,0 +1,70 @@
+//! Emptying a new store, with nothing but what every store offers.
+
+use super::{Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError};
+use crate::types::range::successor;
+use crate::types::{Content, Delete, KeyRange, Range, Reserved};
+
+/// Keys that are deleted at a time.
+const PAGE: usize = 1000;
+/// Records that are removed at a time: etcd's limit on operations is 128.
+const RECORDS: usize = 100;
+
+/// Removes everything from `store`; see [`NewStore::clear`].
+pub(super) async fn by_parts<S: NewStore + ?Sized>(store: &S, reserved: &Reserved) -> Result<()> {
+    forget_migration(store).await?;
+    let plain = store.guarded(Guard::None);
+    for id in plain.leases().await?.reply {
+        match plain.revoke(id).await {
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // The second is hidden from the first.
+    for keys in [KeyRange::all(), reserved.range().clone()] {
+        loop {
+            let page = Range {
+                limit: PAGE,
+                content: Content::KeysOnly,
+                ..Range::of(keys.clone())
+            };
+            let page = plain.range(page).await?.reply.kvs;
+            let (Some(first), Some(last)) = (page.first(), page.last()) else {
+                break;
+            };
+            let some = KeyRange::span(first.key.clone(), Some(successor(&last.key)));
+            let delete = Delete {
+                keys: some,
+                prev_kv: false,
+            };
+            plain.delete(delete).await?;
+        }
+    }
+    store.drop_claims().await?;
+    let revision = plain.status().await?.revision;
+    match plain.compact(revision).await {
+        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes line and records, the line first: whoever still works on the migration is refused from
+/// then on.
+async fn forget_migration<S: NewStore + ?Sized>(store: &S) -> Result<()> {
+    let mut records = store.records("").await?;
+    // Those that say what the rest is about first, so that what is left of them is no migration.
+    records.sort_by_key(|record| record.name.contains('/'));
+    let mut names = records.into_iter().map(|record| record.name).peekable();
+    loop {
+        let some = names.by_ref().take(RECORDS);
+        store
+            .write_records(RecordTxn {
+                expect: Vec::new(),
+                writes: some.map(|name| RecordWrite { name, value: None }).collect(),
+                line: Some(None),
+            })
+            .await?;
+        if names.peek().is_none() {
+            return Ok(());
+        }
+    }
+}
