@@ -62,7 +62,9 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             let store = OldEtcd3::open(cluster, reserved.clone()).await?;
             Ok(Arc::new(store))
         }
-        StoreUrl::Postgres(database) => as_old(sql::postgres::open(database, options).await?, url).await,
+        StoreUrl::Postgres(database) => {
+            as_old(sql::postgres::open(database, options).await?, url).await
+        }
         StoreUrl::Mysql(database) => as_old(sql::mysql::open(database, options).await?, url).await,
         StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
