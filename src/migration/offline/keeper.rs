@@ -14,7 +14,7 @@ use crate::types::LeaseId;
 /// Leases that are renewed at a time.
 const IN_FLIGHT: usize = 32;
 /// The shortest and the longest pause between two rounds.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
 /// The leases of a copy.
 pub(super) struct Leases {

@@ -15,6 +15,7 @@ mod preflight;
 pub mod receipt;
 mod still;
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub use receipt::Receipt;
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(100);
 /// A store that has been failing for this long will hardly recover by itself.
-const TROUBLE: Duration = Duration::from_secs(60);
+const TROUBLE: Duration = Duration::from_mins(1);
 /// Findings and rejects that an error names; it says how many there are.
 const NAMED: usize = 5;
 
@@ -265,7 +266,7 @@ impl Offline {
                 "the new store cannot take {} of the old one's keys, and everything else is copied:{} \
                  Delete or change them in the old store, and begin anew with --force",
                 rejects.len(),
-                listed(named.collect(), rejects.len())
+                listed(&named.collect::<Vec<_>>(), rejects.len())
             )));
         }
         let report = controller.report().await?.unwrap_or_default();
@@ -356,21 +357,22 @@ fn differences(report: &Report) -> String {
          application and begin anew with --force",
         report.compared,
         listed(
-            named.collect(),
+            &named.collect::<Vec<_>>(),
             usize::try_from(found).unwrap_or(usize::MAX)
         )
     )
 }
 
 /// Lines of their own, and how many more there would be.
-fn listed(lines: Vec<String>, of: usize) -> String {
+fn listed(lines: &[String], of: usize) -> String {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str("\n  ");
+        text.push_str(line.trim());
+    }
     let more = of.saturating_sub(lines.len());
-    let mut text: String = lines
-        .iter()
-        .map(|line| format!("\n  {}", line.trim()))
-        .collect();
     if more > 0 {
-        text.push_str(&format!("\n  … and {more} more"));
+        let _ = write!(text, "\n  … and {more} more");
     }
     text.push('\n');
     text

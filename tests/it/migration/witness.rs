@@ -78,4 +78,8 @@ impl NewStore for Witness {
     async fn drop_claims(&self) -> Result<()> {
         self.inner.drop_claims().await
     }
+
+    async fn clear(&self) -> Result<()> {
+        self.inner.clear().await
+    }
 }
