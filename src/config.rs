@@ -47,6 +47,9 @@ pub struct Settings {
     /// the same
     #[arg(long, env = "SEGUE_ALLOW_NONEMPTY", num_args = 0..=1, default_missing_value = "true")]
     pub allow_nonempty: Option<bool>,
+    /// Take database servers that are set to lose what they have acknowledged when the machine crashes
+    #[arg(long, env = "SEGUE_ALLOW_LOSSY", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_lossy: Option<bool>,
     /// How many parts of the old store are copied at the same time [default: 4]
     #[arg(long, alias = "shards", env = "SEGUE_PARALLEL", value_name = "N")]
     pub parallel: Option<usize>,
@@ -85,6 +88,7 @@ struct File {
     name: Option<String>,
     advertise: Option<String>,
     allow_nonempty: Option<bool>,
+    allow_lossy: Option<bool>,
     #[serde(alias = "shards")]
     parallel: Option<usize>,
     rate_keys: Option<Amount>,
@@ -118,6 +122,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// A new store with keys is taken.
     pub allow_nonempty: bool,
+    /// Database servers that may lose commits are taken.
+    pub allow_lossy: bool,
     /// Shards copied at the same time.
     pub parallel: usize,
     /// Keys per second; nothing is no limit.
@@ -227,6 +233,7 @@ impl Settings {
                 .allow_nonempty
                 .or(file.allow_nonempty)
                 .unwrap_or_default(),
+            allow_lossy: self.allow_lossy.or(file.allow_lossy).unwrap_or_default(),
             parallel,
             rate_keys: limit(self.rate_keys, file.rate_keys, "rate_keys")?,
             rate_bytes: limit(self.rate_bytes, file.rate_bytes, "rate_bytes")?,
@@ -376,6 +383,7 @@ mod tests {
         assert_eq!(config.rate_bytes, Some(2 << 20));
         assert_eq!(config.parallel, 2);
         assert!(config.auto_verify && !config.allow_nonempty && config.old.is_none());
+        assert!(!config.allow_lossy);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::migration::ledger::Ledger;
 use crate::migration::phase::{Phase, State};
 use crate::migration::records::{Control, STATE};
 use crate::migration::{Controller, OldLater, OpenError, Options, Router, Timing};
-use crate::store::{Guard, NewStore, OldStore, Store, StoreError, StoreUrl, open};
+use crate::store::open::{self, Terms};
+use crate::store::{Guard, NewStore, OldStore, Store, StoreError, StoreUrl};
 use crate::tasks::Tasks;
 use crate::types::Reserved;
 
@@ -238,9 +239,12 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
     {
         return Err(OpenError::Same.into());
     }
-    let reserved = Reserved::new(config.reserved_prefix.clone());
+    let terms = Terms {
+        reserved: Reserved::new(config.reserved_prefix.clone()),
+        allow_lossy: config.allow_lossy,
+    };
     let old = match config.old.clone() {
-        Some(url) => Some((url.clone(), open::open_old(&url, &reserved).await)),
+        Some(url) => Some((url.clone(), open::open_old_on(&url, &terms).await)),
         None => None,
     };
     // A new store's file is not made for nothing.
@@ -249,7 +253,7 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
         Some((url, Err(error))) if made => return Err(of_old(&url, error)),
         old => old,
     };
-    let new = open::open_new(&config.new, &reserved).await;
+    let new = open::open_new_on(&config.new, &terms).await;
     let new = new.map_err(|error| StartError::Store {
         which: "new",
         url: config.new.to_string(),
@@ -258,7 +262,7 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
     let old = match old {
         None => None,
         Some((_, Ok(store))) => Some(store),
-        Some((url, Err(error))) => Some(old_later(url, error, &reserved, &new).await?),
+        Some((url, Err(error))) => Some(old_later(url, error, &terms, &new).await?),
     };
     Ok(Stores { old, new })
 }
@@ -296,7 +300,7 @@ fn of_old(url: &StoreUrl, error: StoreError) -> StartError {
 async fn old_later(
     url: StoreUrl,
     error: StoreError,
-    reserved: &Reserved,
+    terms: &Terms,
     new: &Arc<dyn NewStore>,
 ) -> Result<Arc<dyn OldStore>, StartError> {
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
@@ -308,10 +312,10 @@ async fn old_later(
         return Err(of_old(&url, error));
     };
     warn!(%error, phase = %state.value.phase, "the old store cannot be reached; it is not needed now");
-    let reserved = reserved.clone();
+    let terms = terms.clone();
     let opener: Opener = Box::new(move || {
-        let (url, reserved) = (url.clone(), reserved.clone());
-        Box::pin(async move { open::open_old(&url, &reserved).await })
+        let (url, terms) = (url.clone(), terms.clone());
+        Box::pin(async move { open::open_old_on(&url, &terms).await })
     });
     Ok(Arc::new(OldLater::new(opener, Some(state.value.old))))
 }

@@ -10,13 +10,31 @@ use super::sql;
 use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
-/// Opens the store at `url` for a migration to go to. One that lives in a file is created if need be.
+/// What holds for a store, whatever kind it is of.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// The keys that belong to Segue.
+    pub reserved: Reserved,
+    /// A database server is taken that is set to lose commits in a crash.
+    pub allow_lossy: bool,
+}
+
+/// Opens the store at `url` for a migration to go to; see [`open_new_on`].
 pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn NewStore>> {
+    open_new_on(url, &Terms::of(reserved)).await
+}
+
+/// Opens the store at `url` for a migration to come from; see [`open_old_on`].
+pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn OldStore>> {
+    open_old_on(url, &Terms::of(reserved)).await
+}
+
+/// Opens the store at `url` for a migration to go to. What it lives in, a file or tables, is created
+/// if need be.
+pub async fn open_new_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn NewStore>> {
     check_account(url)?;
-    let options = sql::Options {
-        reserved: reserved.clone(),
-        ..sql::Options::default()
-    };
+    let reserved = &terms.reserved;
+    let options = terms.options();
     match url {
         StoreUrl::Memory => Ok(Arc::new(Memory::with(memory::Settings {
             reserved: reserved.clone(),
@@ -41,14 +59,14 @@ pub async fn open_new(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn New
 }
 
 /// Opens the store at `url`, which has to be there, for a migration to come from.
-pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn OldStore>> {
+pub async fn open_old_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn OldStore>> {
     check_account(url)?;
+    let reserved = &terms.reserved;
     let options = sql::Options {
-        reserved: reserved.clone(),
         // Leases move to the new store, which alone ends them.
         expire_leases: false,
         create: false,
-        ..sql::Options::default()
+        ..terms.options()
     };
     match url {
         StoreUrl::Etcd2(cluster) => Ok(Arc::new(Etcd2::open(cluster, reserved.clone()).await?)),
@@ -71,6 +89,25 @@ pub async fn open_old(url: &StoreUrl, reserved: &Reserved) -> Result<Arc<dyn Old
             let store = open_new(url, reserved).await?;
             let identity = store.identity().await?;
             Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
+        }
+    }
+}
+
+impl Terms {
+    /// Nothing out of the ordinary.
+    #[must_use]
+    pub fn of(reserved: &Reserved) -> Self {
+        Self {
+            reserved: reserved.clone(),
+            allow_lossy: false,
+        }
+    }
+
+    fn options(&self) -> sql::Options {
+        sql::Options {
+            reserved: self.reserved.clone(),
+            allow_lossy: self.allow_lossy,
+            ..sql::Options::default()
         }
     }
 }

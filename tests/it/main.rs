@@ -17,6 +17,7 @@ mod mariadb;
 mod migration;
 mod operator;
 mod overlay;
+mod postgres;
 mod random;
 mod servers;
 mod sql;

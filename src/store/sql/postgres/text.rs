@@ -122,9 +122,9 @@ pub(super) struct Sql {
     /// What all names of tables begin with, the schema included.
     p: String,
     pub(super) texts: Texts,
-    /// The head row and the time; locks the row.
+    /// The head row, the time and the version of the tables; locks the row.
     pub(super) lock: String,
-    /// The head row and the time.
+    /// The same without the lock.
     pub(super) head: String,
     pub(super) points: String,
     pub(super) rows_by_key: String,
@@ -182,7 +182,7 @@ impl Sql {
         let row = text::row_columns(&dialect, true);
         let head_and_time = texts
             .head
-            .replace(" FROM", &format!(", {NOW_MS} AS now_ms FROM"));
+            .replace(" FROM", &format!(", {NOW_MS}, schema_version FROM"));
         let n = |text: String| numbered(&text);
         Self {
             lock: format!("{head_and_time} FOR UPDATE"),
@@ -438,6 +438,8 @@ pub(super) const HEAD_COUNT: usize = 12;
 
 /// Where the time is in [`Sql::head`] and [`Sql::lock`].
 pub(super) const NOW_MS_COLUMN: usize = 9;
+/// Where the version of the tables is there.
+pub(super) const VERSION_COLUMN: usize = 10;
 
 /// Bytes of all tables with their indices, and what part of them is not dead.
 fn sizes(schema: &str, prefix: &str) -> String {

@@ -22,12 +22,13 @@ use super::error::{Failure, certainly_not_committed, failure, not_done, told};
 use super::listen::payload;
 use super::prefetch;
 use super::read::{all, no_head};
+use super::schema::VERSION;
 use super::server::Server;
-use super::text::{NOW_MS_COLUMN, Sql};
+use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
 use super::writes::{known_keys, set_head, writes};
 use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
-use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES};
+use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};
 use crate::store::{Result, StoreError};
 use crate::types::Revision;
 
@@ -127,7 +128,7 @@ impl Writer {
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
     ) -> Result<Tried<()>> {
         let conn = self.conn()?;
-        let found = match begin(conn, sql, want).await {
+        let (found, complaint) = match begin(conn, sql, want).await {
             Ok(Some(found)) => found,
             Ok(None) => {
                 conn.send("ROLLBACK");
@@ -135,6 +136,10 @@ impl Writer {
             }
             Err(err) => return self.gave_up(&err).await,
         };
+        if let Some(complaint) = complaint {
+            conn.send("ROLLBACK");
+            return Err(StoreError::Broken(format!("PostgreSQL: {complaint}")));
+        }
         let before = found.head;
         let known = known_keys(&found);
         let changes = decide(found);
@@ -338,12 +343,12 @@ async fn sweep(conn: &Conn, sql: &Sql, head: Head) -> std::result::Result<Head, 
     })
 }
 
-/// The first flight: begins, locks, fetches.
+/// The first flight: begins, locks, fetches. With what is wrong with the tables, if anything is.
 async fn begin(
     conn: &Conn,
     sql: &Sql,
     want: &Prefetch,
-) -> std::result::Result<Option<Prefetched>, Error> {
+) -> std::result::Result<Option<(Prefetched, Option<String>)>, Error> {
     let mut steps = vec![Step::of("BEGIN"), Step::of(&sql.lock)];
     steps.extend(prefetch::steps(sql, want));
     let mut answers = all(conn.flight(&steps).await?)?;
@@ -352,7 +357,10 @@ async fn begin(
     let Some(head) = locked.first() else {
         return Ok(None);
     };
-    prefetch::found(want, head_of(head)?, head.int(NOW_MS_COLUMN)?, fetched).map(Some)
+    // Somebody may have brought the tables to another version meanwhile.
+    let complaint = version_complaint(head.int(VERSION_COLUMN)?, VERSION);
+    let found = prefetch::found(want, head_of(head)?, head.int(NOW_MS_COLUMN)?, fetched)?;
+    Ok(Some((found, complaint)))
 }
 
 /// What became of a commit.

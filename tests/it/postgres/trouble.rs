@@ -1,0 +1,426 @@
+//! Connections, locks and servers that fail in the middle, and what fits into a row.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use segue::store::sql::postgres::PostgresStore;
+use segue::store::{Store, StoreError, Watch, WatchItem};
+use segue::types::{
+    Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Revision, Txn,
+};
+
+use super::cutter::{Cut, Cutter};
+use super::open;
+use crate::support::postgres::{connect, run, schema};
+use crate::support::{Postgres, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_not_answered_is_looked_up() {
+    let url = schema().await;
+    let cutter = Cutter::start(&url).await;
+    let store = open(&cutter.url(&url)).await;
+    for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
+        .into_iter()
+        .enumerate()
+    {
+        cutter.cut_next(cut);
+        let answer = store.put(Put::new("a", format!("{number}"))).await.unwrap();
+        let number = i64::try_from(number).unwrap();
+        assert_eq!(cutter.cuts(), usize::try_from(number).unwrap() + 1);
+        // Neither lost nor done twice.
+        let read = store.range(Range::key("a")).await.unwrap();
+        assert_eq!(
+            (answer.revision, read.revision),
+            (Revision(2 + number), Revision(2 + number))
+        );
+        let kv = &read.reply.kvs[0];
+        assert_eq!(
+            (kv.version, &kv.value[..]),
+            (1 + number, number.to_string().as_bytes())
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_do_not_wait_for_the_lock_and_writes_wait_until_it_is_free() {
+    let url = schema().await;
+    let store = open(&url).await;
+    let other = connect(&url).await;
+    other
+        .batch_execute("BEGIN; SELECT * FROM segue_head FOR UPDATE")
+        .await
+        .unwrap();
+    let put = store.put(Put::new("a", ""));
+    let release = async {
+        eventually("the batch waits for the lock", async || {
+            waiting(&url, "FOR UPDATE").await
+        })
+        .await;
+        let read = store.range(Range::of(KeyRange::all())).await.unwrap();
+        assert_eq!(read.reply.count, 0);
+        other.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(put, release);
+    assert_eq!(answer.unwrap().revision, Revision(2));
+}
+
+/// Whether a statement with this text waits for a lock in the schema of `url`.
+async fn waiting(url: &str, text: &str) -> Result<(), String> {
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+         AND query LIKE '%{}%' AND query LIKE '%{text}%'",
+        crate::support::postgres::schema_of(url)
+    );
+    let found = run(url, &waits).await;
+    if found == ["1"] {
+        Ok(())
+    } else {
+        Err(format!("{found:?}"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_loses_a_deadlock_is_tried_again() {
+    let url = schema().await;
+    let store = open(&url).await;
+    store.put(Put::new("a", "1")).await.unwrap();
+    let other = connect(&url).await;
+    // Whoever has waited for a second looks for deadlocks; that is the batch, then.
+    other
+        .batch_execute(
+            "SET deadlock_timeout = '30s'; BEGIN; UPDATE segue_kv SET version = version + 0",
+        )
+        .await
+        .unwrap();
+    let put = store.put(Put::new("a", "2"));
+    let deadlock = async {
+        eventually("the batch waits for the row", async || {
+            waiting(&url, "UPDATE").await
+        })
+        .await;
+        // It succeeds, so the batch has lost.
+        other
+            .batch_execute("SELECT * FROM segue_head FOR UPDATE")
+            .await
+            .unwrap();
+        other.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(put, deadlock);
+    assert_eq!(answer.unwrap().revision, Revision(3));
+    let read = store.range(Range::key("a")).await.unwrap();
+    assert_eq!(
+        (read.reply.kvs[0].version, &read.reply.kvs[0].value[..]),
+        (2, &b"2"[..])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_serialized_is_tried_again() {
+    let url = schema().await;
+    let store = open(&url).await;
+    // Once, as engines do which serialize more than PostgreSQL.
+    run(
+        &url,
+        "CREATE SEQUENCE tries; CREATE FUNCTION once() RETURNS trigger LANGUAGE plpgsql AS $$ \
+         BEGIN IF nextval('tries') <= 2 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; \
+         END IF; RETURN NULL; END $$; ALTER FUNCTION once() SET search_path FROM CURRENT; \
+         CREATE CONSTRAINT TRIGGER once AFTER INSERT ON segue_kv DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION once()",
+    )
+    .await;
+    let answer = store.put(Put::new("a", "1")).await.unwrap();
+    assert_eq!(answer.revision, Revision(2));
+    assert_eq!(run(&url, "SELECT last_value FROM tries").await, ["3"]);
+    let read = store.range(Range::key("a")).await.unwrap();
+    assert_eq!(read.reply.kvs[0].version, 1);
+}
+
+/// Adds one to a counter, until that succeeds. Answers whether it is certain that it did, once.
+async fn count_up(store: &PostgresStore) -> bool {
+    loop {
+        let Ok(read) = store.range(Range::key("counter")).await else {
+            continue;
+        };
+        let kv = read.reply.kvs.first();
+        let (version, value) = kv.map_or((0, 0), |kv| {
+            let value = std::str::from_utf8(&kv.value).unwrap();
+            (kv.version, value.parse::<u64>().unwrap())
+        });
+        let txn = Txn {
+            compares: vec![Compare {
+                keys: KeyRange::One("counter".into()),
+                result: CompareResult::Equal,
+                target: CompareTarget::Version(version),
+            }],
+            success: vec![Op::Put(Put::new("counter", format!("{}", value + 1)))],
+            failure: Vec::new(),
+        };
+        match store.txn(txn).await {
+            Ok(answer) if answer.reply.succeeded => return true,
+            Ok(_) | Err(StoreError::Unavailable(_)) => {}
+            Err(StoreError::Unknown(_)) => return false,
+            Err(err) => panic!("{err}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_stays_exact_while_connections_are_killed_and_the_server_is_restarted() {
+    const WRITERS: usize = 8;
+    const EACH: u64 = 40;
+    let mut server = Postgres::start().await;
+    let url = server.schema();
+    let store = open(&url).await;
+    let certain = Arc::new(AtomicU64::new(0));
+    let uncertain = Arc::new(AtomicU64::new(0));
+    let writers = (0..WRITERS).map(|_| {
+        let (store, certain, uncertain) = (store.clone(), certain.clone(), uncertain.clone());
+        async move {
+            for _ in 0..EACH {
+                let count = if count_up(&store).await {
+                    &certain
+                } else {
+                    &uncertain
+                };
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let trouble = async {
+        for part in 1..=4 {
+            let goal = u64::try_from(WRITERS).unwrap() * EACH * part / 6;
+            eventually("the counter goes up", async || {
+                let done = certain.load(Ordering::SeqCst);
+                if done >= goal { Ok(()) } else { Err(done) }
+            })
+            .await;
+            if part % 2 == 0 {
+                server.kill();
+                server.restart().await;
+            } else {
+                let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                           WHERE application_name = 'segue'";
+                run(&url, all).await;
+            }
+        }
+    };
+    tokio::join!(join_all(writers), trouble);
+    let (certain, uncertain) = (
+        certain.load(Ordering::SeqCst),
+        uncertain.load(Ordering::SeqCst),
+    );
+    assert_eq!(uncertain, 0, "the outcome of every commit can be looked up");
+    let read = store.range(Range::key("counter")).await.unwrap();
+    let value: u64 = std::str::from_utf8(&read.reply.kvs[0].value)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(value, certain);
+    assert_eq!(
+        read.revision.0,
+        1 + i64::try_from(certain).unwrap(),
+        "no gap"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_see_what_another_process_writes_without_asking() {
+    let url = schema().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    let mut watching = reader
+        .watch(Watch::of(KeyRange::all(), None))
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    for number in 0..50 {
+        let written = writer
+            .put(Put::new("a", format!("{number}")))
+            .await
+            .unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        let Ok(Some(WatchItem::Events(batch))) = next.await else {
+            panic!("change {number} is not seen");
+        };
+        assert_eq!(batch.revision, written.revision);
+    }
+    // While notifications come, it is looked every five seconds only.
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_see_what_another_process_writes_when_notifications_do_not_come() {
+    let url = schema().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    let mut watching = reader
+        .watch(Watch::of(KeyRange::all(), None))
+        .await
+        .unwrap();
+    // Behind Segue's back: nobody is told.
+    drop(writer.put(Put::new("a", "1")).await.unwrap());
+    let first = tokio::time::timeout(Duration::from_secs(10), watching.items.next()).await;
+    assert!(matches!(first, Ok(Some(WatchItem::Events(_)))), "{first:?}");
+    run(
+        &url,
+        "BEGIN; UPDATE segue_head SET revision = revision + 1; \
+         INSERT INTO segue_log SELECT revision, 0, 'b', '', 1, revision, 1, 0, 0, 'x' \
+         FROM segue_head; COMMIT",
+    )
+    .await;
+    let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next()).await;
+    let Ok(Some(WatchItem::Events(batch))) = next else {
+        panic!("the change is not seen");
+    };
+    assert_eq!(batch.revision, Revision(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_every_byte_and_the_longest_keys_and_values_go_through_unchanged() {
+    let url = schema().await;
+    let store = open(&url).await;
+    // Not to be compressed, and alike in what is indexed.
+    let long = |len: usize, last: u8| {
+        let mut state = 7u32;
+        let mut key: Vec<u8> = (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.to_be_bytes()[0]
+            })
+            .collect();
+        key[0] = 1;
+        *key.last_mut().unwrap() = last;
+        Bytes::from(key)
+    };
+    let value: Bytes = (0..1_400_000u32)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect();
+    let mut keys = vec![
+        long(2000, 0),
+        long(2000, 255),
+        long(2001, 0),
+        long(2001, 255),
+        long(3072, 0),
+        long(3072, 1),
+        long(3072, 255),
+    ];
+    keys.extend((0..=255u8).map(|byte| Bytes::from(vec![2, byte, 0])));
+    keys.sort_unstable();
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    for key in &keys {
+        let value = if key.len() > 3 {
+            value.clone()
+        } else {
+            key.clone()
+        };
+        store.put(Put::new(key.clone(), value)).await.unwrap();
+        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
+            panic!("the watch has ended");
+        };
+        let Change::Put(kv) = &batch.events[0].change else {
+            panic!("a put is shown as something else");
+        };
+        assert_eq!(&kv.key, key);
+    }
+    let read = store.range(Range::of(KeyRange::all())).await.unwrap().reply;
+    let found: Vec<_> = read.kvs.iter().map(|kv| kv.key.clone()).collect();
+    assert_eq!(found, keys, "in the order of their bytes");
+    assert!(read.kvs[..7].iter().all(|kv| kv.value == value));
+    for (at, key) in keys.iter().enumerate() {
+        let read = store.range(Range::key(key.clone())).await.unwrap().reply;
+        assert_eq!((&read.kvs[0].key, read.count), (key, 1));
+        // From this key on, and up to it.
+        for (span, count) in [
+            (KeyRange::span(key.clone(), None), keys.len() - at),
+            (KeyRange::span(Bytes::new(), Some(key.clone())), at),
+        ] {
+            let limited = Range {
+                limit: 3,
+                ..Range::of(span)
+            };
+            assert_eq!(store.range(limited).await.unwrap().reply.count, count);
+        }
+    }
+    // Each is itself and no other, also when it is changed and in the past.
+    for key in &keys[..7] {
+        let put = Put {
+            prev_kv: true,
+            ..Put::new(key.clone(), key.clone())
+        };
+        let prev = store.put(put).await.unwrap().reply.prev_kv.unwrap();
+        assert_eq!((&prev.key, prev.version, &prev.value), (key, 1, &value));
+    }
+    let past = Range {
+        at: Some(Revision(5)),
+        ..Range::of(KeyRange::all())
+    };
+    let past = store.range(past).await.unwrap().reply;
+    assert_eq!(past.kvs.len(), 4);
+    assert!(past.kvs.iter().all(|kv| kv.value == value));
+    let deleted = store
+        .delete(Delete {
+            keys: KeyRange::One(keys[4].clone()),
+            prev_kv: false,
+        })
+        .await
+        .unwrap();
+    assert_eq!(deleted.reply.deleted, 1);
+    let count = store
+        .range(Range::of(KeyRange::all()))
+        .await
+        .unwrap()
+        .reply
+        .count;
+    assert_eq!(count, keys.len() - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_ten_thousand_keys_in_one_revision_are_found_again_quickly() {
+    const KEYS: usize = 10_000;
+    let url = schema().await;
+    let store = open(&url).await;
+    let key = |number: usize| format!("{}{number:05}", "k".repeat(800));
+    let put_all = async || {
+        for numbers in (0..KEYS).collect::<Vec<_>>().chunks(1000) {
+            let puts = numbers
+                .iter()
+                .map(|number| Op::Put(Put::new(key(*number), "v")));
+            store.txn(Txn::of(puts.collect())).await.unwrap();
+        }
+    };
+    put_all().await;
+    let all = Delete {
+        keys: KeyRange::all(),
+        prev_kv: false,
+    };
+    let deleted = store.delete(all.clone()).await.unwrap();
+    assert_eq!(deleted.reply.deleted, KEYS);
+    put_all().await;
+    store.delete(all).await.unwrap();
+    let begun = Instant::now();
+    let watch = Watch {
+        prev_kv: true,
+        ..Watch::of(KeyRange::all(), Some(deleted.revision))
+    };
+    let mut watching = store.watch(watch).await.unwrap();
+    let mut seen = 0;
+    while seen < 3 * KEYS {
+        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
+            panic!("the watch has ended");
+        };
+        seen += batch.events.len();
+    }
+    // Each looks for the one before it among ten thousand of the same revision; if it had to look at
+    // all of them it would take minutes.
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+}
