@@ -31,7 +31,7 @@ use crate::types::{
 
 pub use error::{RequestError, Result, StoreError};
 pub use new::{
-    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
+    Claim, CopyUp, FENCE, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
     RecordWrite,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};

@@ -52,6 +52,9 @@ pub trait NewStore: Send + Sync + 'static {
 pub enum Guard {
     /// Nothing: a store without a migration, or one that is settled.
     None,
+    /// There is no fence, in the same transaction or snapshot; else as with a wrong epoch. For an
+    /// old store that serves clients until the migration begins.
+    Unfenced,
     /// The store's epoch is this one, in the same transaction or snapshot; else the operation fails
     /// with [`super::StoreError::StaleEpoch`].
     Epoch {
@@ -61,6 +64,9 @@ pub enum Guard {
         claims: bool,
     },
 }
+
+/// The record that is a store's fence: while it is there, nothing is done under [`Guard::Unfenced`].
+pub const FENCE: &str = "fence";
 
 /// Where the store stands in the migration. Changed only together with the state record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Result, Store, Watch, Watching};
+use super::{Guard, NewStore, Result, Store, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn};
 
 /// The store that the data comes from. Numbers are in the line of revisions that its clients know.
@@ -41,6 +41,13 @@ pub trait OldStore: Send + Sync + 'static {
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
         let _ = request;
         Ok(None)
+    }
+
+    /// The same store with its fence: for clients until the migration begins, under
+    /// [`super::Guard::Unfenced`]. Nothing, if the store has no transactions that could ask for a
+    /// fence.
+    fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
+        None
     }
 }
 
@@ -83,6 +90,7 @@ const GET_KEYS_MAX: usize = 128;
 /// Any store as an old one.
 pub struct AsOld {
     store: Arc<dyn Store>,
+    fenceable: Option<Arc<dyn NewStore>>,
     identity: String,
 }
 
@@ -90,7 +98,20 @@ impl AsOld {
     /// Lets `store`, which is known as `identity`, stand as an old store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, identity: String) -> Self {
-        Self { store, identity }
+        Self {
+            store,
+            fenceable: None,
+            identity,
+        }
+    }
+
+    /// Lets a store that a migration can also go to stand as an old one.
+    pub async fn of(store: Arc<dyn NewStore>) -> Result<Self> {
+        Ok(Self {
+            store: store.guarded(Guard::None),
+            identity: store.identity().await?,
+            fenceable: Some(store),
+        })
     }
 }
 
@@ -161,6 +182,10 @@ impl OldStore for AsOld {
 
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
         self.store.watch(request).await.map(Some)
+    }
+
+    fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
+        self.fenceable.clone()
     }
 }
 

@@ -7,7 +7,7 @@ use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
-use super::{Guard, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
+use super::{NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
 /// What holds for a store, whatever kind it is of.
@@ -87,8 +87,7 @@ pub async fn open_old_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn OldSto
         StoreUrl::Table(_) => Err(not_yet(url)),
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
-            let identity = store.identity().await?;
-            Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
+            Ok(Arc::new(AsOld::of(store).await?))
         }
     }
 }
@@ -122,8 +121,7 @@ async fn as_old(store: Arc<dyn NewStore>, url: &StoreUrl) -> Result<Arc<dyn OldS
         ))
         .into());
     }
-    let identity = store.identity().await?;
-    Ok(Arc::new(AsOld::new(store.guarded(Guard::None), identity)))
+    Ok(Arc::new(AsOld::of(store).await?))
 }
 
 fn not_yet(url: &StoreUrl) -> StoreError {

@@ -74,19 +74,22 @@ impl Etcd3 {
     pub async fn open(cluster: &Cluster, reserved: Reserved) -> Result<Self> {
         let client = Client::open(cluster).await?;
         let names = Arc::new(Names::new(&reserved));
-        let plain = Arc::new(View::plain(client.clone(), names.clone()));
         Ok(Self {
-            shared: Arc::new(Shared {
-                client,
-                names,
-                plain,
-                under_line: Mutex::new(None),
-            }),
+            shared: Arc::new(Shared::new(client, names)),
         })
     }
 }
 
 impl Shared {
+    fn new(client: Client, names: Arc<Names>) -> Self {
+        Self {
+            plain: Arc::new(View::plain(client.clone(), names.clone())),
+            client,
+            names,
+            under_line: Mutex::new(None),
+        }
+    }
+
     /// The store as it is to be seen under `line`. Handles of different epochs share it, and with it
     /// the claims that are known, for as long as the numbers stay the same.
     fn view(&self, line: &StoredLine) -> Arc<View> {

@@ -12,10 +12,11 @@ use super::names::Names;
 use super::numbers::{Claimed, Numbers};
 use super::reads::Reads;
 use super::records::StoredLine;
-use super::view::{READS_PER_TXN, View, range_op, range_request, range_response};
+use super::view::{READS_PER_TXN, range_op, range_request, range_response};
+use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::store::url::Cluster;
-use crate::store::{OldLease, OldStore, Page, RequestError, Result, Watch, Watching};
+use crate::store::{NewStore, OldLease, OldStore, Page, RequestError, Result, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
 /// Pairs that a page has at most. etcd counts the rest of the range for every page, so small pages cost
@@ -37,8 +38,8 @@ pub struct OldEtcd3 {
     names: Arc<Names>,
     /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
     numbers: Numbers,
-    /// The store as its own clients see it, for watches.
-    plain: Arc<View>,
+    /// The store as its own clients see it, for watches, and to serve them.
+    plain: Arc<Shared>,
     /// Pairs per page that fit the size of the pairs that were seen last.
     page_keys: AtomicUsize,
 }
@@ -62,7 +63,7 @@ impl OldEtcd3 {
         }
         let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
-            plain: Arc::new(View::plain(client.clone(), names.clone())),
+            plain: Arc::new(Shared::new(client.clone(), names.clone())),
             reads: Reads::new(client.clone(), None),
             client,
             names,
@@ -121,8 +122,13 @@ impl OldStore for OldEtcd3 {
             return Ok(None);
         }
         let current = self.client.revision(&self.names.line).await?;
-        let watching = super::tail::open(&self.plain, request, current).await?;
+        let watching = super::tail::open(&self.plain.plain, request, current).await?;
         Ok(Some(watching))
+    }
+
+    fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
+        let shared = self.plain.clone();
+        Some(Arc::new(Etcd3 { shared }))
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {

@@ -8,7 +8,7 @@ use super::session::{Guarded, Session};
 use super::txn::{claim_op, delete_parts, learn_claim, range_parts};
 use super::view::{put_op, range_op, range_request, range_response};
 use crate::proto::etcdserverpb as pb;
-use crate::store::{Read, ReadReply, RequestError, Result, Status, Store, Watch, Watching};
+use crate::store::{Guard, Read, ReadReply, RequestError, Result, Status, Store, Watch, Watching};
 use crate::types::{
     Answer, Content, Delete, DeleteReply, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus,
     Op, Put, PutReply, Range, RangeReply, Reply, Revision, RevisionFilter, Txn, TxnReply,
@@ -69,12 +69,14 @@ impl Store for Guarded {
         super::tail::open(&session.view, request, current).await
     }
 
-    /// etcd grants outside of transactions: the epoch is asserted just before. A lease that a member
-    /// of an earlier epoch grants all the same has no keys, and expires.
+    /// etcd grants outside of transactions: the epoch is asserted before and behind it. A lease that
+    /// a member of an earlier epoch grants all the same has no keys, nobody hears of it, and it
+    /// expires.
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
         let response = session.view.client.grant(request.into()).await?;
+        session.epoch_stands_now().await?;
         Ok(Answer {
             revision: session.revision(response.header.as_ref()),
             reply: response.into(),
@@ -86,6 +88,9 @@ impl Store for Guarded {
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
+        if self.guard == Guard::Unfenced {
+            session.delete_attached(id).await?;
+        }
         let request = pb::LeaseRevokeRequest { id: id.0 };
         let response = session.view.client.revoke(request).await?;
         Ok(Answer {

@@ -120,7 +120,7 @@ pub(super) fn record_op(names: &Names, write: &RecordWrite) -> pb::RequestOp {
     }
 }
 
-fn delete_op(keys: &KeyRange) -> pb::RequestOp {
+pub(super) fn delete_op(keys: &KeyRange) -> pb::RequestOp {
     let (key, range_end) = keys.to_etcd();
     pb::RequestOp {
         request: Some(Request::RequestDeleteRange(pb::DeleteRangeRequest {

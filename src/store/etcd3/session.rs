@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::Shared;
 use super::decide::Decided;
 use super::reads::Reads;
+use super::records::delete_op;
 use super::txn::{Plan, Writer, finish_range, pairs, written_keys};
 use super::view::{
     View, compare, header_revision, range_op, range_request, range_response, txn_op,
 };
 use crate::proto::etcdserverpb as pb;
-use crate::store::{CopyUp, Guard, GuardedStore, Read, ReadReply, Result, StoreError};
-use crate::types::{Answer, KeyRange, KeyValue, Revision, Txn, TxnReply};
+use crate::store::{CopyUp, FENCE, Guard, GuardedStore, Read, ReadReply, Result, StoreError};
+use crate::types::{Answer, KeyRange, KeyValue, LeaseId, Revision, Txn, TxnReply};
 use pb::compare::{CompareResult, TargetUnion};
 
 /// How often a transaction is tried again whose conditions had to be decided beforehand, while
@@ -26,14 +28,15 @@ const OPS_WITH_CLAIMS_MAX: usize = 120;
 /// A handle on the store that holds to a guard.
 pub(super) struct Guarded {
     shared: Arc<Shared>,
-    guard: Guard,
+    pub(super) guard: Guard,
     session: OnceCell<Session>,
 }
 
 /// What a handle knows once it has read the line.
 pub(super) struct Session {
     pub(super) view: Arc<View>,
-    /// The condition that the epoch still stands, where the guard names one.
+    /// The condition that the epoch still stands, or that there is no fence, where the guard names
+    /// one.
     pub(super) epoch: Option<pb::Compare>,
     /// Small reads, under that condition.
     reads: Reads,
@@ -62,12 +65,14 @@ impl Guarded {
             // With etcd's own numbers while a migration goes on: what is read through such a handle
             // before it begins, and by members that join later, is the same. Once it is settled, with
             // those that clients are used to.
-            Guard::None => {
+            Guard::None | Guard::Unfenced => {
                 let view = match line {
                     Some(line) if line.epoch.is_none() => self.shared.view(&line),
                     _ => self.shared.plain.clone(),
                 };
-                Ok(Session::new(view, None, false))
+                let unfenced = (self.guard == Guard::Unfenced)
+                    .then(|| super::records::record_compare(&view.names, FENCE, 0));
+                Ok(Session::new(view, unfenced, false))
             }
             Guard::Epoch { epoch, claims } => {
                 let line = line
@@ -97,20 +102,27 @@ impl Session {
 
     /// Reads the epoch, so that a failed transaction can tell whether that was why.
     pub(super) fn epoch_op(&self) -> pb::RequestOp {
-        range_op(range_request(&KeyRange::One(self.view.names.epoch.clone())))
+        range_op(range_request(&self.epoch_key()))
+    }
+
+    /// The key that the guard's condition is about.
+    fn epoch_key(&self) -> KeyRange {
+        let guarded = self.epoch.as_ref().map(|epoch| &epoch.key);
+        KeyRange::One(guarded.unwrap_or(&self.view.names.epoch).clone())
     }
 
     /// Whether the epoch, as read by [`Self::epoch_op`], is the guard's.
     pub(super) fn epoch_stands(&self, response: Option<pb::ResponseOp>) -> bool {
-        let Some(TargetUnion::Value(wanted)) = self
-            .epoch
-            .as_ref()
-            .and_then(|epoch| epoch.target_union.as_ref())
-        else {
+        let Some(condition) = &self.epoch else {
             return true;
         };
         let range = response.and_then(range_response).unwrap_or_default();
-        range.kvs.first().is_some_and(|kv| kv.value == wanted)
+        let present = range.kvs.first();
+        match &condition.target_union {
+            Some(TargetUnion::Value(wanted)) => present.is_some_and(|kv| kv.value == wanted),
+            // There shall be no fence.
+            _ => present.is_none(),
+        }
     }
 
     /// The revision that clients see, from a response's header.
@@ -120,7 +132,7 @@ impl Session {
 
     /// Reads etcd's revision, and asserts the epoch if the guard names one.
     pub(super) async fn check_epoch(&self) -> Result<i64> {
-        let mut request = range_request(&KeyRange::One(self.view.names.epoch.clone()));
+        let mut request = range_request(&self.epoch_key());
         request.count_only = self.epoch.is_none();
         let response = self.view.client.range(request).await?;
         let revision = header_revision(response.header.as_ref());
@@ -141,6 +153,46 @@ impl Session {
             self.check_epoch().await?;
         }
         Ok(())
+    }
+
+    /// Deletes the keys that are attached to a lease which is about to be revoked, under the guard.
+    /// etcd's own revoke does so too, but whether or not the guard's condition holds.
+    pub(super) async fn delete_attached(&self, id: LeaseId) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            let request = pb::LeaseTimeToLiveRequest {
+                id: id.0,
+                keys: true,
+            };
+            let keys = self.view.client.time_to_live(request).await?.keys;
+            // What is more than a transaction takes is left to the revoke, which follows at once.
+            if keys.is_empty() || keys.len() > OPS_WITH_CLAIMS_MAX {
+                return Ok(());
+            }
+            let attached = |key: &Bytes| {
+                let lease = TargetUnion::Lease(id.0);
+                compare(&KeyRange::One(key.clone()), CompareResult::Equal, lease)
+            };
+            let request = pb::TxnRequest {
+                compare: self
+                    .epoch
+                    .iter()
+                    .cloned()
+                    .chain(keys.iter().map(attached))
+                    .collect(),
+                success: keys.into_iter().map(|key| delete_op(&KeyRange::One(key))).collect(),
+                failure: vec![self.epoch_op()],
+            };
+            let mut response = self.send(request, true).await?;
+            if response.succeeded {
+                return Ok(());
+            }
+            if !self.epoch_stands(response.responses.pop()) {
+                return Err(StoreError::StaleEpoch);
+            }
+        }
+        Err(StoreError::Unavailable(
+            "too many others change the keys of the lease".into(),
+        ))
     }
 
     /// Runs a transaction whose only condition is the epoch.

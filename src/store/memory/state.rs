@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use crate::store::eval::{self, Outcome, Rows, Working};
 use crate::store::feed::Stretch;
 use crate::store::{
-    Claim, CopyUp, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, RequestError, Status,
+    Claim, CopyUp, FENCE, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, RequestError,
+    Status,
 };
 use crate::types::{
     Change, Event, EventBatch, KeyRange, KeyValue, LeaseId, LeaseStatus, Range, Reserved, Revision,
@@ -373,6 +374,10 @@ impl State {
 
     pub(super) fn reserved(&self) -> &Reserved {
         &self.reserved
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.records.contains_key(FENCE)
     }
 
     pub(super) fn is_empty(&self) -> bool {

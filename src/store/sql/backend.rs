@@ -83,6 +83,8 @@ pub struct Head {
     /// When something was last committed, in milliseconds of the store's clock: until then clients
     /// could keep their leases alive.
     pub at_ms: i64,
+    /// There is a fence: the record [`crate::store::FENCE`]. Here besides, so that to ask costs nothing.
+    pub fenced: bool,
     /// Epoch, claims flag and base, while there is a migration.
     pub line: Option<Line>,
 }
@@ -92,6 +94,8 @@ impl Head {
     pub fn admit(&self, guard: Guard) -> Result<()> {
         match guard {
             Guard::None => Ok(()),
+            Guard::Unfenced if self.fenced => Err(StoreError::StaleEpoch),
+            Guard::Unfenced => Ok(()),
             Guard::Epoch { epoch, .. } => match self.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

@@ -90,6 +90,7 @@ mod tests {
             origin: Revision(0),
             copy_ups,
             at_ms: 0,
+            fenced: false,
             line: None,
         }
     }

@@ -9,7 +9,7 @@ use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Prefetched, Row};
 use super::table::Table;
 use super::work::{Done, Request, Work};
 use crate::store::eval::{Outcome, Working};
-use crate::store::{CopyUp, Record, RecordTxn, RecordWrite, RequestError, Result};
+use crate::store::{CopyUp, FENCE, Record, RecordTxn, RecordWrite, RequestError, Result};
 use crate::types::{Answer, Change, EventBatch, Granted, KeyValue, LeaseId, Reserved, Revision};
 
 /// What became of a batch.
@@ -202,6 +202,9 @@ impl Batch<'_> {
         }
         for write in &txn.writes {
             self.write_record(write);
+            if write.name == FENCE {
+                self.head.fenced = write.value.is_some();
+            }
         }
         if let Some(line) = txn.line {
             self.head.line = line;

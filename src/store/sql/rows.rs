@@ -30,8 +30,8 @@ pub(super) trait Columns {
 
 /// Reads the columns of [`super::text::Texts::head`].
 pub(super) fn head_of<C: Columns>(row: &C) -> Result<Head, C::Error> {
-    let claims = row.int(7)? != 0;
-    let base = Revision(row.int(8)?);
+    let claims = row.int(8)? != 0;
+    let base = Revision(row.int(9)?);
     Ok(Head {
         revision: Revision(row.int(0)?),
         compacted: Revision(row.int(1)?),
@@ -39,7 +39,8 @@ pub(super) fn head_of<C: Columns>(row: &C) -> Result<Head, C::Error> {
         origin: Revision(row.int(3)?),
         copy_ups: row.int(4)?,
         at_ms: row.int(5)?,
-        line: row.maybe_int(6)?.map(|epoch| Line {
+        fenced: row.int(6)? != 0,
+        line: row.maybe_int(7)?.map(|epoch| Line {
             epoch: Epoch(epoch.cast_unsigned()),
             claims,
             base,

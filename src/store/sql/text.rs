@@ -108,12 +108,14 @@ impl Texts {
         let is_key = dialect.is_key();
         Self {
             head: format!(
-                "SELECT revision, compacted, swept, origin, copy_ups, at_ms, epoch, claims, base \
+                "SELECT revision, compacted, swept, origin, copy_ups, at_ms, fenced, epoch, claims, \
+                 base \
                  FROM {p}head"
             ),
             set_head: format!(
                 "UPDATE {p}head SET revision = ?1, compacted = ?2, swept = ?3, \
-                 origin = ?4, copy_ups = ?5, at_ms = ?6, epoch = ?7, claims = ?8, base = ?9"
+                 origin = ?4, copy_ups = ?5, at_ms = ?6, fenced = ?7, \
+                 epoch = ?8, claims = ?9, base = ?10"
             ),
             set_swept: format!("UPDATE {p}head SET swept = ?1"),
             row: format!("SELECT {row} FROM {p}kv WHERE {is_key}"),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::backend::Prefetch;
-use crate::store::{CopyUp, Guard, RecordTxn, Result};
+use crate::store::{CopyUp, FENCE, Guard, RecordTxn, Result};
 use crate::types::{
     Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
 };
@@ -65,11 +65,13 @@ pub(super) enum Done {
 }
 
 impl Work {
-    /// Whether it cannot share a batch: the line and the compacted revision are the same for a
+    /// Whether it cannot share a batch: the line, the fence and the compacted revision are the same for a
     /// whole batch.
     pub(super) fn is_solo(&self) -> bool {
         match self {
-            Self::Records(txn) => txn.line.is_some(),
+            Self::Records(txn) => {
+                txn.line.is_some() || txn.writes.iter().any(|write| write.name == FENCE)
+            }
             Self::Compact(_) => true,
             _ => false,
         }

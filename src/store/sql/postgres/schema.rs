@@ -295,6 +295,7 @@ CREATE TABLE IF NOT EXISTS {p}head (
     origin          BIGINT   NOT NULL,  -- changes up to here were the old store's
     copy_ups        BIGINT   NOT NULL,  -- batches of copied keys, which take no revision
     at_ms           BIGINT   NOT NULL,  -- when something was last committed, by the database's clock
+    fenced          SMALLINT NOT NULL,  -- there is a record that is a fence
     epoch           BIGINT,             -- of the migration; NULL without one
     claims          SMALLINT NOT NULL,  -- deleted keys leave whiteouts
     base            BIGINT   NOT NULL   -- last revision of the old store
@@ -357,8 +358,8 @@ CREATE TABLE IF NOT EXISTS {p}writer (
     seen_ms         BIGINT   NOT NULL   -- when it was written, by the database's clock
 );
 
-INSERT INTO {p}head (one, schema_version, identity, revision, compacted, swept, origin, copy_ups, at_ms, claims, base)
-    VALUES (1, {VERSION}, '{identity}', 1, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (one) DO NOTHING;
+INSERT INTO {p}head (one, schema_version, identity, revision, compacted, swept, origin, copy_ups, at_ms, fenced, claims,
+    base) VALUES (1, {VERSION}, '{identity}', 1, 0, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (one) DO NOTHING;
 COMMIT;
 "
     )

@@ -187,7 +187,7 @@ impl Sql {
         Self {
             lock: format!("{head_and_time} FOR UPDATE"),
             points: n(format!(
-                "{head} UNION ALL SELECT {row}, NULL, NULL, NULL, NULL, NULL FROM {p}kv \
+                "{head} UNION ALL SELECT {row}, NULL, NULL, NULL, NULL, NULL, NULL FROM {p}kv \
                  WHERE \"key\" = ANY(?1::bytea[]) AND (key_rest = '' OR key_rest = ANY(?2::bytea[]))",
                 head = head_row(&texts.head, "NULL::bigint"),
             )),
@@ -253,7 +253,7 @@ impl Sql {
                 "DELETE FROM {p}record WHERE name = ANY(?1::text[])"
             )),
             set_head: n(format!(
-                "WITH w AS (INSERT INTO {p}writer (id, batch, seen_ms) VALUES (?10, ?11, {NOW_MS}) \
+                "WITH w AS (INSERT INTO {p}writer (id, batch, seen_ms) VALUES (?11, ?12, {NOW_MS}) \
                  ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
                 texts.set_head
             )),
@@ -294,7 +294,7 @@ impl Sql {
             "NULL::bigint".into()
         };
         numbered(&format!(
-            "{head} UNION ALL (SELECT s.*, NULL, NULL, NULL, NULL, NULL FROM ({rows}) AS s)",
+            "{head} UNION ALL (SELECT s.*, NULL, NULL, NULL, NULL, NULL, NULL FROM ({rows}) AS s)",
             head = head_row(&self.texts.head, &count),
             rows = self.span_text(rows),
         ))
@@ -425,7 +425,7 @@ pub(super) const CHANGES_TYPES: &[Type] = &[
     Type::INT8,
 ];
 
-/// The head row among rows, which are given five columns more: no key, no value, its own nine
+/// The head row among rows, which are given six columns more: no key, no value, its own ten
 /// columns, the time, and a count.
 fn head_row(head: &str, count: &str) -> String {
     head.replacen("SELECT ", "SELECT NULL::bytea, NULL::bytea, ", 1)
@@ -433,13 +433,13 @@ fn head_row(head: &str, count: &str) -> String {
 }
 
 /// Where the time and the count are in [`head_row`].
-pub(super) const HEAD_NOW_MS: usize = 11;
-pub(super) const HEAD_COUNT: usize = 12;
+pub(super) const HEAD_NOW_MS: usize = 12;
+pub(super) const HEAD_COUNT: usize = 13;
 
 /// Where the time is in [`Sql::head`] and [`Sql::lock`].
-pub(super) const NOW_MS_COLUMN: usize = 9;
+pub(super) const NOW_MS_COLUMN: usize = 10;
 /// Where the version of the tables is there.
-pub(super) const VERSION_COLUMN: usize = 10;
+pub(super) const VERSION_COLUMN: usize = 11;
 
 /// Bytes of all tables with their indices, and what part of them is not dead.
 fn sizes(schema: &str, prefix: &str) -> String {

@@ -76,6 +76,7 @@ pub(super) fn set_head<'a>(sql: &Sql, head: &Head, id: &'a str, batch: i64) -> S
         Box::new(head.origin.0),
         Box::new(head.copy_ups),
         Box::new(head.at_ms),
+        Box::new(i16::from(head.fenced)),
         Box::new(head.line.map(|line| line.epoch.0.cast_signed())),
         Box::new(i16::from(head.line.is_some_and(|line| line.claims))),
         Box::new(head.line.map_or(0, |line| line.base.0)),

@@ -198,7 +198,7 @@ pub(super) fn prepare(
         tx.execute(
             &format!(
                 "INSERT INTO {prefix}head (one, schema_version, identity, revision, compacted, \
-                 swept, origin, copy_ups, at_ms, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0, 0)"
+                 swept, origin, copy_ups, at_ms, fenced, claims, base) VALUES (1, ?1, ?2, 1, 0, 0, 0, 0, 0, 0, 0, 0)"
             ),
             (VERSION, new_identity()),
         )
@@ -232,6 +232,7 @@ CREATE TABLE {p}head (
     origin          INTEGER NOT NULL,  -- changes up to here were the old store's
     copy_ups        INTEGER NOT NULL,  -- batches of copied keys, which take no revision
     at_ms           INTEGER NOT NULL,  -- when something was last committed
+    fenced          INTEGER NOT NULL,  -- there is a record that is a fence
     epoch           INTEGER,           -- of the migration; NULL without one
     claims          INTEGER NOT NULL,  -- deleted keys leave whiteouts
     base            INTEGER NOT NULL   -- last revision of the old store

@@ -243,6 +243,7 @@ fn set_head(conn: &Connection, sql: &Sql, head: &Head) -> Result<()> {
         head.origin.0,
         head.copy_ups,
         head.at_ms,
+        head.fenced,
         head.line.map(|line| line.epoch.0.cast_signed()),
         head.line.is_some_and(|line| line.claims),
         head.line.map_or(0, |line| line.base.0),
