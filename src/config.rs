@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::migration::phase::Phase;
 use crate::store::url::{Secret, StoreUrl, UrlError, password_file};
 
 /// Where the etcd API listens unless told otherwise: where clients of etcd look.
@@ -43,6 +44,10 @@ pub struct Settings {
     /// The client URL that the member list names for this proxy [default: where it listens]
     #[arg(long, env = "SEGUE_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
+    /// The phase in which a migration begins: `migration`, or `passthrough`, in which the old store
+    /// alone serves until `segue start` [default: migration]
+    #[arg(long, env = "SEGUE_START", value_name = "PHASE")]
+    pub start: Option<String>,
     /// Begin even though the new store holds keys: they stay, and win over the old store's where both have
     /// the same
     #[arg(long, env = "SEGUE_ALLOW_NONEMPTY", num_args = 0..=1, default_missing_value = "true")]
@@ -87,6 +92,7 @@ struct File {
     admin: Option<String>,
     name: Option<String>,
     advertise: Option<String>,
+    start: Option<String>,
     allow_nonempty: Option<bool>,
     allow_lossy: Option<bool>,
     #[serde(alias = "shards")]
@@ -120,6 +126,8 @@ pub struct Config {
     pub name: Option<String>,
     /// The client URL for the member list, if it is not to be the address listened on.
     pub advertise: Option<String>,
+    /// The phase that a migration begins in.
+    pub start: Phase,
     /// A new store with keys is taken.
     pub allow_nonempty: bool,
     /// Database servers that may lose commits are taken.
@@ -229,6 +237,7 @@ impl Settings {
             admin: address("admin", self.admin.or(file.admin), ADMIN)?,
             name: self.name.or(file.name),
             advertise: self.advertise.or(file.advertise),
+            start: phase(self.start.or(file.start))?,
             allow_nonempty: self
                 .allow_nonempty
                 .or(file.allow_nonempty)
@@ -348,6 +357,17 @@ pub fn number(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "write a whole number, for example 5000 or 8M; 0 is no limit".to_owned())
 }
 
+/// The phase that a migration begins in.
+fn phase(text: Option<String>) -> Result<Phase, ConfigError> {
+    match text.as_deref().unwrap_or("migration") {
+        "migration" => Ok(Phase::Migration),
+        "passthrough" => Ok(Phase::Passthrough),
+        other => Err(ConfigError::Value(format!(
+            "--start takes `migration` or `passthrough`, not {other:?}"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,6 +422,7 @@ mod tests {
             (set(&|s| s.old = Some("x".into())), "--old: "),
             (set(&|s| s.listen = Some("x".into())), "IP:PORT"),
             (set(&|s| s.parallel = Some(0)), "1 to 64"),
+            (set(&|s| s.start = Some("x".into())), "`passthrough`"),
             (set(&|s| s.reserved_prefix = Some(String::new())), "empty"),
             (
                 set(&|s| s.config = Some("/no/such".into())),

@@ -138,6 +138,7 @@ impl Server {
                 client_url: client_url.clone(),
                 admin: admin.to_string(),
                 reserved: Reserved::new(config.reserved_prefix.clone()),
+                start: config.start,
                 allow_nonempty: config.allow_nonempty,
                 offline: false,
                 parallel: config.parallel,
@@ -308,7 +309,9 @@ async fn old_later(
         which: "new",
         error,
     })?;
-    let Some(state) = state.filter(|entry| entry.value.phase != Phase::Migration) else {
+    let Some(state) =
+        state.filter(|entry| matches!(entry.value.phase, Phase::Normal | Phase::Settled))
+    else {
         return Err(of_old(&url, error));
     };
     warn!(%error, phase = %state.value.phase, "the old store cannot be reached; it is not needed now");

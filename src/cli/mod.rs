@@ -9,6 +9,7 @@ mod pause;
 mod rejects;
 mod screen;
 mod serve;
+mod start;
 mod status;
 mod switch;
 mod verify;
@@ -73,6 +74,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Serve>),
+    Start(start::Start),
     Status(status::Status),
     Switch(switch::Switch),
     Pause(pause::Pause),
@@ -110,6 +112,7 @@ pub fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Serve(command) => command.run().await,
+            Command::Start(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Switch(command) => command.run().await,
             Command::Pause(command) => command.run().await,

@@ -13,6 +13,7 @@ use super::backfill::Progress;
 use super::driver::Driver;
 use super::fleet::Fleet;
 use super::ledger::{Entry, Ledger, write};
+use super::passthrough::Passthrough;
 use super::phase::{Decision, FORMAT, Phase, State, Surroundings};
 use super::records::{
     CONTROL, Control, Outcome, REJECTS, Reject, STATE, SURVEY, SWITCH, Survey, Switch,
@@ -24,7 +25,7 @@ use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
 use crate::tasks::Tasks;
-use crate::types::{KeyRange, Put, Range, Reserved};
+use crate::types::{KeyRange, Put, Range, Reserved, Revision};
 
 /// What a member of a migration is told.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct Options {
     pub admin: String,
     /// The keys that are Segue's own.
     pub reserved: Reserved,
+    /// The phase that a migration begins in: [`Phase::Passthrough`] or [`Phase::Migration`].
+    pub start: Phase,
     /// Begin even if the new store is not empty.
     pub allow_nonempty: bool,
     /// Nobody is served: this is an offline copy.
@@ -117,6 +120,14 @@ pub enum OpenError {
          serve`, and end it with `segue switch` and `segue complete`"
     )]
     Live,
+=======
+    /// The old store has no transactions.
+    #[error(
+        "this kind of old store cannot serve in the passthrough phase: its API has no transactions that \
+         could notice when the migration begins. Start without --start passthrough: the migration \
+         begins at once then"
+    )]
+    CannotWait,
     /// The records are of another version.
     #[error(
         "the new store holds a migration in format {0}, and this version of segue knows {FORMAT}"
@@ -157,6 +168,8 @@ pub struct Controller {
     pub(super) control: watch::Sender<Control>,
     pub(super) job_trouble: watch::Sender<Option<String>>,
     pub(super) overlay: ArcSwapOption<Overlay>,
+    /// The base revision, once it is known.
+    pub(super) base: watch::Sender<Option<Revision>>,
     /// Of overlays of earlier epochs.
     pub(super) past_counters: ArcSwap<Counters>,
     pub(super) verifying: ArcSwapOption<Report>,
@@ -213,6 +226,7 @@ impl Controller {
             control: watch::Sender::new(control.unwrap_or_default().value),
             job_trouble: watch::Sender::new(None),
             overlay: ArcSwapOption::empty(),
+            base: watch::Sender::new(None),
             past_counters: ArcSwap::default(),
             verifying: ArcSwapOption::empty(),
             verify_wanted: watch::Sender::new(0),
@@ -232,6 +246,18 @@ impl Controller {
     /// Keeps this member in step with the fleet until the tasks are cancelled.
     pub async fn run(self: Arc<Self>) {
         Driver::new(self).run().await;
+    }
+
+    /// What requests of clients go to in the passthrough phase.
+    pub(super) fn passthrough(&self) -> Option<Arc<dyn Store>> {
+        let old = self.old.fenceable()?;
+        Some(Arc::new(Passthrough {
+            old: old.guarded(Guard::Unfenced),
+            new: self.plain.clone(),
+            reserved: self.options.reserved.clone(),
+            base: self.base.subscribe(),
+            onward: Arc::downgrade(&self.router),
+        }))
     }
 
     /// What requests of clients go to.
@@ -487,6 +513,9 @@ async fn begin(
         error,
     };
     let identity = old.identity().await.map_err(of_old)?;
+    if options.start == Phase::Passthrough && old.fenceable().is_none() {
+        return Err(OpenError::CannotWait);
+    }
     if identity == new.identity().await.map_err(of_new)? {
         return Err(OpenError::Same);
     }
@@ -503,6 +532,12 @@ async fn begin(
     let migration = format!("{:016x}", rand::random::<u64>());
     let mut state = State::begin(migration, identity, base, nonempty, now_ms());
     state.offline = options.offline;
+=======
+    let state = if options.start == Phase::Passthrough {
+        State::wait(migration, identity, nonempty, now_ms())
+    } else {
+        State::begin(migration, identity, base, nonempty, now_ms())
+    };
     // A value of the switch key that was there before is no request to this migration.
     let key = Range::key(options.reserved.key(KEY));
     let present = plain.range(key).await.map_err(of_new)?.reply.kvs;
@@ -543,7 +578,7 @@ async fn check_joinable(
             OpenError::Offline
         });
     }
-    if state.phase != Phase::Migration {
+    if matches!(state.phase, Phase::Normal | Phase::Settled) {
         // The old store is asked only if the phase goes back, and checked then.
         return Ok(());
     }

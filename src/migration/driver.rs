@@ -177,12 +177,17 @@ impl Driver {
         });
         let store: Option<Arc<dyn Store>> = match &overlay {
             Some(overlay) => Some(overlay.clone()),
-            None if state.stage == Stage::Opening => None,
+            None if state.stage != Stage::Open => None,
+            None if state.phase == Phase::Passthrough => shared.passthrough(),
             None => Some(shared.new.guarded(state.guard())),
         };
         if let Some(past) = shared.overlay.swap(overlay) {
             let sum = add(**shared.past_counters.load(), past.counters());
             shared.past_counters.store(Arc::new(sum));
+        }
+        if state.phase != Phase::Passthrough && state.stage != Stage::Fencing {
+            // Watches that were opened before know now how far the old store goes.
+            shared.base.send_replace(Some(state.base));
         }
         self.draining.push(shared.router.serve(state.epoch, store));
         self.routed = Some(state.epoch);
@@ -349,6 +354,9 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let state = state.clone();
         match job {
+            Job::Fencing => self
+                .jobs
+                .start(job, &state, jobs::fence(shared, state.clone())),
             Job::Opening => self
                 .jobs
                 .start(job, &state, jobs::open(shared, state.clone())),

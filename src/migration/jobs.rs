@@ -14,7 +14,7 @@ use super::ledger::write;
 use super::phase::{Phase, Stage, State, Verified};
 use super::records::{STATE, VERIFY};
 use super::verify::{Report, Verification};
-use super::{opening, rejects};
+use super::{fence, opening, rejects};
 use crate::store::{RecordTxn, Result, StoreError};
 use crate::tasks::Tasks;
 use crate::types::Epoch;
@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
+    /// The old store's fence.
+    Fencing,
     /// Leases and leased keys.
     Opening,
     /// All keys.
@@ -130,8 +132,10 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
     let mut jobs = Vec::new();
     let open = state.stage == Stage::Open;
     let moving = matches!(state.phase, Phase::Migration | Phase::Normal);
-    if owner && !open {
-        jobs.push(Job::Opening);
+    match state.stage {
+        Stage::Fencing if owner => jobs.push(Job::Fencing),
+        Stage::Opening if owner => jobs.push(Job::Opening),
+        _ => {}
     }
     if owner && open && state.phase == Phase::Migration && !state.backfill_complete {
         jobs.push(Job::Backfill);
@@ -150,6 +154,33 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
         jobs.push(Job::Settling);
     }
     jobs
+}
+
+/// Fences the old store, and notes the revision that it came to.
+pub(super) async fn fence(shared: Arc<Controller>, state: State) {
+    until_done(&shared, "fencing the old store", || async {
+        let Some(old) = shared.old.fenceable() else {
+            let why = "the old store cannot be fenced";
+            return Err(StoreError::Broken(why.into()));
+        };
+        fence::keep_leases_alive(&old).await?;
+        fence::raise(&old, &state.migration).await?;
+        // Nothing was done behind the fence, so this is where the old store's line ends. Whatever
+        // came past the proxies in the meantime belongs to it as well.
+        let base = shared.old.revision().await?;
+        let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+            return Ok(());
+        };
+        if entry.value.epoch == state.epoch
+            && shared
+                .transit(&entry, &entry.value.fenced(base, now_ms()), None)
+                .await?
+        {
+            info!(%base, "the old store is fenced");
+        }
+        Ok(())
+    })
+    .await;
 }
 
 /// Makes sure of what the new store held before, brings leases and leased keys over, then lets clients

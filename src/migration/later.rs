@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use crate::store::{OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
+use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Revision};
 
 /// Opens the old store.
@@ -74,6 +74,10 @@ impl OldStore for OldLater {
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
         self.store().await?.count(keys).await
+    }
+
+    fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
+        self.store.get()?.fenceable()
     }
 
     async fn leases(&self) -> Result<Vec<OldLease>> {

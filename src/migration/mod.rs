@@ -5,6 +5,7 @@
 //! - [`controller`]: one member's view of the migration, and what people can ask of it.
 //! - `driver`: the loop that keeps the member in step with the fleet and runs the jobs.
 //! - [`router`]: the way of every request to the store that the phase says.
+//! - [`fence`], `passthrough`: the time before it begins, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there.
@@ -15,12 +16,14 @@ pub mod backfill;
 pub mod controller;
 pub mod copier;
 mod driver;
+pub mod fence;
 pub mod fleet;
 mod jobs;
 pub mod later;
 pub mod ledger;
 pub mod offline;
 pub mod opening;
+mod passthrough;
 pub mod phase;
 pub mod rate;
 pub mod records;

@@ -43,6 +43,8 @@ impl fmt::Display for Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
+    /// The old store is being fenced; clients wait.
+    Fencing,
     /// Leases and leased keys are being copied up; clients wait.
     Opening,
     /// Clients are served.
@@ -121,6 +123,16 @@ pub struct Surroundings {
 }
 
 impl State {
+    /// The state in which a migration begins that lets clients work on the old store first.
+    #[must_use]
+    pub fn wait(migration: String, old: String, nonempty: bool, now: u64) -> Self {
+        Self {
+            phase: Phase::Passthrough,
+            stage: Stage::Open,
+            ..Self::begin(migration, old, Revision(0), nonempty, now)
+        }
+    }
+
     /// The state in which a migration begins.
     #[must_use]
     pub fn begin(migration: String, old: String, base: Revision, nonempty: bool, now: u64) -> Self {
@@ -147,7 +159,9 @@ impl State {
     /// all that the old store has is claimed, since that one is not asked for anything from then on.
     #[must_use]
     pub fn line(&self) -> Option<Line> {
-        (self.phase != Phase::Settled).then_some(Line {
+        // Before the base revision is known there is nothing to go on from.
+        let before = self.phase == Phase::Passthrough || self.stage == Stage::Fencing;
+        (self.phase != Phase::Settled && !before).then_some(Line {
             epoch: self.epoch,
             claims: !self.all_claimed,
             base: self.base,
@@ -173,6 +187,18 @@ impl State {
             .is_some_and(|verified| verified.good && verified.epoch == self.epoch)
     }
 
+    /// The state after the old store was fenced at `base`: nothing changes there any more.
+    #[must_use]
+    pub fn fenced(&self, base: Revision, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            stage: Stage::Opening,
+            base,
+            changed_ms: now,
+            ..self.clone()
+        }
+    }
+
     /// The state after all leased keys were copied up: clients are let in. An epoch of its own, so
     /// that a straggler who still copies leases cannot bring back one that a client has revoked.
     #[must_use]
@@ -195,12 +221,22 @@ impl State {
         if self.phase == Phase::Settled {
             return NoGo("the migration is settled; nothing leads back from there".into());
         }
-        if self.stage == Stage::Opening {
-            return NoGo(
-                "the migration is still being opened: leased keys are on their way".into(),
-            );
+        match self.stage {
+            Stage::Open => {}
+            Stage::Fencing => return NoGo("the old store is still being fenced".into()),
+            Stage::Opening => {
+                return NoGo(
+                    "the migration is still being opened: leased keys are on their way".into(),
+                );
+            }
         }
         let decision = match to {
+            Phase::Normal | Phase::Settled if self.phase == Phase::Passthrough => {
+                NoGo("the migration has not begun: run `segue start` first".into())
+            }
+            Phase::Migration if self.phase == Phase::Passthrough => {
+                Go("the old store can be fenced")
+            }
             Phase::Passthrough => NoGo("there is no way to the passthrough phase".into()),
             Phase::Settled if self.phase != Phase::Normal => {
                 NoGo("only a migration in the normal phase can be completed: switch first".into())
@@ -251,6 +287,10 @@ impl State {
         Self {
             epoch: self.epoch.next(),
             phase: to,
+            stage: match self.phase {
+                Phase::Passthrough => Stage::Fencing,
+                _ => self.stage,
+            },
             changed_ms: now,
             // The switch waits for the backfill, and for rejects to be claimed by clients' writes.
             all_claimed: self.all_claimed || to == Phase::Normal,

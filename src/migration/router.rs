@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -48,6 +49,8 @@ pub struct Router {
     turns: watch::Sender<u64>,
     stale: Notify,
     patience: Duration,
+    /// Microseconds.
+    longest_stall: AtomicU64,
 }
 
 impl Router {
@@ -60,6 +63,7 @@ impl Router {
             turns: watch::Sender::new(0),
             stale: Notify::new(),
             patience,
+            longest_stall: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +90,19 @@ impl Router {
         route.store.is_some().then_some(route.epoch)
     }
 
+    /// The longest that a request which was carried out has waited for a change of the phase, be it
+    /// over or not.
+    #[must_use]
+    pub fn longest_stall(&self) -> Duration {
+        Duration::from_micros(self.longest_stall.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a request was carried out that had first been sent at `begun`.
+    fn stalled(&self, begun: Instant) {
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.longest_stall.fetch_max(micros, Ordering::Relaxed);
+    }
+
     /// Returns when a request has learnt that its epoch is over.
     pub async fn stale(&self) {
         self.stale.notified().await;
@@ -97,15 +114,25 @@ impl Router {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut deadline = None;
+        let mut held_up = None;
         loop {
             let route = self.route.load_full();
             if let Some(store) = &route.store {
+                let sent = Instant::now();
                 match operation(Arc::clone(store)).await {
-                    Err(StoreError::StaleEpoch) => self.stale.notify_one(),
-                    other => return other,
+                    Err(StoreError::StaleEpoch) => {
+                        held_up.get_or_insert(sent);
+                        self.stale.notify_one();
+                    }
+                    other => {
+                        if let Some(begun) = held_up {
+                            self.stalled(begun);
+                        }
+                        return other;
+                    }
                 }
             }
+            let begun = *held_up.get_or_insert_with(Instant::now);
             // Subscribed before the route is looked at again, so that no turn is missed.
             let mut turns = self.turns.subscribe();
             if !Arc::ptr_eq(&self.route.load(), &route) {
@@ -113,8 +140,7 @@ impl Router {
             }
             // The fleet waits for this route's work before it calls a switch complete.
             drop(route);
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.patience);
-            if tokio::time::timeout_at(deadline, turns.changed())
+            if tokio::time::timeout_at(begun + self.patience, turns.changed())
                 .await
                 .is_err()
             {

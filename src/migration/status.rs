@@ -18,9 +18,10 @@ use crate::store::Result;
 /// What `segue status --json` prints and `GET /status` answers.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
-    /// `migration`, `normal` or `settled`.
+    /// `passthrough`, `migration`, `normal` or `settled`.
     pub phase: String,
-    /// `opening` while leased keys are on their way and clients wait; else `open`.
+    /// While clients wait: `fencing` (of the old store) or `opening` (leased keys are on their way); else
+    /// `open`.
     pub stage: String,
     /// Grows by one with each transition.
     pub epoch: u64,
@@ -68,6 +69,9 @@ pub struct Status {
     pub reads_old: u64,
     /// Keys that this proxy copied up for the sake of a request.
     pub copy_ups: u64,
+    /// The longest that a request through this proxy has waited for a change of the phase, in
+    /// milliseconds.
+    pub longest_stall_ms: u64,
     /// What is wrong now.
     pub trouble: Option<String>,
     /// Where this proxy serves the etcd API.
@@ -121,6 +125,7 @@ impl Controller {
         Ok(Status {
             phase: state.phase.to_string(),
             stage: match state.stage {
+                Stage::Fencing => "fencing".into(),
                 Stage::Opening => "opening".into(),
                 Stage::Open => "open".into(),
             },
@@ -155,6 +160,8 @@ impl Controller {
             reads_new: counters.reads_new,
             reads_old: counters.reads_old,
             copy_ups: counters.copy_ups,
+            longest_stall_ms: u64::try_from(self.router.longest_stall().as_millis())
+                .unwrap_or(u64::MAX),
             trouble: view
                 .trouble
                 .clone()

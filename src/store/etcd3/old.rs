@@ -39,7 +39,7 @@ pub struct OldEtcd3 {
     /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
     numbers: Numbers,
     /// The store as its own clients see it, for watches, and to serve them.
-    plain: Arc<Shared>,
+    shared: Arc<Shared>,
     /// Pairs per page that fit the size of the pairs that were seen last.
     page_keys: AtomicUsize,
 }
@@ -63,7 +63,7 @@ impl OldEtcd3 {
         }
         let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
-            plain: Arc::new(Shared::new(client.clone(), names.clone())),
+            shared: Arc::new(Shared::new(client.clone(), names.clone())),
             reads: Reads::new(client.clone(), None),
             client,
             names,
@@ -122,12 +122,12 @@ impl OldStore for OldEtcd3 {
             return Ok(None);
         }
         let current = self.client.revision(&self.names.line).await?;
-        let watching = super::tail::open(&self.plain.plain, request, current).await?;
+        let watching = super::tail::open(&self.shared.plain, request, current).await?;
         Ok(Some(watching))
     }
 
     fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
-        let shared = self.plain.clone();
+        let shared = self.shared.clone();
         Some(Arc::new(Etcd3 { shared }))
     }
 

@@ -77,6 +77,7 @@ impl Stores {
         change: impl FnOnce(&mut Options),
     ) -> Result<Member, OpenError> {
         let mut options = Options {
+            start: Phase::Migration,
             id: name.into(),
             name: name.into(),
             client_url: format!("http://{name}:2379"),

@@ -1,0 +1,54 @@
+//! `segue start`
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{Admin, Failure};
+use crate::migration::status::Status;
+
+/// How often to look whether clients are let in.
+const LOOK: Duration = Duration::from_millis(50);
+
+const EXAMPLES: &str = "\
+Examples:
+  segue serve --start passthrough --old etcd://10.0.0.1:2379 --new postgres://segue@10.0.0.2/app
+  segue start                         once all applications talk to segue
+
+The same with any etcd client: etcdctl put segue/switch migration";
+
+/// Begin the migration of a fleet that was started in the passthrough phase
+///
+/// The old store is fenced, so that nothing can change it any more, and leases are brought over. No
+/// request fails; the longest pause is shown.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Start {
+    #[command(flatten)]
+    admin: Admin,
+}
+
+impl Start {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let client = Client::new(&self.admin);
+        let body = json!({ "to": "migration", "when_ready": false });
+        let _: Value = client.post("/switch", Some(body)).await?;
+        loop {
+            let status: Status = client.get("/status").await?;
+            if status.phase == "migration" && status.stage == "open" {
+                println!(
+                    "the migration has begun behind revision {}; the longest pause of a request here \
+                     was {} ms",
+                    status.base, status.longest_stall_ms
+                );
+                return Ok(());
+            }
+            if let Some(trouble) = status.trouble {
+                eprintln!("waiting: {trouble}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
