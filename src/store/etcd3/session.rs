@@ -163,7 +163,8 @@ impl Session {
                 id: id.0,
                 keys: true,
             };
-            let keys = self.view.client.time_to_live(request).await?.keys;
+            let mut keys = self.view.client.time_to_live(request).await?.keys;
+            keys.sort_unstable();
             // What is more than a transaction takes is left to the revoke, which follows at once.
             if keys.is_empty() || keys.len() > OPS_WITH_CLAIMS_MAX {
                 return Ok(());
@@ -179,7 +180,10 @@ impl Session {
                     .cloned()
                     .chain(keys.iter().map(attached))
                     .collect(),
-                success: keys.into_iter().map(|key| delete_op(&KeyRange::One(key))).collect(),
+                success: keys
+                    .into_iter()
+                    .map(|key| delete_op(&KeyRange::One(key)))
+                    .collect(),
                 failure: vec![self.epoch_op()],
             };
             let mut response = self.send(request, true).await?;

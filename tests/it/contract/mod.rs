@@ -16,6 +16,7 @@ pub mod claims;
 pub mod compact;
 pub mod copy_up;
 pub mod delete;
+pub mod fence;
 pub mod lease;
 pub mod line;
 pub mod put;
@@ -184,6 +185,9 @@ macro_rules! new_store_contract {
                     several_reads_are_one_snapshot
                     a_snapshot_of_the_past_shows_that_moment
                     identities_tell_stores_apart
+                }
+                fence {
+                    nothing_is_done_behind_a_fence
                 }
                 records {
                     records_are_compared_and_put

@@ -45,6 +45,18 @@ store_contract!(
     crate::contract::stores::plain(crate::contract::stores::Kind::Etcd)
 );
 store_contract!(
+    unfenced_memory,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Memory)
+);
+store_contract!(
+    unfenced_sqlite,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Sqlite)
+);
+store_contract!(
+    unfenced_etcd,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Etcd)
+);
+store_contract!(
     claiming_memory,
     crate::contract::stores::claiming(crate::contract::stores::Kind::Memory)
 );
@@ -160,6 +172,11 @@ pub fn plain(kind: Kind) -> Ready<Fixed> {
     ready(Fixed::new(kind, Shape::Plain))
 }
 
+/// Stores that serve until they are fenced.
+pub fn unfenced(kind: Kind) -> Ready<Fixed> {
+    ready(Fixed::new(kind, Shape::Unfenced))
+}
+
 /// Stores with a line that leaves claims.
 pub fn claiming(kind: Kind) -> Ready<Fixed> {
     ready(Fixed::new(kind, Shape::Claiming))
@@ -179,6 +196,7 @@ pub struct Fixed {
 
 enum Shape {
     Plain,
+    Unfenced,
     Claiming,
     Over(Kind),
 }
@@ -220,6 +238,7 @@ impl Fixture for Fixed {
         let new = self.open(self.kind).await;
         let old = match self.shape {
             Shape::Plain => return new.guarded(Guard::None),
+            Shape::Unfenced => return new.guarded(Guard::Unfenced),
             Shape::Claiming => {
                 set_line(&*new, Some(line(1))).await;
                 return new.guarded(guard(1));
@@ -245,7 +264,7 @@ impl Fixture for Fixed {
     }
 
     fn gapless(&self) -> bool {
-        self.kind != Kind::Etcd || matches!(self.shape, Shape::Plain)
+        self.kind != Kind::Etcd || matches!(self.shape, Shape::Plain | Shape::Unfenced)
     }
 }
 

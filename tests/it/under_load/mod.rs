@@ -3,6 +3,7 @@
 
 mod load;
 mod old;
+mod start;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -266,7 +267,7 @@ async fn a_migration_from_mariadb_to_mariadb_under_load_keeps_every_promise() {
 async fn keeps_every_promise(from: &str, to: &str) {
     const KEYS: usize = 3000;
     let alone = Segue::start(["--new", from]).await;
-    let (base, initial) = fill_v3(&alone, KEYS).await;
+    let (base, initial) = fill_v3(&alone.endpoint(), KEYS).await;
     drop(alone);
 
     let mut segue = Segue::start(["--old", from, "--new", to, "--rate-keys", "700"]).await;

@@ -6,7 +6,6 @@ use serde_json::Value;
 use crate::history::Pair;
 use crate::history::client::pair;
 use crate::support::V2;
-use crate::support::segue::Segue;
 
 /// Directories of the old store that clients work in.
 pub(super) const DIRS: usize = 8;
@@ -78,8 +77,8 @@ fn leaves(node: &Value, pairs: &mut Vec<Pair>) {
 }
 
 /// The same in a store that speaks etcd's v3 API: its revision and its pairs.
-pub(super) async fn fill_v3(segue: &Segue, keys: usize) -> (i64, Vec<Pair>) {
-    let mut client = Client::connect([segue.endpoint()], None).await.unwrap();
+pub(super) async fn fill_v3(endpoint: &str, keys: usize) -> (i64, Vec<Pair>) {
+    let mut client = Client::connect([endpoint], None).await.unwrap();
     for n in 0..keys {
         client
             .put(old_key(n), format!("old value {n}"), None)

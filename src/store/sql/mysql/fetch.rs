@@ -18,10 +18,10 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 pub(super) fn take_head(sets: &mut Sets) -> Result<(Head, i64), Failure> {
     let row = sets.first()?;
     let row = row.ok_or_else(|| Failure::Odd("the head row is gone".into()))?;
-    if let Some(complaint) = version_complaint(row.int(9)?, VERSION) {
+    if let Some(complaint) = version_complaint(row.int(10)?, VERSION) {
         return Err(Failure::Odd(complaint));
     }
-    Ok((head_of(&row)?, row.int(10)?))
+    Ok((head_of(&row)?, row.int(11)?))
 }
 
 /// Asks for what is wanted. [`take_prefetched`] reads the answers in the same order.

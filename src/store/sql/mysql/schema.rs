@@ -79,11 +79,11 @@ pub(super) async fn create(session: &mut Session, database: &str, p: &str) -> Re
     }
     let mut head = Script::of(&format!(
         "INSERT IGNORE INTO {p}head (one, schema_version, identity, revision, compacted, swept, \
-         origin, copy_ups, at_ms, claims, base) VALUES (1, "
+         origin, copy_ups, at_ms, fenced, claims, base) VALUES (1, "
     ));
     head.int(VERSION).say(", ");
     head.bytes(new_identity().as_bytes());
-    head.say(", 1, 0, 0, 0, 0, 0, 0, 0)");
+    head.say(", 1, 0, 0, 0, 0, 0, 0, 0, 0)");
     session.run(&head, WITHIN).await?;
     if locked.is_ok() {
         let mut release = Script::of("DO RELEASE_LOCK(");
@@ -108,6 +108,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     origin          BIGINT         NOT NULL COMMENT 'changes up to here were the old store''s',
     copy_ups        BIGINT         NOT NULL COMMENT 'batches of copied keys, which take no revision',
     at_ms           BIGINT         NOT NULL COMMENT 'when something was last committed',
+    fenced          TINYINT        NOT NULL COMMENT 'there is a record that is a fence',
     epoch           BIGINT                  COMMENT 'of the migration; NULL without one',
     claims          TINYINT        NOT NULL COMMENT 'deleted keys leave whiteouts',
     base            BIGINT         NOT NULL COMMENT 'last revision of the old store'

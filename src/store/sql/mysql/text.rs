@@ -18,8 +18,8 @@ pub(super) const SPANS_TOGETHER: usize = 32;
 /// The columns of the head row, the version of the tables and the clock behind them.
 pub(super) fn head(p: &str) -> String {
     format!(
-        "SELECT revision, compacted, swept, origin, copy_ups, at_ms, epoch, claims, base, \
-         schema_version, {NOW_MS} FROM {p}head"
+        "SELECT revision, compacted, swept, origin, copy_ups, at_ms, fenced, epoch, claims, \
+         base, schema_version, {NOW_MS} FROM {p}head"
     )
 }
 

@@ -200,6 +200,7 @@ fn set_head(scripts: &mut Scripts, p: &str, head: &Head) {
         ("origin", head.origin.0),
         ("copy_ups", head.copy_ups),
         ("at_ms", head.at_ms),
+        ("fenced", i64::from(head.fenced)),
         ("claims", i64::from(line.is_some_and(|line| line.claims))),
         ("base", line.map_or(0, |line| line.base.0)),
     ] {

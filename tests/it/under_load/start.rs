@@ -1,0 +1,112 @@
+//! The passthrough phase and its end: applications work on the old store through the proxies, and
+//! notice nothing when the migration begins.
+
+use serde_json::Value;
+
+use super::load::Load;
+use super::old::fill_v3;
+use super::{assert_good, switch_when_ready};
+use crate::support::segue::Segue;
+use crate::support::{Etcd, eventually};
+
+const KEYS: usize = 1000;
+
+/// Requests that are done in each phase.
+const ROUND: usize = 400;
+
+async fn round(load: &Load) {
+    let before = load.recorder.counts().0;
+    eventually("clients make progress", async || {
+        let done = load.recorder.counts().0 - before;
+        if done >= ROUND { Ok(()) } else { Err(done) }
+    })
+    .await;
+}
+
+/// Two proxies in front of `old`, with a load on both, through all phases.
+async fn all_phases(old: &str, new: &str, proxies: usize) {
+    let args = [
+        "--old",
+        old,
+        "--new",
+        new,
+        "--start",
+        "passthrough",
+        "--rate-keys",
+        "1500",
+    ];
+    let mut fleet = Vec::new();
+    for _ in 0..proxies {
+        fleet.push(Segue::start(args).await);
+    }
+    let first = &fleet[0];
+    let (base, initial) = fill_v3(&first.endpoint(), KEYS).await;
+    let status = first.status().await.unwrap();
+    assert_eq!(status["phase"], "passthrough", "{status}");
+    let early = first.run(["switch"]).await;
+    assert_eq!(early.code, 3, "{early:?}");
+    assert!(early.err.contains("segue start"), "{early:?}");
+
+    let endpoints: Vec<_> = fleet.iter().map(Segue::endpoint).collect();
+    let load = Load::start(&endpoints, base, KEYS).await;
+    round(&load).await;
+    let started = first.run(["start"]).await;
+    assert_eq!(started.code, 0, "{started:?}");
+    println!("{}", started.out.trim());
+    round(&load).await;
+    switch_when_ready(first).await;
+    round(&load).await;
+    let recorder = load.recorder.clone();
+    let history = load.finish(&endpoints[0], base, initial).await;
+    let (done, failed, unknown) = recorder.counts();
+    println!("{done} requests");
+    assert_eq!((failed, unknown), (0, 0), "no request may fail");
+    assert_good(&history);
+    let stall = |status: &Value| status["longest_stall_ms"].as_u64();
+    let status = first.status().await.unwrap();
+    assert!(stall(&status).is_some(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_etcd_to_sqlite_nobody_notices_the_start() {
+    let old = Etcd::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let new = format!("sqlite:{}", dir.path().join("new.db").display());
+    all_phases(&old.url(), &new, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_etcd_to_etcd_nobody_notices_the_start() {
+    let (old, new) = tokio::join!(
+        Etcd::start(),
+        Etcd::with()
+            .args(["--initial-cluster-token", "new"])
+            .start()
+    );
+    all_phases(&old.url(), &new.url(), 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_sqlite_to_etcd_nobody_notices_the_start() {
+    let new = Etcd::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let old = format!("sqlite:{}", dir.path().join("old.db").display());
+    drop(Segue::start(["--new", old.as_str()]).await);
+    all_phases(&old, &new.url(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_store_without_transactions_cannot_wait() {
+    let old = Etcd::start_v2().await;
+    let refused = Segue::try_start([
+        "--old",
+        &old.v2_url(),
+        "--new",
+        "memory:",
+        "--start",
+        "passthrough",
+    ])
+    .await;
+    let complaint = refused.err().expect("etcd v2 cannot be fenced");
+    assert!(complaint.contains("--start passthrough"), "{complaint}");
+}
