@@ -237,7 +237,7 @@ impl Settings {
             admin: address("admin", self.admin.or(file.admin), ADMIN)?,
             name: self.name.or(file.name),
             advertise: self.advertise.or(file.advertise),
-            start: phase(self.start.or(file.start))?,
+            start: phase(self.start.or(file.start).as_deref())?,
             allow_nonempty: self
                 .allow_nonempty
                 .or(file.allow_nonempty)
@@ -358,8 +358,8 @@ pub fn number(text: &str) -> Result<u64, String> {
 }
 
 /// The phase that a migration begins in.
-fn phase(text: Option<String>) -> Result<Phase, ConfigError> {
-    match text.as_deref().unwrap_or("migration") {
+fn phase(text: Option<&str>) -> Result<Phase, ConfigError> {
+    match text.unwrap_or("migration") {
         "migration" => Ok(Phase::Migration),
         "passthrough" => Ok(Phase::Passthrough),
         other => Err(ConfigError::Value(format!(

@@ -198,7 +198,7 @@ impl Crossing {
                             continue;
                         }
                     };
-                    return self.deliver(item.unwrap_or_else(lost));
+                    return Some(self.deliver(item.unwrap_or_else(lost)));
                 }
                 Position::Old(watching) => {
                     let base = *self.base.borrow_and_update();
@@ -219,7 +219,7 @@ impl Crossing {
                         }
                         Step::Item(item) => {
                             if let Some(item) = self.arrived(item, base).await {
-                                return self.deliver(item);
+                                return Some(self.deliver(item));
                             }
                         }
                     }
@@ -228,11 +228,11 @@ impl Crossing {
         }
     }
 
-    fn deliver(&mut self, item: WatchItem) -> Option<WatchItem> {
+    fn deliver(&mut self, item: WatchItem) -> WatchItem {
         if matches!(item, WatchItem::End(_)) {
             self.position = Position::Over;
         }
-        Some(item)
+        item
     }
 
     /// What the client gets of an item of the old store's.

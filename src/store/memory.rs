@@ -114,9 +114,8 @@ impl Memory {
 
     fn check(&self, state: &State) -> Result<()> {
         match self.guard {
-            Guard::None => Ok(()),
             Guard::Unfenced if state.is_fenced() => Err(StoreError::StaleEpoch),
-            Guard::Unfenced => Ok(()),
+            Guard::None | Guard::Unfenced => Ok(()),
             Guard::Epoch { epoch, .. } => match state.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

@@ -93,9 +93,8 @@ impl Head {
     /// Whether an operation under `guard` may be carried out here.
     pub fn admit(&self, guard: Guard) -> Result<()> {
         match guard {
-            Guard::None => Ok(()),
             Guard::Unfenced if self.fenced => Err(StoreError::StaleEpoch),
-            Guard::Unfenced => Ok(()),
+            Guard::None | Guard::Unfenced => Ok(()),
             Guard::Epoch { epoch, .. } => match self.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),
