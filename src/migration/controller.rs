@@ -120,7 +120,6 @@ pub enum OpenError {
          serve`, and end it with `segue switch` and `segue complete`"
     )]
     Live,
-=======
     /// The old store has no transactions.
     #[error(
         "this kind of old store cannot serve in the passthrough phase: its API has no transactions that \
@@ -530,14 +529,12 @@ async fn begin(
         ..Survey::default()
     };
     let migration = format!("{:016x}", rand::random::<u64>());
-    let mut state = State::begin(migration, identity, base, nonempty, now_ms());
-    state.offline = options.offline;
-=======
-    let state = if options.start == Phase::Passthrough {
+    let mut state = if options.start == Phase::Passthrough {
         State::wait(migration, identity, nonempty, now_ms())
     } else {
         State::begin(migration, identity, base, nonempty, now_ms())
     };
+    state.offline = options.offline;
     // A value of the switch key that was there before is no request to this migration.
     let key = Range::key(options.reserved.key(KEY));
     let present = plain.range(key).await.map_err(of_new)?.reply.kvs;

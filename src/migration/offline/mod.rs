@@ -73,7 +73,7 @@ impl From<OpenError> for CopyError {
     fn from(error: OpenError) -> Self {
         let text = error.to_string();
         match error {
-            OpenError::Same => Self::Usage(text),
+            OpenError::Same | OpenError::CannotWait => Self::Usage(text),
             OpenError::Store { .. } | OpenError::Format(_) => Self::Failed(text),
             OpenError::NotEmpty
             | OpenError::OtherOldStore
@@ -232,6 +232,7 @@ impl Offline {
             client_url: String::new(),
             admin: String::new(),
             reserved: self.reserved.clone(),
+            start: Phase::Migration,
             allow_nonempty: false,
             offline: true,
             parallel: self.parallel,
