@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,6 +13,8 @@ use futures_util::future::LocalBoxFuture;
 
 use support::args::Args;
 use support::client;
+use support::database::{Kind, Server};
+use support::raw;
 use support::report::{Report, Target as Wish};
 use support::rounds::{Series, take_turns};
 use support::segue::Segue;
@@ -22,8 +23,6 @@ use support::servers::v2::V2;
 
 /// The backfill is to reach so much of the raw speed.
 const WISH: Wish = Wish::AtLeast(0.5);
-/// Rows per transaction of the raw load into `SQLite`: more bring nothing.
-const ROWS_PER_COMMIT: usize = 1000;
 
 /// Seconds that something takes that is done anew each time.
 type Timed<'a> = Box<dyn Fn() -> LocalBoxFuture<'a, f64> + 'a>;
@@ -35,12 +34,17 @@ async fn main() {
     let count = args.scale(100_000, 5_000);
     let keys = client::keys("bench/", count);
 
-    if args.wants("etcd v3 -> SQLite") || args.wants("etcd v3 -> etcd v3") {
+    let into_sql_wanted: Vec<(Kind, String)> = Kind::ALL
+        .into_iter()
+        .map(|kind| (kind, format!("etcd v3 -> {kind}")))
+        .filter(|(_, what)| args.wants(what))
+        .collect();
+    if !into_sql_wanted.is_empty() || args.wants("etcd v3 -> etcd v3") {
         let old = Etcd::start().await;
         client::bulk_load(&client::connect(&old.address()).await, &keys).await;
         let url = old.url();
-        if args.wants("etcd v3 -> SQLite") {
-            into_sqlite(&args, &mut report, "etcd v3 -> SQLite", &url, &keys).await;
+        for (kind, what) in into_sql_wanted {
+            into_sql(&args, &mut report, &what, kind, &url, &keys).await;
         }
         if args.wants("etcd v3 -> etcd v3") {
             into_etcd(&args, &mut report, "etcd v3 -> etcd v3", &url, &keys).await;
@@ -103,43 +107,42 @@ async fn into_etcd(args: &Args, report: &mut Report, what: &str, old: &str, keys
         }
         .boxed_local()
     };
-    compare(
-        args,
-        report,
-        what,
-        keys.len(),
-        Box::new(raw),
-        Box::new(backfill),
-    )
-    .await;
+    let raws = vec![("raw bulk load".to_owned(), Box::new(raw) as Timed)];
+    compare(args, report, what, keys.len(), Box::new(backfill), raws).await;
 }
 
-/// Into an empty `SQLite` file, against prepared inserts into an equal table, as durable.
-async fn into_sqlite(args: &Args, report: &mut Report, what: &str, old: &str, keys: &[Bytes]) {
-    let raw = || {
-        async {
-            let dir = tempfile::tempdir().expect("a temporary directory can be made");
-            bulk_load_sqlite(&dir.path().join("raw.db"), keys)
-        }
-        .boxed_local()
+/// Into an empty database, against a bulk load into equal tables, as durable, in each way that the
+/// database has.
+async fn into_sql(
+    args: &Args,
+    report: &mut Report,
+    what: &str,
+    kind: Kind,
+    old: &str,
+    keys: &[Bytes],
+) {
+    let server = Server::start(kind).await;
+    let server = &server;
+    let load = |bulk| {
+        let raw = move || {
+            async move {
+                let database = server.database().await;
+                raw::prepare(&database).await;
+                raw::bulk_load(&database, keys, bulk).await
+            }
+            .boxed_local()
+        };
+        (bulk.to_string(), Box::new(raw) as Timed)
     };
     let backfill = || {
         async {
-            let dir = tempfile::tempdir().expect("a temporary directory can be made");
-            let url = format!("sqlite:{}", dir.path().join("new.db").display());
-            backfill(old, &url).await
+            let database = server.database().await;
+            backfill(old, &database.segue()).await
         }
         .boxed_local()
     };
-    compare(
-        args,
-        report,
-        what,
-        keys.len(),
-        Box::new(raw),
-        Box::new(backfill),
-    )
-    .await;
+    let raws = raw::bulks(kind).iter().copied().map(load).collect();
+    compare(args, report, what, keys.len(), Box::new(backfill), raws).await;
 }
 
 async fn compare<'a>(
@@ -147,24 +150,29 @@ async fn compare<'a>(
     report: &mut Report,
     what: &str,
     count: usize,
-    raw: Timed<'a>,
     backfill: Timed<'a>,
+    raws: Vec<(String, Timed<'a>)>,
 ) {
     // Each takes seconds: fewer rounds than a load that is measured for a second or two.
     let rounds = args.rounds().min(3);
-    let targets = [raw, backfill];
-    let seconds = take_turns(rounds, &targets, async |_, timed| timed().await).await;
-    let series = |name: &str, seconds: &[f64]| Series {
-        name: name.to_owned(),
-        figures: seconds
-            .iter()
-            .map(|seconds| count as f64 / seconds)
-            .collect(),
-    };
-    let raw = series("raw bulk load", &seconds[0]);
-    let ours = series("backfill", &seconds[1]);
-    let note = format!("{count} keys");
-    report.compare(what, "keys/s", &ours, &raw, Some(WISH), note);
+    let mut targets = vec![("backfill".to_owned(), backfill)];
+    targets.extend(raws);
+    let seconds = take_turns(rounds, &targets, async |_, (_, timed)| timed().await).await;
+    let series: Vec<Series> = targets
+        .iter()
+        .zip(&seconds)
+        .map(|((name, _), seconds)| Series {
+            name: name.clone(),
+            figures: seconds
+                .iter()
+                .map(|seconds| count as f64 / seconds)
+                .collect(),
+        })
+        .collect();
+    for raw in &series[1..] {
+        let note = format!("{count} keys");
+        report.compare(what, "keys/s", &series[0], raw, Some(WISH), note);
+    }
 }
 
 /// Seconds from the start of the proxy until everything is copied.
@@ -172,40 +180,5 @@ async fn backfill(old: &str, new: &str) -> f64 {
     let start = Instant::now();
     let segue = Segue::serve(&["--old", old, "--new", new, "--no-auto-verify"]).await;
     segue.until_copied().await;
-    start.elapsed().as_secs_f64()
-}
-
-/// Seconds that the rows of `keys` take into a table like that of a store.
-fn bulk_load_sqlite(path: &Path, keys: &[Bytes]) -> f64 {
-    let mut connection = rusqlite::Connection::open(path).expect("a file");
-    connection
-        .execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-             CREATE TABLE kv (
-               key BLOB NOT NULL PRIMARY KEY, create_revision INTEGER NOT NULL,
-               mod_revision INTEGER NOT NULL, version INTEGER NOT NULL, lease INTEGER NOT NULL,
-               live INTEGER NOT NULL, logged INTEGER NOT NULL, value BLOB);
-             CREATE INDEX kv_lease ON kv (lease) WHERE lease <> 0;
-             CREATE INDEX kv_whiteout ON kv (key) WHERE live = 0;",
-        )
-        .expect("a table");
-    let start = Instant::now();
-    for (chunk, keys) in keys.chunks(ROWS_PER_COMMIT).enumerate() {
-        let transaction = connection.transaction().expect("a transaction");
-        {
-            let mut insert = transaction
-                .prepare_cached("INSERT INTO kv VALUES (?1, ?3, ?3, 1, 0, 1, 0, ?2)")
-                .expect("a statement");
-            for (index, key) in keys.iter().enumerate() {
-                let number = chunk * ROWS_PER_COMMIT + index;
-                let value = client::value(number);
-                let number = i64::try_from(number).expect("a small number");
-                insert
-                    .execute((&key[..], &value[..], number))
-                    .expect("a row goes in");
-            }
-        }
-        transaction.commit().expect("a commit");
-    }
     start.elapsed().as_secs_f64()
 }

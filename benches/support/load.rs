@@ -22,13 +22,19 @@ pub enum Op {
     Get,
     /// Writes one key, as `etcdctl put KEY VALUE` does.
     Put,
+    /// Reads the [`KEYS_PER_RANGE`] keys from one on.
+    Range,
 }
+
+/// Keys that one range answers.
+pub const KEYS_PER_RANGE: usize = 100;
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Get => "get",
             Self::Put => "put",
+            Self::Range => "100-key range",
         })
     }
 }
@@ -40,7 +46,8 @@ pub struct Workload {
     pub op: Op,
     /// How many requests wait for their answers at any time.
     pub in_flight: usize,
-    /// The keys, taken at random. A key that is read has to exist.
+    /// The keys in order, taken at random. A key that is read has to exist, and nothing between two
+    /// of a range.
     pub keys: Arc<Vec<Bytes>>,
 }
 
@@ -89,9 +96,14 @@ pub async fn run(channels: &[Channel], workload: &Workload, duration: Duration) 
             .add(client.await.expect("a client goes on"))
             .unwrap();
     }
+    sample(&latencies, latencies.len(), start.elapsed().as_secs_f64())
+}
+
+/// So many operations in so many seconds.
+pub fn sample(latencies: &Latencies, operations: u64, seconds: f64) -> Sample {
     Sample {
-        per_second: latencies.len() as f64 / start.elapsed().as_secs_f64(),
-        operations: latencies.len(),
+        per_second: operations as f64 / seconds,
+        operations,
         p50_us: latencies.value_at_quantile(0.50),
         p99_us: latencies.value_at_quantile(0.99),
         server_cpu_us: 0.0,
@@ -103,7 +115,7 @@ async fn one_client(
     workload: Workload,
     number: usize,
     end: Instant,
-) -> Histogram<u64> {
+) -> Latencies {
     let mut kv = client::kv(&channel);
     let mut latencies = histogram();
     let value = client::value(number);
@@ -141,18 +153,40 @@ async fn one_client(
                     .into_inner();
                 assert!(reply.header.is_some_and(|header| header.revision > 0));
             }
+            Op::Range => {
+                let first = chosen.min(workload.keys.len() - KEYS_PER_RANGE - 1);
+                let request = RangeRequest {
+                    key: workload.keys[first].clone(),
+                    range_end: workload.keys[first + KEYS_PER_RANGE].clone(),
+                    ..RangeRequest::default()
+                };
+                let reply = kv
+                    .range(request)
+                    .await
+                    .expect("a range is answered")
+                    .into_inner();
+                assert_eq!(reply.kvs.len(), KEYS_PER_RANGE);
+            }
         }
         let answered = Instant::now();
-        let micros = u64::try_from((answered - sent).as_micros()).expect("short");
-        latencies.saturating_record(micros);
+        record(&mut latencies, answered - sent);
         sent = answered;
     }
     latencies
 }
 
 /// Microseconds, up to a minute.
-fn histogram() -> Histogram<u64> {
+pub type Latencies = Histogram<u64>;
+
+/// Nothing measured yet.
+pub fn histogram() -> Latencies {
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("good bounds")
+}
+
+/// Counts one more. Nothing takes less than a microsecond.
+pub fn record(latencies: &mut Latencies, time: Duration) {
+    let micros = u64::try_from(time.as_micros()).expect("short");
+    latencies.saturating_record(micros.max(1));
 }
 
 /// The throughput of each round.
