@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
-use super::servers::MariaDb;
+use super::servers::postgres;
+use super::servers::{MariaDb, Postgres};
 
-/// Memory and redo log for some hundred megabytes of rows.
+/// Memory and write-ahead log for some hundred megabytes of rows.
+const POSTGRES: [&str; 2] = ["-cshared_buffers=512MB", "-cmax_wal_size=4GB"];
+/// The same.
 const MARIADB: [&str; 2] = [
     "--innodb-buffer-pool-size=512M",
     "--innodb-log-file-size=256M",
@@ -27,7 +30,7 @@ pub enum Kind {
 
 impl Kind {
     /// All that Segue knows.
-    pub const ALL: [Self; 2] = [Self::Sqlite, Self::MariaDb];
+    pub const ALL: [Self; 3] = [Self::Sqlite, Self::Postgres, Self::MariaDb];
 }
 
 impl fmt::Display for Kind {
@@ -45,6 +48,8 @@ pub enum Server {
     /// Files are databases.
     Sqlite(TempDir),
     /// With room for what is written here, and every commit flushed.
+    Postgres(Box<Postgres>),
+    /// With room for what is written here, and every commit flushed.
     MariaDb(Box<MariaDb>),
 }
 
@@ -60,7 +65,7 @@ impl Server {
     pub async fn start(kind: Kind) -> Self {
         match kind {
             Kind::Sqlite => Self::Sqlite(tempfile::tempdir().expect("a directory can be made")),
-            Kind::Postgres => unimplemented!(),
+            Kind::Postgres => Self::Postgres(Box::new(Postgres::start_with(&POSTGRES).await)),
             Kind::MariaDb => Self::MariaDb(Box::new(MariaDb::start_with(&MARIADB).await)),
         }
     }
@@ -75,12 +80,23 @@ impl Server {
                     .join(format!("{}.db", FILES.fetch_add(1, Ordering::Relaxed)));
                 (Kind::Sqlite, path.display().to_string())
             }
+            Self::Postgres(server) => (Kind::Postgres, postgres_database(server).await),
             Self::MariaDb(server) => (Kind::MariaDb, server.database().await),
         };
         // Of the server's URL only what every driver understands.
         let url = url.split('?').next().unwrap_or_default().to_owned();
         Database { url, kind }
     }
+}
+
+/// A database of its own, since kine knows no schemas.
+async fn postgres_database(server: &Postgres) -> String {
+    // It has a schema in its name, which no other has.
+    let url = server.schema();
+    let name = postgres::schema_of(&url).to_owned();
+    postgres::run(&url, &format!("CREATE DATABASE {name}")).await;
+    let (place, _) = url.rsplit_once('/').expect("a database");
+    format!("{place}/{name}")
 }
 
 impl Database {

@@ -14,9 +14,10 @@ use super::servers::process::Process;
 const MODULE: &str = "github.com/k3s-io/kine";
 /// The version that figures are about.
 pub const VERSION: &str = "v0.17.5";
-/// Connections that kine keeps to its database. Left to itself it opens one per request, keeps
-/// twenty of them, and spends its time on opening others.
-const CONNECTIONS: &str = "32";
+/// Connections to its database that kine keeps, while it opens as many as it wants. Left to itself it
+/// keeps twenty and goes on opening others; with a limit of 32, 128 requests in flight wait for each
+/// other forever, since some of them need a second connection while they hold one.
+const IDLE_CONNECTIONS: &str = "300";
 
 /// The built program: in the target directory, built if it is not there. Or why there is none.
 pub fn program() -> Result<PathBuf, String> {
@@ -72,8 +73,7 @@ impl Kine {
         command
             .args(["--listen-address", &format!("127.0.0.1:{port}")])
             .args(["--metrics-bind-address", "0"])
-            .args(["--datastore-max-open-connections", CONNECTIONS])
-            .args(["--datastore-max-idle-connections", CONNECTIONS])
+            .args(["--datastore-max-idle-connections", IDLE_CONNECTIONS])
             .args(["--endpoint", endpoint])
             .current_dir(dir.path());
         let install = "go install github.com/k3s-io/kine@latest";

@@ -28,6 +28,8 @@ pub struct Lag {
     pub p99_us: u64,
     /// From the request that writes to the event: the median.
     pub since_sent_p50_us: u64,
+    /// What one event in a hundred exceeds.
+    pub since_sent_p99_us: u64,
     /// Events.
     pub events: u64,
 }
@@ -167,6 +169,7 @@ fn lag(writes: &BTreeMap<i64, Write>, seen: &[(i64, Instant)]) -> Lag {
         p50_us: since_answer.value_at_quantile(0.50),
         p99_us: since_answer.value_at_quantile(0.99),
         since_sent_p50_us: since_sent.value_at_quantile(0.50),
+        since_sent_p99_us: since_sent.value_at_quantile(0.99),
         events: since_answer.len(),
     }
 }
