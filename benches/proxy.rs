@@ -122,7 +122,7 @@ async fn main() {
             // Above the frontier the first write of a key costs more than the next: each measurement
             // has a part of the keys for itself.
             let keys = match op {
-                Op::Get => &read,
+                Op::Get | Op::Range => &read,
                 Op::Put => part(&written, index, args.in_flight.len()),
             };
             measure(&args, &mut report, &targets, op, in_flight, keys).await;
@@ -166,7 +166,7 @@ async fn measure(
                 op,
                 in_flight,
                 keys: match op {
-                    Op::Get => keys.clone(),
+                    Op::Get | Op::Range => keys.clone(),
                     Op::Put => Arc::new(part(&keys, round, args.rounds()).to_vec()),
                 },
             };
