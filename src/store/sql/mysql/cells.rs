@@ -91,6 +91,29 @@ impl Columns for Cells {
     }
 }
 
+/// The columns of a row from this one on.
+pub(super) struct Behind<'a>(pub(super) &'a Cells, pub(super) usize);
+
+impl Columns for Behind<'_> {
+    type Error = Failure;
+
+    fn int(&self, column: usize) -> Result<i64, Failure> {
+        self.0.int(self.1 + column)
+    }
+
+    fn maybe_int(&self, column: usize) -> Result<Option<i64>, Failure> {
+        self.0.maybe_int(self.1 + column)
+    }
+
+    fn bytes(&self, column: usize) -> Result<Bytes, Failure> {
+        self.0.bytes(self.1 + column)
+    }
+
+    fn text(&self, column: usize) -> Result<String, Failure> {
+        self.0.text(self.1 + column)
+    }
+}
+
 fn odd(what: &str) -> Failure {
     Failure::Odd(what.into())
 }

@@ -24,6 +24,16 @@ pub(super) mod code {
     pub(in super::super) const NO_SUCH_TABLE: u16 = 1146;
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(code, message) => write!(f, "{message} (error {code})"),
+            Self::Lost(why) => write!(f, "the connection is lost: {why}"),
+            Self::Odd(what) => f.write_str(what),
+        }
+    }
+}
+
 impl Failure {
     /// Sorts an error of the driver.
     pub(super) fn of(err: &Error) -> Self {
@@ -56,14 +66,12 @@ impl Failure {
 
     /// What it means for a request of which is certain that it did not happen.
     pub(super) fn not_done(self, place: &impl fmt::Display) -> StoreError {
-        let (code, message) = match self {
-            Self::Lost(why) => {
-                return StoreError::Unavailable(format!("{place}: the connection is lost: {why}"));
-            }
-            Self::Odd(what) => return StoreError::Broken(format!("{place}: {what}")),
-            Self::Refused(code, message) => (code, message),
+        let told = format!("{place}: {self}");
+        let code = match self {
+            Self::Lost(_) => return StoreError::Unavailable(told),
+            Self::Odd(_) => return StoreError::Broken(told),
+            Self::Refused(code, _) => code,
         };
-        let told = format!("{place}: {message} (error {code})");
         match code {
             1040 | 1203 | 1226 => StoreError::Unavailable(format!(
                 "{told}; Segue needs 12 connections per proxy: raise max_connections, or the limit of \

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::cells::{Cells, Sets};
+use super::cells::{Behind, Cells, Sets};
 use super::error::Failure;
 use super::schema::VERSION;
 use super::script::{Script, Scripts};
@@ -17,11 +17,34 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 /// Reads the answer to [`text::head`]: the head row and the clock.
 pub(super) fn take_head(sets: &mut Sets) -> Result<(Head, i64), Failure> {
     let row = sets.first()?;
-    let row = row.ok_or_else(|| Failure::Odd("the head row is gone".into()))?;
-    if let Some(complaint) = version_complaint(row.int(10)?, VERSION) {
+    read_head(&row.ok_or_else(head_is_gone)?)
+}
+
+pub(super) fn head_is_gone() -> Failure {
+    Failure::Odd("the head row is gone".into())
+}
+
+/// Reads the columns of [`text::head`].
+fn read_head(row: &Cells) -> Result<(Head, i64), Failure> {
+    if let Some(complaint) = version_complaint(row.int(text::HEAD_LEN - 2)?, VERSION) {
         return Err(Failure::Odd(complaint));
     }
-    Ok((head_of(&row)?, row.int(11)?))
+    Ok((head_of(row)?, row.int(text::HEAD_LEN - 1)?))
+}
+
+/// Reads the answer to [`text::head_beside_rows`].
+pub(super) fn take_head_and_rows(sets: &mut Sets) -> Result<(Head, i64, Vec<Row>), Failure> {
+    let set = sets.next()?;
+    let (head, now_ms) = read_head(set.first().ok_or_else(head_is_gone)?)?;
+    let mut rows = Vec::with_capacity(set.len());
+    for row in &set {
+        let row = Behind(row, text::HEAD_LEN);
+        // Every row has a version, but one that is not there.
+        if row.maybe_int(4)?.is_some() {
+            rows.push(row_of(&row)?);
+        }
+    }
+    Ok((head, now_ms, rows))
 }
 
 /// Asks for what is wanted. [`take_prefetched`] reads the answers in the same order.
@@ -214,12 +237,12 @@ pub(super) fn read_into<T>(
 }
 
 /// Ends a list of keys that `IN (` has begun.
-pub(super) fn list_keys(script: &mut Script, keys: &[Bytes]) {
+pub(super) fn list_keys<'a>(script: &'a mut Script, keys: &[Bytes]) -> &'a mut Script {
     script
         .list(keys, |script, key| {
             script.bytes(key);
         })
-        .say(")");
+        .say(")")
 }
 
 /// The condition that a number is one of these.

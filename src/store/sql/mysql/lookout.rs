@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::Db;
 use super::error::Failure;
+use super::fetch::head_is_gone;
 use super::script::Script;
 use super::session::{Purpose, Session};
 use crate::store::sql::rows::Columns as _;
@@ -149,7 +150,7 @@ impl Task {
                     }
                 }
                 Err(failure) => {
-                    debug!("{}: cannot look out: {failure:?}", self.db.server.place());
+                    debug!("{}: cannot look out: {failure}", self.db.server.place());
                     sleep(PAUSE).await;
                 }
             }
@@ -172,7 +173,6 @@ impl Task {
         let mut sets = session.run(script, ASK_WITHIN).await?;
         self.session = Some(session);
         let row = sets.first()?;
-        let row = row.ok_or_else(|| Failure::Odd("the head row is gone".into()))?;
-        row.int(0).map(Revision)
+        row.ok_or_else(head_is_gone)?.int(0).map(Revision)
     }
 }

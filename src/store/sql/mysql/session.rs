@@ -70,6 +70,8 @@ pub(super) enum Purpose {
 /// The statements that set a connection.
 #[derive(Clone, Debug, Default)]
 struct Settings {
+    /// The server ends a connection that writes when it is silent, in a transaction or not.
+    ends_silent: bool,
     /// For every purpose.
     all: String,
     read: String,
@@ -141,12 +143,12 @@ impl Server {
         } else {
             (
                 format!("max_execution_time = {}", READ_S * 1000),
-                // It knows no limit for transactions alone. A connection that was idle for too
-                // long is found to be lost by the next batch, which opens another.
+                // It knows no limit for transactions alone.
                 format!("wait_timeout = {SILENT_S}"),
             )
         };
         self.settings = Settings {
+            ends_silent: !mariadb,
             all,
             read: format!(", {statement}; SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
             // Each statement behind the lock sees what was committed before the lock was given.
@@ -157,14 +159,24 @@ impl Server {
         };
     }
 
+    /// Whether the server has ended a connection that writes for being silent, or soon will.
+    pub(super) fn has_ended(&self, session: &Session) -> bool {
+        self.settings.ends_silent && session.used_at.elapsed() > Duration::from_secs(SILENT_S / 2)
+    }
+
     /// Connects once.
     pub(super) async fn connect(&self, purpose: Purpose) -> Result<Session, Failure> {
         let connecting = async {
             let conn = Conn::new(self.opts.clone())
                 .await
                 .map_err(|err| Failure::of(&err))?;
-            let mut session = Session { conn };
-            let Settings { all, read, write } = &self.settings;
+            let mut session = Session {
+                conn,
+                used_at: Instant::now(),
+            };
+            let Settings {
+                all, read, write, ..
+            } = &self.settings;
             let purpose = match purpose {
                 Purpose::Read => read,
                 Purpose::Write => write,
@@ -209,6 +221,8 @@ impl Server {
 /// A connection that nobody else uses.
 pub(super) struct Session {
     conn: Conn,
+    /// When it was answered last.
+    used_at: Instant,
 }
 
 impl Session {
@@ -217,10 +231,11 @@ impl Session {
     ///
     /// After [`Failure::Lost`], and when the future was dropped, the session must not be used again.
     pub(super) async fn run(&mut self, script: &Script, within: Duration) -> Result<Sets, Failure> {
-        match timeout(within, self.exchange(script)).await {
-            Ok(done) => done.map_err(|err| Failure::of(&err)),
-            Err(_) => Err(Failure::Lost(format!("no answer within {within:?}"))),
-        }
+        let Ok(done) = timeout(within, self.exchange(script)).await else {
+            return Err(Failure::Lost(format!("no answer within {within:?}")));
+        };
+        self.used_at = Instant::now();
+        done.map_err(|err| Failure::of(&err))
     }
 
     async fn exchange(&mut self, script: &Script) -> mysql_async::Result<Sets> {

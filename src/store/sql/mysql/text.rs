@@ -16,10 +16,24 @@ pub(super) const TOGETHER: usize = 128;
 pub(super) const SPANS_TOGETHER: usize = 32;
 
 /// The columns of the head row, the version of the tables and the clock behind them.
+const HEAD: &str = "h.revision, h.compacted, h.swept, h.origin, h.copy_ups, h.at_ms, h.fenced, \
+                    h.epoch, h.claims, h.base, h.schema_version";
+
+/// Columns of [`head`].
+pub(super) const HEAD_LEN: usize = 12;
+
+/// The head row.
 pub(super) fn head(p: &str) -> String {
+    format!("SELECT {HEAD}, {NOW_MS} FROM {p}head h")
+}
+
+/// Begins to select the head row with the rows of keys beside it, or one that is empty if there are
+/// none. A statement is a snapshot, so this needs no transaction around it.
+pub(super) fn head_beside_rows(p: &str) -> String {
+    let columns = columns(true);
     format!(
-        "SELECT revision, compacted, swept, origin, copy_ups, at_ms, fenced, epoch, claims, \
-         base, schema_version, {NOW_MS} FROM {p}head"
+        "SELECT {HEAD}, {NOW_MS}, {columns} FROM {p}head h \
+         LEFT JOIN {p}kv k FORCE INDEX (PRIMARY) ON k.`key` IN ("
     )
 }
 
@@ -31,22 +45,22 @@ pub(super) const NOW_MS: &str =
 /// The columns that `rows::row_of` reads.
 fn columns(values: bool) -> &'static str {
     if values {
-        "`key`, value, create_revision, mod_revision, version, lease, live, logged"
+        "k.`key`, k.value, k.create_revision, k.mod_revision, k.version, k.lease, k.live, k.logged"
     } else {
-        "`key`, NULL, create_revision, mod_revision, version, lease, live, logged"
+        "k.`key`, NULL, k.create_revision, k.mod_revision, k.version, k.lease, k.live, k.logged"
     }
 }
 
 /// Begins to select rows, in the order of their keys.
 pub(super) fn select_rows(p: &str, values: bool) -> String {
     let columns = columns(values);
-    format!("SELECT {columns} FROM {p}kv FORCE INDEX (PRIMARY) WHERE ")
+    format!("SELECT {columns} FROM {p}kv k FORCE INDEX (PRIMARY) WHERE ")
 }
 
 /// Begins to select rows by their lease.
 pub(super) fn select_attached(p: &str) -> String {
     let columns = columns(true);
-    format!("SELECT {columns} FROM {p}kv FORCE INDEX ({p}kv_lease) WHERE ")
+    format!("SELECT {columns} FROM {p}kv k FORCE INDEX ({p}kv_lease) WHERE ")
 }
 
 /// The condition that the key, in a table of this alias (with its dot), is in one of `parts`.

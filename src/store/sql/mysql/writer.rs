@@ -80,7 +80,7 @@ impl Writer {
                 Ok(()) => return Ok(()),
                 Err(Missed::Failed(err)) => return Err(err),
                 Err(Missed::Again(failure)) if Instant::now() + PAUSE < deadline => {
-                    warn!("{}: a batch is tried again: {failure:?}", db.server.place());
+                    warn!("{}: a batch is tried again: {failure}", db.server.place());
                     sleep(PAUSE).await;
                 }
                 Err(Missed::Again(failure)) => return Err(failure.not_done(db.server.place())),
@@ -137,8 +137,8 @@ impl Writer {
     /// The connection; another one if there is none.
     async fn session(&mut self, db: &Db, deadline: Instant) -> Result<Session, Missed> {
         match self.session.take() {
-            Some(session) => Ok(session),
-            None => db
+            Some(session) if !db.server.has_ended(&session) => Ok(session),
+            _ => db
                 .server
                 .reach(Purpose::Write, deadline)
                 .await
@@ -166,7 +166,7 @@ impl Writer {
             self.session = Some(session);
         }
         let place = db.server.place();
-        warn!("{place}: looking whether a batch was committed: {failure:?}");
+        warn!("{place}: looking whether a batch was committed: {failure}");
         let deadline = Instant::now() + LOOK_WITHIN;
         loop {
             let looked = self.look(db, deadline).await;
@@ -184,8 +184,8 @@ impl Writer {
                 }
                 Err(err) => {
                     return Err(Missed::Failed(StoreError::Unknown(format!(
-                        "{place}: a commit was not answered ({failure:?}), and nobody can be asked \
-                         whether it happened: {err:?}"
+                        "{place}: a commit was not answered ({failure}), and nobody can be asked \
+                         whether it happened: {err}"
                     ))));
                 }
             }
