@@ -1,7 +1,7 @@
 //! A way to a server that can be cut in the middle of a commit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +31,8 @@ pub(super) struct Cutter {
 struct Shared {
     next: AtomicU8,
     cuts: AtomicUsize,
+    /// Nobody comes through any more from the next cut on.
+    closes: AtomicBool,
 }
 
 impl Cutter {
@@ -47,6 +49,10 @@ impl Cutter {
             let mut connections = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                if of_task.closes.load(Ordering::SeqCst) && of_task.cuts.load(Ordering::SeqCst) > 0
+                {
+                    continue;
+                }
                 let server = TcpStream::connect(&server).await.unwrap();
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
@@ -69,6 +75,16 @@ impl Cutter {
     /// Cuts the connection of the next commit.
     pub(super) fn cut_next(&self, cut: Cut) {
         self.shared.next.store(cut as u8, Ordering::SeqCst);
+    }
+
+    /// After the next cut nobody comes through, until [`Self::open`].
+    pub(super) fn close_behind(&self) {
+        self.shared.closes.store(true, Ordering::SeqCst);
+    }
+
+    /// Everybody comes through again.
+    pub(super) fn open(&self) {
+        self.shared.closes.store(false, Ordering::SeqCst);
     }
 
     /// How many were cut.

@@ -47,6 +47,31 @@ async fn a_commit_that_is_not_answered_is_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_nobody_can_be_asked_about_is_no_clean_failure_and_watches_see_it() {
+    let url = database().await;
+    let cutter = Cutter::start(&url).await;
+    let store = open(&cutter.url(&url)).await;
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    cutter.cut_next(Cut::After);
+    cutter.close_behind();
+    let told = store.put(Put::new("a", "1")).await.unwrap_err();
+    assert!(told.may_have_happened(), "{told}");
+    // It has happened, in fact.
+    cutter.open();
+    for revision in [2, 3] {
+        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        let Ok(Some(WatchItem::Events(batch))) = next.await else {
+            panic!("revision {revision} is not seen");
+        };
+        assert_eq!(batch.revision, Revision(revision));
+        if revision == 2 {
+            let answer = store.put(Put::new("a", "2")).await.unwrap();
+            assert_eq!(answer.revision, Revision(3));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_somebody_holds_for_long_is_waited_for() {
     let url = database().await;
     let store = open(&url).await;
