@@ -51,6 +51,14 @@ impl Session {
         Ok(count.map(|count| copied + count))
     }
 
+    /// Copies keys up that lie anywhere.
+    pub(super) async fn copy_scattered(&self, kvs: &[KeyValue]) -> Result<()> {
+        for batch in batches(kvs) {
+            self.copy_each(batch, None, false).await?;
+        }
+        Ok(())
+    }
+
     async fn copy_batch(
         &self,
         kvs: &[KeyValue],

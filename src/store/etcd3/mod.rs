@@ -19,12 +19,13 @@
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
-//! `reads` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of the past), `copy_up`, `present` (keys
-//! that were there before), `records`, `clear`; `tail` (watches); `old`.
+//! `reads` and `copies` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of
+//! the past), `copy_up`, `present` (keys that were there before), `records`, `clear`; `tail` (watches); `old`.
 
 mod claims;
 mod clear;
 mod client;
+mod copies;
 mod copy_up;
 mod decide;
 mod errors;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::Shared;
+use super::copies::Copies;
 use super::decide::Decided;
 use super::reads::Reads;
 use super::records::delete_op;
@@ -40,6 +41,8 @@ pub(super) struct Session {
     pub(super) epoch: Option<pb::Compare>,
     /// Small reads, under that condition.
     reads: Reads,
+    /// Copy-ups for the sake of requests, under that condition.
+    pub(super) copies: Copies,
     /// Writes of keys whose claim is not known leave one.
     pub(super) leave_claims: bool,
 }
@@ -94,6 +97,7 @@ impl Session {
     fn new(view: Arc<View>, epoch: Option<pb::Compare>, leave_claims: bool) -> Self {
         Self {
             reads: Reads::new(view.client.clone(), epoch.clone()),
+            copies: super::copies::copies(),
             view,
             epoch,
             leave_claims,
@@ -399,12 +403,7 @@ impl GuardedStore for Guarded {
         if !copies.is_empty() {
             // Beforehand, since the conditions can only be put into etcd's numbers when the revision
             // of the copy-up is known. Once per key.
-            session
-                .copy_up(CopyUp {
-                    kvs: copies,
-                    record: None,
-                })
-                .await?;
+            session.copy_up_together(copies).await?;
         }
         match session.txn(txn).await {
             Ok(answer) => Ok(answer),
