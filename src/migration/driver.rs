@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,7 +24,7 @@ use super::records::{
 use super::status::add;
 use super::switch::{KEY, LOOK, seen};
 use crate::overlay::Overlay;
-use crate::store::{Result, Store, StoreError, Watch, Watching};
+use crate::store::{Result, Store, StoreError};
 use crate::types::{Epoch, KeyRange, Range};
 
 /// A turn that takes longer has met a store that does not answer.
@@ -402,23 +402,23 @@ async fn drained(draining: &[CancellationToken]) {
 /// turn anyhow.
 #[derive(Default)]
 struct SwitchWatch {
-    watching: Option<Watching>,
+    changes: Option<BoxStream<'static, ()>>,
 }
 
 impl SwitchWatch {
     async fn changed(&mut self, shared: &Controller) {
-        let key = KeyRange::One(shared.options.reserved.key(KEY));
-        if self.watching.is_none() {
-            match shared.plain.watch(Watch::of(key, None)).await {
-                Ok(watching) => self.watching = Some(watching),
+        if self.changes.is_none() {
+            let key = shared.options.reserved.key(KEY);
+            match shared.new.changes_of(key).await {
+                Ok(changes) => self.changes = Some(changes),
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
         }
-        let Some(watching) = &mut self.watching else {
+        let Some(changes) = &mut self.changes else {
             return;
         };
-        if watching.items.next().await.is_none() {
-            self.watching = None;
+        if changes.next().await.is_none() {
+            self.changes = None;
         }
     }
 }

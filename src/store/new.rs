@@ -1,11 +1,13 @@
 //! What a migration needs of the store that the data goes to.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
 
-use super::{Result, Store};
+use super::{Result, Store, Watch, WatchItem};
 use crate::types::{Answer, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply};
 
 /// A store that a migration can go to.
@@ -30,6 +32,16 @@ pub trait NewStore: Send + Sync + 'static {
 
     /// Carries out `txn` if all that it expects holds; answers whether it did.
     async fn write_records(&self, txn: RecordTxn) -> Result<bool>;
+
+    /// Tells by an item each time that `key` may have changed; ends when it no longer can. Only for
+    /// whoever looks now and then anyhow and wants to be quicker: it may miss a change, and should cost
+    /// requests for other keys nothing.
+    async fn changes_of(&self, key: Bytes) -> Result<BoxStream<'static, ()>> {
+        let watch = Watch::of(KeyRange::One(key), None);
+        let items = self.guarded(Guard::None).watch(watch).await?.items;
+        let lasts = |item: &WatchItem| ready(!matches!(item, WatchItem::End(_)));
+        Ok(items.take_while(lasts).map(drop).boxed())
+    }
 
     /// Whether the store holds no keys, claims and records at all.
     async fn is_empty(&self) -> Result<bool>;

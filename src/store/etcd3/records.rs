@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
@@ -264,6 +265,10 @@ impl NewStore for Etcd3 {
         Err(StoreError::Unavailable(
             "too many others change the state of the migration".into(),
         ))
+    }
+
+    async fn changes_of(&self, key: Bytes) -> Result<BoxStream<'static, ()>> {
+        super::tail::changes_of(&self.shared.client, key).await
     }
 
     async fn is_empty(&self) -> Result<bool> {

@@ -13,11 +13,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Streaming;
 
+use super::client::Client;
 use super::numbers::Claimed;
 use super::view::{View, header_revision};
 use crate::proto::etcdserverpb as pb;
@@ -228,7 +229,6 @@ struct Upstream {
 impl Upstream {
     /// Watches from etcd's revision `start`; 0 is from now.
     async fn open(view: &View, start: i64) -> Result<Self> {
-        let (requests, receiver) = mpsc::channel(REQUESTS_LEN);
         let (key, range_end) = KeyRange::all().to_etcd();
         let create = pb::WatchCreateRequest {
             key,
@@ -237,15 +237,7 @@ impl Upstream {
             prev_kv: true,
             ..pb::WatchCreateRequest::default()
         };
-        let create = pb::WatchRequest {
-            request_union: Some(RequestUnion::CreateRequest(create)),
-        };
-        requests
-            .send(create)
-            .await
-            .map_err(|_| lost("the request could not be queued"))?;
-        let mut responses = view.client.watch(receiver).await?;
-        let created = view.client.next_watch_response(&mut responses).await?;
+        let (requests, responses, created) = create_watch(&view.client, create).await?;
         if created.canceled {
             return Err(refused(view, &created));
         }
@@ -280,6 +272,48 @@ impl Upstream {
             return Ok((batches, through));
         }
     }
+}
+
+/// What tells that `key` has changed: a watch of its own. One over all keys costs every write of every
+/// client an event, and etcd the pair before it.
+pub(super) async fn changes_of(client: &Client, key: Bytes) -> Result<BoxStream<'static, ()>> {
+    let create = pb::WatchCreateRequest {
+        key,
+        ..pb::WatchCreateRequest::default()
+    };
+    let (requests, responses, created) = create_watch(client, create).await?;
+    if created.canceled {
+        return Err(lost(&created.cancel_reason));
+    }
+    let changes = stream::unfold((requests, responses), |(requests, mut responses)| async {
+        match responses.message().await {
+            Ok(Some(response)) if !response.canceled => Some(((), (requests, responses))),
+            _ => None,
+        }
+    });
+    Ok(changes.boxed())
+}
+
+/// A stream with one watch, and etcd's first answer to it. The stream ends when the sender is dropped.
+async fn create_watch(
+    client: &Client,
+    create: pb::WatchCreateRequest,
+) -> Result<(
+    mpsc::Sender<pb::WatchRequest>,
+    Streaming<pb::WatchResponse>,
+    pb::WatchResponse,
+)> {
+    let (requests, receiver) = mpsc::channel(REQUESTS_LEN);
+    let create = pb::WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(create)),
+    };
+    requests
+        .send(create)
+        .await
+        .map_err(|_| lost("the request could not be queued"))?;
+    let mut responses = client.watch(receiver).await?;
+    let created = client.next_watch_response(&mut responses).await?;
+    Ok((requests, responses, created))
 }
 
 fn last_revision(response: &pb::WatchResponse) -> Option<i64> {

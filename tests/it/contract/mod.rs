@@ -193,6 +193,7 @@ macro_rules! new_store_contract {
                     records_are_compared_and_put
                     records_are_listed_by_prefix_in_order
                     records_are_no_keys
+                    changes_of_a_key_are_told
                     a_store_is_empty_until_it_holds_something
                     a_cleared_store_is_empty_and_refuses_who_is_behind
                 }

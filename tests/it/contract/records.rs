@@ -1,5 +1,6 @@
 //! The migration's own state.
 
+use futures_util::StreamExt as _;
 use segue::store::{Guard, RecordTxn, RecordWrite, StoreError};
 use segue::types::{KeyRange, Put};
 
@@ -111,6 +112,17 @@ pub async fn records_are_no_keys(fixture: &dyn NewFixture) {
     assert_eq!(watched.words().await, ["delete a"]);
     assert_eq!(subject.new.records("segue/").await.unwrap().len(), 1);
     assert_eq!(subject.new.records("a").await.unwrap().len(), 1);
+}
+
+pub async fn changes_of_a_key_are_told(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    let changes = subject.new.changes_of("segue/switch".into()).await;
+    let mut changes = changes.unwrap();
+    for value in ["normal", "migration"] {
+        subject.store.put("other", value).await;
+        subject.store.put("segue/switch", value).await;
+        assert_eq!(within(changes.next()).await, Some(()));
+    }
 }
 
 pub async fn a_store_is_empty_until_it_holds_something(fixture: &dyn NewFixture) {

@@ -4,6 +4,7 @@ mod against_memory;
 mod decided;
 mod failures;
 mod old;
+mod quiet;
 mod replay;
 mod settle;
 
