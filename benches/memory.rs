@@ -71,6 +71,7 @@ async fn migrate(
         tokio::task::spawn(async move {
             let channels = load::connect(&segue.address(), IN_FLIGHT).await;
             let workload = Workload {
+                condition: None,
                 op,
                 in_flight: IN_FLIGHT,
                 keys,

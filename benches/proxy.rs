@@ -45,6 +45,8 @@ struct Target {
     address: String,
     /// The etcd behind it that takes the writes.
     etcd: Channel,
+    /// Puts have the condition that this key exists.
+    condition: Option<Bytes>,
     /// Every process that works for it.
     processes: Vec<u32>,
 }
@@ -69,6 +71,7 @@ impl Phase {
             name,
             address: self.segue.address(),
             etcd: client::connect(&self.new.address()).await,
+            condition: None,
             processes: vec![self.segue.id(), self.new.process().id(), old.process().id()],
         }
     }
@@ -96,23 +99,40 @@ async fn main() {
     let normal = Phase::start(&old, &[]).await;
     normal.segue.until_copied().await;
     normal.segue.to_normal().await;
+    let alone = Segue::serve(&["--new", &direct.url()]).await;
     let direct_channel = client::connect(&direct.address()).await;
     let targets = [
         Target {
             name: "etcd",
             address: direct.address(),
             etcd: direct_channel.clone(),
+            condition: None,
             processes: vec![direct.process().id()],
         },
         Target {
             name: "grpc-proxy",
             address: grpc_proxy.address(),
-            etcd: direct_channel,
+            etcd: direct_channel.clone(),
+            condition: None,
             processes: vec![grpc_proxy.id(), direct.process().id()],
         },
         normal.target("segue, normal", &old).await,
         below.target("segue, below", &old).await,
         above.target("segue, above", &old).await,
+        Target {
+            name: "etcd, conditional",
+            address: direct.address(),
+            etcd: direct_channel.clone(),
+            condition: Some(read[0].clone()),
+            processes: vec![direct.process().id()],
+        },
+        Target {
+            name: "segue, alone",
+            address: alone.address(),
+            etcd: direct_channel,
+            condition: None,
+            processes: vec![alone.id(), direct.process().id()],
+        },
     ];
     for op in [Op::Get, Op::Put] {
         if !args.wants(&op.to_string()) {
@@ -165,6 +185,7 @@ async fn measure(
             let workload = Workload {
                 op,
                 in_flight,
+                condition: target.condition.clone(),
                 keys: match op {
                     Op::Get | Op::Range => keys.clone(),
                     Op::Put => Arc::new(part(&keys, round, args.rounds()).to_vec()),
@@ -188,7 +209,16 @@ async fn measure(
         .iter()
         .map(|samples| load::latencies(samples))
         .collect();
-    let [etcd, grpc_proxy, normal, _below, _above] = &series[..] else {
+    let [
+        etcd,
+        grpc_proxy,
+        normal,
+        _below,
+        _above,
+        conditional,
+        _alone,
+    ] = &series[..]
+    else {
         panic!("one series per target");
     };
     let row = |report: &mut Report, ours: usize, peer: &Series, wish: Option<Wish>| {
@@ -214,4 +244,7 @@ async fn measure(
     row(report, 2, grpc_proxy, Some(Wish::AtLeast(1.0)));
     row(report, 3, normal, Some(BELOW));
     row(report, 4, etcd, Some(ABOVE));
+    row(report, 5, etcd, None);
+    row(report, 6, etcd, None);
+    row(report, 2, conditional, None);
 }

@@ -170,6 +170,7 @@ async fn requests(args: &Args, report: &mut Report, server: &Server, kind: Kind)
                     name: name.clone(),
                     channels: load::connect(address, in_flight).await,
                     workload: Workload {
+                        condition: None,
                         op,
                         in_flight,
                         keys: keys.clone(),

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
+use segue::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
 use segue::proto::etcdserverpb::request_op::Request as Op;
 use segue::proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    Compare, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -35,6 +36,24 @@ pub async fn connect(address: &str) -> Channel {
 /// The KV service behind a channel.
 pub fn kv(channel: &Channel) -> KvClient<Channel> {
     KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
+}
+
+/// A put in a transaction whose condition is that another key exists.
+pub fn conditional(condition: &Bytes, put: PutRequest) -> TxnRequest {
+    let exists = Compare {
+        result: CompareResult::Greater.into(),
+        target: CompareTarget::Version.into(),
+        key: condition.clone(),
+        target_union: Some(TargetUnion::Version(0)),
+        ..Compare::default()
+    };
+    TxnRequest {
+        compare: vec![exists],
+        success: vec![RequestOp {
+            request: Some(Op::RequestPut(put)),
+        }],
+        failure: Vec::new(),
+    }
 }
 
 /// `count` keys of [`KEY_BYTES`] in order, all of them beginning with `prefix`.

@@ -49,6 +49,8 @@ pub struct Workload {
     /// The keys in order, taken at random. A key that is read has to exist, and nothing between two
     /// of a range.
     pub keys: Arc<Vec<Bytes>>,
+    /// Requests are transactions with the condition that this key exists.
+    pub condition: Option<Bytes>,
 }
 
 /// What came out of one measurement.
@@ -146,6 +148,16 @@ async fn one_client(
                     value: value.clone(),
                     ..PutRequest::default()
                 };
+                if let Some(condition) = &workload.condition {
+                    let request = client::conditional(condition, request);
+                    let reply = kv.txn(request).await.expect("a transaction is answered");
+                    assert!(reply.into_inner().succeeded);
+                    let answered = Instant::now();
+                    let micros = u64::try_from((answered - sent).as_micros()).expect("short");
+                    latencies.saturating_record(micros);
+                    sent = answered;
+                    continue;
+                }
                 let reply = kv
                     .put(request)
                     .await
