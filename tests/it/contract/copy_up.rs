@@ -240,6 +240,38 @@ pub async fn a_transaction_runs_over_its_copies(fixture: &dyn NewFixture) {
     assert_eq!(range_reply(&reply.replies[1]).kvs[0].version, 6);
 }
 
+pub async fn transactions_at_the_same_time_each_have_their_copies(fixture: &dyn NewFixture) {
+    const MANY: usize = 60;
+    const UNLUCKY: usize = 7;
+    let subject = NewSubject::of(fixture).await;
+    let own = |number: usize| format!("own/{number:02}");
+    let transactions = (0..MANY).map(|number| {
+        let mut copies = vec![old(&own(number), "0"), old("shared", "0")];
+        if number == UNLUCKY {
+            copies[0].lease = LeaseId(4711);
+        }
+        subject.txn_over(copies, Txn::of(vec![put_op(&own(number), "1")]))
+    });
+    let outcomes = join_all(transactions).await;
+    for (number, outcome) in outcomes.into_iter().enumerate() {
+        let kv = subject.store.get(&own(number)).await;
+        if number == UNLUCKY {
+            assert_eq!(refused(outcome), RequestError::LeaseNotFound);
+            assert_eq!(kv, None);
+            continue;
+        }
+        outcome.unwrap();
+        let kv = kv.unwrap();
+        assert_eq!(
+            (kv.create_revision, kv.version),
+            (Revision(10), 6),
+            "{number}"
+        );
+        assert!(kv.mod_revision > BASE);
+    }
+    assert_eq!(subject.store.get("shared").await, Some(old("shared", "0")));
+}
+
 pub async fn copies_stay_if_the_transaction_fails(fixture: &dyn NewFixture) {
     let subject = NewSubject::of(fixture).await;
     let before = subject.store.revision().await;

@@ -175,6 +175,7 @@ macro_rules! new_store_contract {
                     copies_are_attached_to_their_leases
                     a_copy_whose_lease_does_not_exist_is_refused
                     a_transaction_runs_over_its_copies
+                    transactions_at_the_same_time_each_have_their_copies
                     copies_stay_if_the_transaction_fails
                     racing_copies_of_a_key_agree
                 }
