@@ -228,6 +228,32 @@ async fn a_counter_stays_exact_while_connections_are_killed_and_the_server_is_re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_processes_write_one_line_of_revisions() {
+    const EACH: usize = 100;
+    let url = schema().await;
+    let stores = [open(&url).await, open(&url).await];
+    let puts = (0..2 * EACH).map(|number| {
+        let store = &stores[number % 2];
+        async move {
+            let put = Put::new(format!("{}", number % 7), "");
+            store.put(put).await.unwrap().revision.0
+        }
+    });
+    let count = stores.iter().map(|store| async {
+        for _ in 0..20 {
+            assert!(count_up(store).await);
+        }
+    });
+    let (mut revisions, _) = tokio::join!(join_all(puts), join_all(count));
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert_eq!(revisions.len(), 2 * EACH, "no revision is given twice");
+    let last = stores[0].range(Range::key("counter")).await.unwrap();
+    assert_eq!(&last.reply.kvs[0].value[..], b"40");
+    assert_eq!(last.revision.0, 1 + 2 * 100 + 40, "no gap");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watches_see_what_another_process_writes_without_asking() {
     let url = schema().await;
     let (writer, reader) = (open(&url).await, open(&url).await);
@@ -241,7 +267,7 @@ async fn watches_see_what_another_process_writes_without_asking() {
             .put(Put::new("a", format!("{number}")))
             .await
             .unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        let next = tokio::time::timeout(Duration::from_secs(4), watching.items.next());
         let Ok(Some(WatchItem::Events(batch))) = next.await else {
             panic!("change {number} is not seen");
         };

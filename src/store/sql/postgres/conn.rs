@@ -197,3 +197,34 @@ impl Columns for Behind<'_> {
         self.0.text(self.1 + column)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn futures_begin_in_their_order_before_any_is_waited_for() {
+        let begun = RefCell::new(Vec::new());
+        let (tell, told) = oneshot::channel();
+        let told = RefCell::new(Some(told));
+        let tell = RefCell::new(Some(tell));
+        let futures = (0..50).map(async |number| {
+            begun.borrow_mut().push(number);
+            let told = told.borrow_mut().take();
+            match told {
+                // The first one waits for what the last one says.
+                Some(told) => told.await.unwrap(),
+                None if number == 49 => tell.take().unwrap().send(()).unwrap(),
+                None => tokio::task::yield_now().await,
+            }
+            number
+        });
+        let done = in_order(futures).await;
+        assert_eq!(done, (0..50).collect::<Vec<_>>());
+        assert_eq!(*begun.borrow(), done);
+    }
+}

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio_postgres::{Error, Row as Answer};
 
 use super::conn::Step;
-use super::text::{KEY_PART, ROWS_TYPES, RowsText, Sql, Values, split};
+use super::text::{ROWS_TYPES, RowsText, Sql, Values, split};
 use crate::store::sql::backend::{Head, Past, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
@@ -58,17 +58,11 @@ pub(super) fn found(
     };
     let mut rows = Vec::with_capacity(want.keys.len());
     for row in next(!want.keys.is_empty()) {
-        let row = row_of(&row)?;
-        if is_asked(&want.keys, &row.kv.key) {
-            rows.push(row);
-        }
+        rows.push(row_of(&row)?);
     }
     let mut claimed = Vec::new();
     for row in next(!want.probes.is_empty()) {
-        let key = row.bytes(0)?;
-        if is_asked(&want.probes, &key) {
-            claimed.push(key);
-        }
+        claimed.push(row.bytes(0)?);
     }
     for row in next(!want.attached.is_empty()) {
         rows.push(row_of(&row)?);
@@ -105,13 +99,8 @@ pub(super) fn found(
     })
 }
 
-/// Whether a key is one of those that were asked for with [`by_key`]: of two long keys, the first
-/// part of the one and the rest of the other may be a third.
-fn is_asked(keys: &[Bytes], found: &Bytes) -> bool {
-    found.len() <= KEY_PART || keys.contains(found)
-}
-
-/// A statement that finds rows by their keys, all of them and maybe others; see [`is_asked`].
+/// A statement that finds rows by their keys. It may find more than was asked for, which does no
+/// harm: of two long keys, the first part of the one and the rest of the other may be a third.
 pub(super) fn by_key<'a>(text: &str, keys: &'a [Bytes]) -> Step<'a> {
     let parts: Vec<&[u8]> = keys.iter().map(|key| split(key).0).collect();
     let rests = keys.iter().map(|key| split(key).1);
