@@ -379,3 +379,39 @@ async fn changes_of_ten_thousand_keys_in_one_revision_are_found_again_quickly() 
         begun.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_compacted_is_deleted_and_its_room_given_back() {
+    const KEYS: usize = 100;
+    let url = database().await;
+    let store = open(&url).await;
+    // More than is deleted in one step.
+    for round in 0..50 {
+        let puts = (0..KEYS).map(|key| Op::Put(Put::new(format!("{key}"), format!("{round}"))));
+        store.txn(Txn::of(puts.collect())).await.unwrap();
+    }
+    let all = Delete {
+        keys: KeyRange::One("1".into()),
+        prev_kv: false,
+    };
+    store.delete(all).await.unwrap();
+    let last = store.put(Put::new("last", "")).await.unwrap().revision;
+    store.compact(last).await.unwrap();
+    eventually("what was superseded is gone", async || {
+        let left = run(&url, "SELECT COUNT(*) FROM segue_log").await;
+        if left == [KEYS.to_string()] {
+            Ok(())
+        } else {
+            Err(left)
+        }
+    })
+    .await;
+    store.defragment().await.unwrap();
+    let status = store.status().await.unwrap();
+    assert!(
+        status.size >= status.size_in_use && status.size_in_use > 0,
+        "{status:?}"
+    );
+    let read = store.range(Range::of(KeyRange::all())).await.unwrap().reply;
+    assert_eq!(read.kvs.len(), KEYS);
+}

@@ -140,7 +140,8 @@ pub(super) fn superseded<'a>(
 /// Joins the entry `p` that an entry `l` superseded.
 pub(super) fn join_prev(p: &str, join: &str) -> String {
     format!(
-        "{join} {p}log p ON p.revision = l.prev_revision AND p.hash = l.hash AND p.`key` = l.`key`"
+        "{join} {p}log p FORCE INDEX (PRIMARY) ON p.revision = l.prev_revision AND p.hash = l.hash \
+         AND p.`key` = l.`key`"
     )
 }
 

@@ -161,7 +161,7 @@ fn ask_count(scripts: &mut Scripts, p: &str, parts: &[KeyRange], at: Option<Revi
         script.say(" AND mod_revision <= ").int(at.0);
         let script = scripts.next(&format!(
             "SELECT COUNT(*) FROM {p}log l FORCE INDEX (PRIMARY) {join} WHERE l.revision > ",
-            join = text::join_prev(p, "JOIN"),
+            join = text::join_prev(p, "STRAIGHT_JOIN"),
         ));
         script
             .int(at.0)

@@ -217,7 +217,7 @@ impl Writer {
         let p = &db.prefix;
         let far = Script::of(&format!(
             "SELECT l.revision FROM {p}head h JOIN {p}log l FORCE INDEX (PRIMARY) \
-             ON l.revision > h.swept AND l.revision <= h.compacted \
+             ON l.revision > h.swept AND l.revision <= h.compacted WHERE h.one = 1 \
              ORDER BY l.revision LIMIT 1 OFFSET {SWEEP_ENTRIES}"
         ));
         let mut after = None;
@@ -229,8 +229,8 @@ impl Writer {
                 ..*head
             });
             let mut script = Script::of(&format!(
-                "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p ON p.revision = l.prev_revision \
-                 AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "
+                "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p FORCE INDEX (PRIMARY) \
+                 ON p.revision = l.prev_revision AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "
             ));
             script.int(swept.0).say(" AND l.revision <= ").int(until);
             // Deletes at `until` itself stay until the next sweep, which begins with them.
