@@ -57,6 +57,9 @@ pub(super) struct Copy {
     /// Delete everything that the new store holds, and begin anew
     #[arg(long)]
     force: bool,
+    /// Use a database server that is set to lose commits in a crash
+    #[arg(long)]
+    allow_lossy: bool,
     /// How many parts of the old store are copied at the same time [default: 4]
     #[arg(long, env = "SEGUE_PARALLEL", value_name = "N")]
     parallel: Option<usize>,
@@ -127,6 +130,7 @@ impl Copy {
             new: self.new.clone(),
             old_password_file: self.old_password_file.clone(),
             new_password_file: self.new_password_file.clone(),
+            allow_lossy: self.allow_lossy.then_some(true),
             parallel: self.parallel,
             rate_keys: self.rate_keys,
             rate_bytes: self.rate_bytes,

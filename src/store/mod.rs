@@ -18,6 +18,7 @@ pub mod new;
 pub mod old;
 pub mod open;
 pub mod sql;
+pub mod table;
 pub mod tls;
 pub mod url;
 pub mod watch;

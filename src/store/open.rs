@@ -7,7 +7,8 @@ use super::etcd3::{Etcd3, OldEtcd3};
 use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
-use super::{NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
+use super::table::PlainTable;
+use super::{NewStore, OldStore, RequestError, Result, StoreUrl};
 use crate::types::Reserved;
 
 /// What holds for a store, whatever kind it is of.
@@ -84,7 +85,10 @@ pub async fn open_old_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn OldSto
             as_old(sql::postgres::open(database, options).await?, url).await
         }
         StoreUrl::Mysql(database) => as_old(sql::mysql::open(database, options).await?, url).await,
-        StoreUrl::Table(_) => Err(not_yet(url)),
+        StoreUrl::Table(table) => {
+            let store = PlainTable::open(table, reserved.clone()).await?;
+            Ok(Arc::new(store))
+        }
         StoreUrl::Memory => {
             let store = open_new(url, reserved).await?;
             Ok(Arc::new(AsOld::of(store).await?))
@@ -122,11 +126,6 @@ async fn as_old(store: Arc<dyn NewStore>, url: &StoreUrl) -> Result<Arc<dyn OldS
         .into());
     }
     Ok(Arc::new(AsOld::of(store).await?))
-}
-
-fn not_yet(url: &StoreUrl) -> StoreError {
-    let why = format!("{url} is a kind of store that this version cannot use yet");
-    RequestError::Unsupported(why).into()
 }
 
 /// A user without a password is told what is missing, and not that it was wrong.

@@ -28,6 +28,9 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("store::sql", "store::memory", ONE_BACKEND),
     ("store::sql", "store::etcd3", ONE_BACKEND),
     ("store::sql", "store::etcd2", ONE_BACKEND),
+    ("store::table", "store::memory", ONE_BACKEND),
+    ("store::table", "store::sql", ONE_BACKEND),
+    ("store::table", "store::etcd3", ONE_BACKEND),
     ("store::etcd3", "store::memory", ONE_BACKEND),
     ("store::etcd3", "store::sql", ONE_BACKEND),
     ("store::etcd3", "store::etcd2", ONE_BACKEND),
@@ -60,9 +63,12 @@ const NO_IO: &str = "types do no I/O";
 
 /// Crates that only these places may know.
 const DRIVERS: &[(&str, &[&str])] = &[
-    ("rusqlite", &["store::sql::sqlite"]),
-    ("mysql_async", &["store::sql::mysql"]),
-    ("tokio_postgres", &["store::sql::postgres"]),
+    ("rusqlite", &["store::sql::sqlite", "store::table::sqlite"]),
+    ("mysql_async", &["store::sql::mysql", "store::table::mysql"]),
+    (
+        "tokio_postgres",
+        &["store::sql::postgres", "store::table::postgres"],
+    ),
     ("etcd_client", &["cli::demo"]),
     ("axum", &["admin"]),
     ("clap", &["cli", "config"]),

@@ -22,4 +22,5 @@ mod random;
 mod servers;
 mod sql;
 mod support;
+mod table;
 mod under_load;

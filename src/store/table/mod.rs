@@ -1,0 +1,225 @@
+//! A table that an application has made itself, as the store that the data comes from. Only ever
+//! read.
+//!
+//! - `shape`: the table as statements need it. Built by each database's module from its catalog:
+//!   what an operator has written is looked up there, and never put into a statement.
+//! - `rows`: from rows to pairs and rejects, pure.
+//! - `postgres`, `mysql`, `sqlite`: catalog, types and connections of each.
+//!
+//! Keys are compared and ordered as bytes, whatever collation the table has: each database is asked
+//! to make bytes of them first. That order has no index where keys are text, so that a page of a
+//! scan costs a pass over the table; reads of single keys go by the table's own index, with the
+//! table's own idea of equality, and what is only equal by that idea is sorted out here.
+//!
+//! A table can neither fence nor watch, and has no history: all writers have to go through Segue.
+//! Without a column for it, every key shows revision 1.
+
+mod mysql;
+mod postgres;
+mod rows;
+mod shape;
+mod sqlite;
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::rows::{Judged, Row};
+use self::shape::Shape;
+use super::url::{Table, Within};
+use super::{OldLease, OldStore, Page, Result, StoreError};
+use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
+
+/// Most rows of a page, whatever is asked for: they are held in memory.
+const PAGE_ROWS: usize = 10_000;
+/// Keys that are looked up in one statement.
+const GET_KEYS: usize = 64;
+
+/// What is different from database to database once the table is known.
+#[async_trait]
+trait Source: Send + Sync + 'static {
+    /// Runs a statement with the five columns of a [`Row`].
+    async fn fetch(&self, statement: String) -> Result<Vec<Row>>;
+}
+
+/// An existing table as an old store.
+pub struct PlainTable {
+    shape: Shape,
+    source: Box<dyn Source>,
+    reserved: Reserved,
+}
+
+impl PlainTable {
+    /// Connects, and finds table and columns in the database's catalog.
+    ///
+    /// Fails with [`super::RequestError::Unacceptable`] if they are not there or are of a type that
+    /// cannot be what they are named for, with what there is instead.
+    pub async fn open(table: &Table, reserved: Reserved) -> Result<Self> {
+        let (shape, source): (Shape, Box<dyn Source>) = match &table.within {
+            Within::Sqlite(path) => {
+                let (shape, source) = sqlite::open(path, &table.columns).await?;
+                (shape, Box::new(source))
+            }
+            Within::Postgres(database) => {
+                let (shape, source) = postgres::open(database, &table.columns).await?;
+                (shape, Box::new(source))
+            }
+            Within::Mysql(database) => {
+                let (shape, source) = mysql::open(database, &table.columns).await?;
+                (shape, Box::new(source))
+            }
+        };
+        Ok(Self {
+            shape,
+            source,
+            reserved,
+        })
+    }
+
+    /// A number: the answer to a statement that has one row with it.
+    async fn number(&self, statement: String) -> Result<i64> {
+        let rows = self.source.fetch(statement).await?;
+        Ok(rows
+            .first()
+            .and_then(|row| row.revision)
+            .unwrap_or_default())
+    }
+
+    /// The rows of some keys, as far as the table's own idea of equality goes and further.
+    async fn candidates(&self, keys: &[Bytes]) -> Result<Vec<Row>> {
+        match self.shape.lookup(keys) {
+            Some(statement) => self.source.fetch(statement).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The first rows in key order, and whether there are more behind them.
+    async fn first(&self, keys: &KeyRange, limit: usize, values: bool) -> Result<(Vec<Row>, bool)> {
+        if let KeyRange::One(key) = keys {
+            let mut rows = self.candidates(std::slice::from_ref(key)).await?;
+            rows.retain(|row| row.key.as_ref() == Some(key));
+            return Ok((rows, false));
+        }
+        // One more than asked for says whether the last key is whole.
+        let statement = self.shape.page(keys, limit + 1, values);
+        let rows = self.source.fetch(statement).await?;
+        let more = rows.len() > limit;
+        Ok((rows, more))
+    }
+
+    /// Rows that have no key at all stand where the empty key would.
+    async fn without_key(&self, keys: &KeyRange) -> Result<Option<(Bytes, String)>> {
+        if !keys.contains(b"") {
+            return Ok(None);
+        }
+        Ok(match self.number(self.shape.count_without_key()).await? {
+            0 => None,
+            1 => Some((Bytes::new(), "one row has no key: NULL or empty".into())),
+            rows => Some((
+                Bytes::new(),
+                format!("{rows} rows have no key: NULL or empty"),
+            )),
+        })
+    }
+}
+
+#[async_trait]
+impl OldStore for PlainTable {
+    async fn identity(&self) -> Result<String> {
+        Ok(self.shape.identity.clone())
+    }
+
+    /// The greatest revision of a row, so it does not grow with deletes; 1 where there is no column.
+    async fn revision(&self) -> Result<Revision> {
+        match self.shape.greatest_revision() {
+            Some(statement) => Ok(Revision(self.number(statement).await?.max(1))),
+            None => Ok(Revision(1)),
+        }
+    }
+
+    async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+        let mut found: HashMap<Bytes, Judged> = HashMap::new();
+        for some in keys.chunks(GET_KEYS) {
+            let mut rows = self.candidates(some).await?;
+            rows.retain(|row| row.key.as_ref().is_some_and(|key| some.contains(key)));
+            rows.sort_by(|a, b| a.key.cmp(&b.key));
+            for judged in rows::judge(&self.shape, rows, true) {
+                found.insert(judged.key().clone(), judged);
+            }
+        }
+        let answer = |key: &Bytes| match found.get(key) {
+            _ if self.reserved.contains(key) => Ok(None),
+            None => Ok(None),
+            Some(Judged::Pair(kv)) => Ok(Some(kv.clone())),
+            Some(Judged::Reject(key, reason)) => Err(StoreError::Broken(format!(
+                "the old store's key {} cannot be read: {reason}",
+                key.escape_ascii()
+            ))),
+        };
+        keys.iter().map(answer).collect()
+    }
+
+    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+        let mut page = Page::default();
+        if content == Content::CountOnly || keys.is_empty() {
+            return Ok(page);
+        }
+        page.rejects.extend(self.without_key(&keys).await?);
+        let limit = limit.clamp(1, PAGE_ROWS);
+        let values = content == Content::Full;
+        let mut rest = Some(keys);
+        while let Some(keys) = rest.take() {
+            let (mut rows, more) = self.first(&keys, limit, values).await?;
+            if more {
+                rows::drop_last_key(&mut rows);
+            }
+            let last = rows.last().and_then(|row| row.key.clone());
+            for judged in rows::judge(&self.shape, rows, values) {
+                match judged {
+                    _ if self.reserved.contains(judged.key()) => {}
+                    Judged::Pair(kv) => page.kvs.push(kv),
+                    Judged::Reject(key, reason) => page.rejects.push((key, reason)),
+                }
+            }
+            let (true, Some(last)) = (more, last) else {
+                return Ok(page);
+            };
+            // Those that are hidden make no page.
+            if page.last_key().is_some() {
+                page.more = true;
+                return Ok(page);
+            }
+            rest = keys.after(&last);
+        }
+        Ok(page)
+    }
+
+    async fn count(&self, keys: KeyRange) -> Result<usize> {
+        let count = self.number(self.shape.count(&keys)).await?;
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
+    async fn leases(&self) -> Result<Vec<OldLease>> {
+        let Some(statement) = self.shape.expiring() else {
+            return Ok(Vec::new());
+        };
+        let rows = self.source.fetch(statement).await?;
+        let ttl_of = |row: &Row| Some((row.key.clone()?, row.ttl_s?));
+        let ttls: HashMap<Bytes, i64> = rows.iter().filter_map(ttl_of).collect();
+        let mut leases: Vec<OldLease> = rows::judge(&self.shape, rows, false)
+            .filter_map(|judged| match judged {
+                Judged::Pair(kv) if kv.lease.is_some() && !self.reserved.contains(&kv.key) => {
+                    Some(OldLease {
+                        id: kv.lease,
+                        ttl_s: *ttls.get(&kv.key)?,
+                        keys: vec![kv.key],
+                    })
+                }
+                _ => None,
+            })
+            .collect();
+        leases.sort_unstable_by_key(|lease| lease.id);
+        Ok(leases)
+    }
+}

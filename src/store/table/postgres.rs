@@ -1,0 +1,298 @@
+//! Tables in PostgreSQL.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::debug;
+
+use super::Source;
+use super::rows::Row;
+use super::shape::{Column, Lookup, Shape, find, hex, no_table, quoted, unacceptable, wrong_type};
+use crate::store::url::{Columns, Database, Host, Secret, Tls};
+use crate::store::{RequestError, Result, StoreError, StoreUrl, tls};
+use crate::tasks::spawn_owned;
+
+/// How long making a connection may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Connections at a time.
+const CONNECTIONS: usize = 4;
+
+/// What every session is set to. A pass over a large table takes its time. Times without a zone are
+/// taken as UTC.
+const SESSION: &str = "SET statement_timeout = '10min'; SET default_transaction_read_only = on; \
+     SET TimeZone = 'UTC'; SET client_min_messages = 'warning'";
+
+/// A server, and the connections to it that nobody uses at the moment.
+pub(super) struct Server {
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+    place: String,
+    idle: Mutex<Vec<Client>>,
+    turns: Semaphore,
+}
+
+pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shape, Server)> {
+    let server = Server::new(database).await?;
+    let client = server.client().await?;
+    let found = shape(&client, &server.place, columns).await;
+    let shape = found.map_err(|err| server.failed(&err))??;
+    server.give_back(client);
+    Ok((shape, server))
+}
+
+impl Server {
+    async fn new(database: &Database) -> Result<Self> {
+        let mut config = Config::new();
+        config
+            .user(&database.account.user)
+            .dbname(&database.name)
+            .port(database.port)
+            .application_name("segue")
+            .connect_timeout(CONNECT_WITHIN)
+            .keepalives_idle(Duration::from_secs(10));
+        if let Some(password) = &database.account.password {
+            config.password(Secret::expose(password));
+        }
+        match &database.host {
+            Host::Name(host) => config.host(host),
+            Host::Socket(path) => config.host_path(path),
+        };
+        let tls = match &database.tls {
+            Tls::Off => {
+                config.ssl_mode(SslMode::Disable);
+                None
+            }
+            Tls::Verify(file) => {
+                config.ssl_mode(SslMode::Require);
+                let client = tls::client_config(file.as_deref()).await?;
+                Some(MakeRustlsConnect::new(client))
+            }
+        };
+        Ok(Self {
+            config,
+            tls,
+            place: StoreUrl::Postgres(database.clone()).to_string(),
+            idle: Mutex::default(),
+            turns: Semaphore::new(CONNECTIONS),
+        })
+    }
+
+    async fn client(&self) -> Result<Client> {
+        let idle = || {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.pop()
+        };
+        while let Some(client) = idle() {
+            if !client.is_closed() {
+                return Ok(client);
+            }
+        }
+        let client = match &self.tls {
+            None => {
+                let connected = Box::pin(self.config.connect(NoTls)).await;
+                let (client, connection) = connected.map_err(|err| self.failed(&err))?;
+                spawn_owned(carry(connection));
+                client
+            }
+            Some(tls) => {
+                let connected = Box::pin(self.config.connect(tls.clone())).await;
+                let (client, connection) = connected.map_err(|err| self.failed(&err))?;
+                spawn_owned(carry(connection));
+                client
+            }
+        };
+        let set = client.batch_execute(SESSION).await;
+        set.map_err(|err| self.failed(&err))?;
+        Ok(client)
+    }
+
+    fn give_back(&self, client: Client) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push(client);
+    }
+
+    /// Nothing was written, whatever went wrong.
+    fn failed(&self, err: &Error) -> StoreError {
+        let Some(db) = err.as_db_error() else {
+            let mut why = err.to_string();
+            if let Some(source) = std::error::Error::source(err) {
+                why = format!("{why}: {source}");
+            }
+            return StoreError::Unavailable(format!("{}: {why}", self.place));
+        };
+        let told = format!("{}: {}", self.place, db.message());
+        match db.code().code().get(..2) {
+            Some("28") => RequestError::Credentials(told).into(),
+            Some("08" | "53" | "57" | "40") => StoreError::Unavailable(told),
+            _ => StoreError::Broken(told),
+        }
+    }
+}
+
+/// Carries a connection's messages to its end. The client notices by itself.
+async fn carry(connection: impl Future<Output = std::result::Result<(), Error>>) {
+    if let Err(error) = connection.await {
+        debug!(%error, "a connection to a table has ended");
+    }
+}
+
+#[async_trait]
+impl Source for Server {
+    async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
+        let turn = self.turns.acquire().await;
+        let _turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
+        let client = self.client().await?;
+        let rows = client.query_typed(&statement, &[]).await;
+        let rows = rows.map_err(|err| self.failed(&err))?;
+        self.give_back(client);
+        let read = |row: &tokio_postgres::Row| {
+            let bytes = |at| {
+                let bytes: Option<&[u8]> = row.try_get(at)?;
+                Ok::<_, Error>(bytes.map(Bytes::copy_from_slice))
+            };
+            Ok(Row {
+                key: bytes(0)?,
+                value: bytes(1)?,
+                revision: row.try_get(2)?,
+                ttl_s: row.try_get(3)?,
+                expires: row.try_get::<_, i32>(4)? != 0,
+            })
+        };
+        let rows: std::result::Result<_, Error> = rows.iter().map(read).collect();
+        rows.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))
+    }
+}
+
+/// Of a domain the type that it is made of.
+const COLUMNS: &str = "SELECT a.attname::text, COALESCE(b.typname, t.typname)::text \
+     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+     LEFT JOIN pg_catalog.pg_type b ON b.oid = NULLIF(t.typbasetype, 0) \
+     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+const TABLE: &str = "SELECT c.oid, n.nspname::text, current_setting('server_encoding'), \
+     (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()) \
+     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     WHERE c.relname::text = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
+     AND CASE WHEN $2::text IS NULL THEN pg_catalog.pg_table_is_visible(c.oid) \
+     ELSE n.nspname::text = $2 END";
+
+async fn shape(
+    client: &Client,
+    place: &str,
+    columns: &Columns,
+) -> std::result::Result<Result<Shape>, Error> {
+    let found = client
+        .query_opt(TABLE, &[&columns.table, &columns.schema])
+        .await?;
+    let Some(found) = found else {
+        return Ok(Err(no_table(columns, place)));
+    };
+    let (oid, schema): (u32, String) = (found.try_get(0)?, found.try_get(1)?);
+    let (encoding, database): (String, u32) = (found.try_get(2)?, found.try_get(3)?);
+    // Not everybody may ask, and not every engine knows.
+    let system = client
+        .query_one(
+            "SELECT system_identifier::text FROM pg_control_system()",
+            &[],
+        )
+        .await;
+    let system = match &system {
+        Ok(row) => row.try_get(0)?,
+        Err(_) => place.to_owned(),
+    };
+    let there = client.query(COLUMNS, &[&oid]).await?;
+    let there: std::result::Result<Vec<Column>, Error> = there
+        .iter()
+        .map(|row| {
+            Ok(Column {
+                name: row.try_get(0)?,
+                of: row.try_get(1)?,
+                charset: None,
+            })
+        })
+        .collect();
+    let identity = format!("postgres-table/{system}/{database}/{oid}");
+    Ok(describe(columns, &there?, &schema, &encoding, &identity))
+}
+
+fn describe(
+    columns: &Columns,
+    there: &[Column],
+    schema: &str,
+    encoding: &str,
+    identity: &str,
+) -> Result<Shape> {
+    if encoding != "UTF8" {
+        return Err(unacceptable(&format!(
+            "the database is encoded in {encoding}, and has to be in UTF8"
+        )));
+    }
+    let of = |parameter: &str, name: &str| find(there, parameter, name, false);
+    let name = |column: &Column| quoted(&column.name, '"');
+    let bytes = |column: &Column| match &column.of[..] {
+        "bytea" => name(column),
+        _ => format!("convert_to({}::text, 'UTF8')", name(column)),
+    };
+    let mut key = Vec::new();
+    for part in &columns.key {
+        key.push(of("key", part)?);
+    }
+    let joined: Vec<String> = key.iter().map(|column| bytes(column)).collect();
+    let lookup = key.iter().map(|column| match &column.of[..] {
+        "bytea" => Some(Lookup::Bytes(name(column))),
+        "text" | "varchar" | "bpchar" => Some(Lookup::Text(name(column), Default::default())),
+        _ => None,
+    });
+    let revision = match &columns.revision {
+        None => None,
+        Some(revision) => {
+            let column = of("revision", revision)?;
+            match &column.of[..] {
+                "int2" | "int4" | "int8" => Some(format!("{}::bigint", name(column))),
+                _ => return Err(wrong_type("revision", column, "an integer")),
+            }
+        }
+    };
+    let expires = match &columns.expires {
+        None => None,
+        Some(expires) => {
+            let column = of("expires", expires)?;
+            let quoted = name(column);
+            let at = match &column.of[..] {
+                "timestamp" | "timestamptz" | "date" => format!("EXTRACT(EPOCH FROM {quoted})"),
+                "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => quoted.clone(),
+                _ => return Err(wrong_type("expires", column, "a timestamp or a number")),
+            };
+            let left = format!("{at}::numeric - EXTRACT(EPOCH FROM now())::numeric");
+            // GREATEST and LEAST make something of NULL.
+            let ttl = format!(
+                "CASE WHEN {quoted} IS NOT NULL THEN CEIL(LEAST(GREATEST({left}, -1), 1e11))::bigint END"
+            );
+            Some((quoted, ttl))
+        }
+    };
+    Ok(Shape {
+        identity: format!("{identity}/{columns}"),
+        from: format!("{}.{}", quoted(schema, '"'), quoted(&columns.table, '"')),
+        key: joined.join(r" || '\x2f'::bytea || "),
+        value: bytes(of("value", &columns.value)?),
+        revision,
+        expires,
+        lookup: lookup.collect(),
+        nothing: ("NULL::bytea", "NULL::bigint"),
+        bytes: |bytes| format!("decode('{}', 'hex')", hex(bytes)),
+        text: |text| {
+            let good = std::str::from_utf8(text).is_ok() && !text.contains(&0);
+            // A constant takes the collation of what it is compared with; a function's result has one
+            // of its own.
+            let bytes = || text.iter().map(|byte| format!("\\x{byte:02x}"));
+            good.then(|| format!("E'{}'", bytes().collect::<String>()))
+        },
+    })
+}

@@ -1,0 +1,116 @@
+//! From rows to pairs: pure.
+
+use bytes::Bytes;
+
+use super::shape::Shape;
+use crate::types::{KeyValue, LeaseId, Revision};
+
+/// Longest time to live that etcd grants, in seconds.
+const TTL_MAX_S: i64 = 9_000_000_000;
+
+/// A row as every statement answers it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    /// The key, its columns joined.
+    pub(super) key: Option<Bytes>,
+    /// The value, if it was asked for.
+    pub(super) value: Option<Bytes>,
+    /// The revision, or the number that was asked for.
+    pub(super) revision: Option<i64>,
+    /// Seconds until it expires, if that can be said.
+    pub(super) ttl_s: Option<i64>,
+    /// It is to expire.
+    pub(super) expires: bool,
+}
+
+/// What became of the rows of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// They are a pair.
+    Pair(KeyValue),
+    /// They are none, for this reason.
+    Reject(Bytes, String),
+}
+
+impl Judged {
+    pub(super) fn key(&self) -> &Bytes {
+        match self {
+            Self::Pair(kv) => &kv.key,
+            Self::Reject(key, _) => key,
+        }
+    }
+}
+
+/// Leaves out the last key, of which there may be more rows behind the page; unless it is the only
+/// one, and then two rows of it are enough to know.
+pub(super) fn drop_last_key(rows: &mut Vec<Row>) {
+    let Some(last) = rows.last().map(|row| row.key.clone()) else {
+        return;
+    };
+    let whole = rows.partition_point(|row| row.key < last);
+    if whole > 0 {
+        rows.truncate(whole);
+    }
+}
+
+/// Makes pairs or rejects of rows that are in the order of their keys.
+pub(super) fn judge(shape: &Shape, rows: Vec<Row>, values: bool) -> impl Iterator<Item = Judged> {
+    let has_revision = shape.revision.is_some();
+    let mut rows = rows.into_iter().filter(|row| row.key.is_some()).peekable();
+    std::iter::from_fn(move || {
+        let row = rows.next()?;
+        let key = row.key.clone()?;
+        let mut same = 1;
+        while rows
+            .next_if(|next| next.key.as_ref() == Some(&key))
+            .is_some()
+        {
+            same += 1;
+        }
+        if same > 1 {
+            let why = "more than one row has this key";
+            return Some(Judged::Reject(key, why.to_owned()));
+        }
+        Some(match pair(key.clone(), row, values, has_revision) {
+            Ok(kv) => Judged::Pair(kv),
+            Err(why) => Judged::Reject(key, why.to_owned()),
+        })
+    })
+}
+
+fn pair(key: Bytes, row: Row, values: bool, has_revision: bool) -> Result<KeyValue, &'static str> {
+    if values && row.value.is_none() {
+        return Err("its value is NULL");
+    }
+    let revision = match row.revision {
+        _ if !has_revision => 1,
+        Some(revision) if revision > 0 => revision,
+        _ => return Err("its revision is not a number above 0"),
+    };
+    let lease = match (row.expires, row.ttl_s) {
+        (false, _) => LeaseId::NONE,
+        (true, Some(ttl_s)) if ttl_s <= TTL_MAX_S => lease_of(&key),
+        (true, _) => {
+            return Err(
+                "the time at which it expires is none: write a timestamp, or seconds since 1970 (not milliseconds)",
+            );
+        }
+    };
+    Ok(KeyValue {
+        value: row.value.filter(|_| values).unwrap_or_default(),
+        create_revision: Revision(revision),
+        mod_revision: Revision(revision),
+        version: 1,
+        lease,
+        key,
+    })
+}
+
+/// The number of the lease of a key that expires: the same whenever it is asked for, and positive
+/// (FNV-1a).
+fn lease_of(key: &[u8]) -> LeaseId {
+    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    LeaseId(i64::try_from(hash >> 1).unwrap_or(1).max(1))
+}

@@ -1,0 +1,277 @@
+//! The table as statements need it.
+
+use bytes::Bytes;
+
+use crate::store::url::Columns;
+use crate::store::{RequestError, StoreError};
+use crate::types::KeyRange;
+
+/// Ways to take one key apart into columns that are tried; more are looked for by the whole key.
+const SPLITS_MAX: usize = 32;
+
+/// How a column of the key is compared with a part of a key, so that the table's index helps.
+#[derive(Clone, Debug)]
+pub(super) enum Lookup {
+    /// As text, which is put between two more pieces.
+    Text(String, [String; 2]),
+    /// As bytes.
+    Bytes(String),
+}
+
+/// A table, as expressions. Every name in them comes from the catalog, and is quoted.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    /// What makes the table the one it is.
+    pub(super) identity: String,
+    /// The table.
+    pub(super) from: String,
+    /// The key as bytes; NULL where a column of it is.
+    pub(super) key: String,
+    /// The value as bytes.
+    pub(super) value: String,
+    /// The revision as an integer, NULL where it is none.
+    pub(super) revision: Option<String>,
+    /// The column with the time of expiry, and the seconds that are left until then, NULL where
+    /// the column says no time.
+    pub(super) expires: Option<(String, String)>,
+    /// The columns of the key, if an index can help with them.
+    pub(super) lookup: Option<Vec<Lookup>>,
+    /// What the database takes for no bytes and no integer in a list of columns.
+    pub(super) nothing: (&'static str, &'static str),
+    /// How bytes are written.
+    pub(super) bytes: fn(&[u8]) -> String,
+    /// How text is written that is equal to these bytes; nothing if no text of the database is. May be
+    /// several, with commas between them.
+    pub(super) text: fn(&[u8]) -> Option<String>,
+}
+
+impl Shape {
+    /// A statement for the first rows of a span in the order of their keys.
+    pub(super) fn page(&self, keys: &KeyRange, limit: usize, values: bool) -> String {
+        let value = if values { &self.value } else { self.nothing.0 };
+        format!(
+            "{} WHERE {} ORDER BY 1 LIMIT {limit}",
+            self.select(value),
+            self.within(keys)
+        )
+    }
+
+    /// A statement for all rows that may have one of `keys`; nothing if there can be none.
+    pub(super) fn lookup(&self, keys: &[Bytes]) -> Option<String> {
+        let keys = keys.iter().filter(|key| !key.is_empty());
+        let found: Vec<String> = keys.filter_map(|key| self.is(key)).collect();
+        (!found.is_empty()).then(|| {
+            format!(
+                "{} WHERE ({}) AND {}",
+                self.select(&self.value),
+                found.join(" OR "),
+                self.alive()
+            )
+        })
+    }
+
+    /// A statement for the number of keys in a range.
+    pub(super) fn count(&self, keys: &KeyRange) -> String {
+        format!(
+            "{} WHERE {}",
+            self.select_number("count(*)"),
+            self.within(keys)
+        )
+    }
+
+    /// A statement for the number of rows that have no key.
+    pub(super) fn count_without_key(&self) -> String {
+        let Self { key, .. } = self;
+        let empty = (self.bytes)(b"");
+        format!(
+            "{} WHERE ({key} IS NULL OR {key} = {empty}) AND {}",
+            self.select_number("count(*)"),
+            self.alive()
+        )
+    }
+
+    /// A statement for the greatest revision.
+    pub(super) fn greatest_revision(&self) -> Option<String> {
+        let revision = self.revision.as_ref()?;
+        Some(self.select_number(&format!("max({revision})")))
+    }
+
+    /// A statement for all rows that expire, in the order of their keys and without values.
+    pub(super) fn expiring(&self) -> Option<String> {
+        let (column, _) = self.expires.as_ref()?;
+        let all = self.within(&KeyRange::all());
+        Some(format!(
+            "{} WHERE {column} IS NOT NULL AND {all} ORDER BY 1",
+            self.select(self.nothing.0)
+        ))
+    }
+
+    fn select(&self, value: &str) -> String {
+        let number = self.nothing.1;
+        let revision = self.revision.as_deref().unwrap_or(number);
+        let (ttl, expires) = match &self.expires {
+            Some((column, ttl)) => (
+                ttl.as_str(),
+                format!("CASE WHEN {column} IS NULL THEN 0 ELSE 1 END"),
+            ),
+            None => (number, "0".to_owned()),
+        };
+        format!(
+            "SELECT {}, {value}, {revision}, {ttl}, {expires} FROM {}",
+            self.key, self.from
+        )
+    }
+
+    fn select_number(&self, number: &str) -> String {
+        let (bytes, nothing) = self.nothing;
+        format!(
+            "SELECT {bytes}, {bytes}, {number}, {nothing}, 0 FROM {}",
+            self.from
+        )
+    }
+
+    /// The rows that have not expired. Those that say no time stay, to be told as rejects.
+    fn alive(&self) -> String {
+        match &self.expires {
+            Some((_, ttl)) => format!("COALESCE({ttl}, 1) > 0"),
+            None => "1 = 1".to_owned(),
+        }
+    }
+
+    fn within(&self, keys: &KeyRange) -> String {
+        let (key, bytes) = (&self.key, self.bytes);
+        let span = match keys {
+            KeyRange::One(one) => return format!("{key} = {} AND {}", bytes(one), self.alive()),
+            KeyRange::Span { start, end } => {
+                // Nothing is no key.
+                let from = if start.is_empty() {
+                    format!("{key} > {}", bytes(b""))
+                } else {
+                    format!("{key} >= {}", bytes(start))
+                };
+                match end {
+                    Some(end) => format!("{from} AND {key} < {}", bytes(end)),
+                    None => from,
+                }
+            }
+        };
+        format!("{span} AND {}", self.alive())
+    }
+
+    /// The condition for rows of `key`, and maybe others; nothing if there can be none.
+    fn is(&self, key: &[u8]) -> Option<String> {
+        let whole = || Some(format!("{} = {}", self.key, (self.bytes)(key)));
+        let Some(columns) = &self.lookup else {
+            return whole();
+        };
+        let Some(splits) = splits(key, columns.len()) else {
+            return whole();
+        };
+        let ways: Vec<String> = splits
+            .iter()
+            .filter_map(|parts| {
+                let equal = columns
+                    .iter()
+                    .zip(parts)
+                    .map(|(column, part)| match column {
+                        Lookup::Bytes(name) => Some(format!("{name} = {}", (self.bytes)(part))),
+                        Lookup::Text(name, [before, after]) => {
+                            let text = (self.text)(part)?;
+                            Some(format!("{name} IN ({before}{text}{after})"))
+                        }
+                    });
+                let equal = equal.collect::<Option<Vec<_>>>()?;
+                Some(format!("({})", equal.join(" AND ")))
+            })
+            .collect();
+        (!ways.is_empty()).then(|| ways.join(" OR "))
+    }
+}
+
+/// All ways to take `key` apart at slashes into `parts`; nothing if there are too many.
+fn splits(key: &[u8], parts: usize) -> Option<Vec<Vec<&[u8]>>> {
+    if parts == 1 {
+        return Some(vec![vec![key]]);
+    }
+    let mut ways = Vec::new();
+    for (at, _) in key.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+        for rest in splits(&key[at + 1..], parts - 1)? {
+            let mut way = vec![&key[..at]];
+            way.extend(rest);
+            ways.push(way);
+            if ways.len() > SPLITS_MAX {
+                return None;
+            }
+        }
+    }
+    Some(ways)
+}
+
+/// A column as the catalog has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    /// Its name.
+    pub(super) name: String,
+    /// Its type, in lower case.
+    pub(super) of: String,
+    /// The character set and collation of text, where the catalog tells.
+    pub(super) charset: Option<(String, String)>,
+}
+
+/// Finds the column `name` among those of a table.
+pub(super) fn find<'a>(
+    columns: &'a [Column],
+    parameter: &str,
+    name: &str,
+    any_case: bool,
+) -> Result<&'a Column, StoreError> {
+    let same = |column: &&Column| column.name == name;
+    let alike = |column: &&Column| any_case && column.name.eq_ignore_ascii_case(name);
+    let found = columns.iter().find(same);
+    found.or_else(|| columns.iter().find(alike)).ok_or_else(|| {
+        let names: Vec<&str> = columns.iter().map(|column| &column.name[..]).collect();
+        unacceptable(&format!(
+            "{parameter}={name}: the table has no such column; it has {}",
+            names.join(", ")
+        ))
+    })
+}
+
+/// What is said of a table that is not there.
+pub(super) fn no_table(columns: &Columns, place: &str) -> StoreError {
+    let name = match &columns.schema {
+        Some(schema) => format!("{schema}.{}", columns.table),
+        None => columns.table.clone(),
+    };
+    unacceptable(&format!(
+        "table={name}: there is no such table in {place}, or the user may not see it (SELECT is needed)"
+    ))
+}
+
+/// What is said of a column that cannot be what it is named for.
+pub(super) fn wrong_type(parameter: &str, column: &Column, wanted: &str) -> StoreError {
+    unacceptable(&format!(
+        "{parameter}={}: the column is of type {}, and has to be {wanted}",
+        column.name, column.of
+    ))
+}
+
+pub(super) fn unacceptable(why: &str) -> StoreError {
+    RequestError::Unacceptable(why.to_owned()).into()
+}
+
+/// Two lower-case digits for each byte.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let text = String::with_capacity(bytes.len() * 2);
+    bytes.iter().fold(text, |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A name between quotes of its database's kind.
+pub(super) fn quoted(name: &str, quote: char) -> String {
+    let doubled = format!("{quote}{quote}");
+    format!("{quote}{}{quote}", name.replace(quote, &doubled))
+}

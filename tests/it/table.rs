@@ -1,0 +1,571 @@
+//! Tables that an application has made itself, as old store, in every database.
+
+use bytes::Bytes;
+use segue::store::{OldStore, StoreError, open_old};
+use segue::types::{Content, KeyRange, KeyValue, Reserved};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+use crate::support::segue::{Segue, run};
+use crate::support::{mariadb, postgres};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Postgres,
+    MariaDb,
+    Sqlite,
+}
+
+use Kind::{MariaDb, Postgres, Sqlite};
+
+const ALL: [Kind; 3] = [Postgres, MariaDb, Sqlite];
+
+/// A database for the tables of one test.
+struct Home {
+    kind: Kind,
+    url: String,
+    dir: TempDir,
+}
+
+impl Home {
+    async fn new(kind: Kind) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = match kind {
+            Postgres => {
+                let url = postgres::schema().await;
+                let schema = postgres::schema_of(&url);
+                postgres::run(&url, &format!("CREATE SCHEMA \"{schema}\"")).await;
+                url
+            }
+            MariaDb => mariadb::database().await,
+            Sqlite => format!("sqlite:{}", dir.path().join("app.db").display()),
+        };
+        Self { kind, url, dir }
+    }
+
+    /// Runs statements. Of `{pg|maria|lite}` in them the database's own word is taken.
+    async fn run(&self, text: &str) {
+        let text = self.spelt(text);
+        match self.kind {
+            Postgres => drop(postgres::run(&self.url, &text).await),
+            MariaDb => {
+                for statement in text.split(";\n") {
+                    mariadb::run(&self.url, statement).await;
+                }
+            }
+            Sqlite => {
+                let file = self.dir.path().join("app.db");
+                let conn = rusqlite::Connection::open(file).unwrap();
+                conn.execute_batch(&text).unwrap();
+            }
+        }
+    }
+
+    fn spelt(&self, text: &str) -> String {
+        let mut spelt = String::new();
+        for (at, part) in text.split(['{', '}']).enumerate() {
+            let words: Vec<&str> = part.split('|').collect();
+            spelt.push_str(match (at % 2, self.kind) {
+                (0, _) => part,
+                (_, Postgres) => words[0],
+                (_, MariaDb) => words[1],
+                (_, Sqlite) => words[2],
+            });
+        }
+        spelt
+    }
+
+    /// The URL of a table, with these parameters behind its name.
+    fn table(&self, name: &str, parameters: &str) -> String {
+        let (base, _) = self.url.split_once('?').unwrap_or((&self.url, ""));
+        let name = match self.kind {
+            Postgres => format!("{}.{name}", postgres::schema_of(&self.url)),
+            MariaDb | Sqlite => name.to_owned(),
+        };
+        format!("{base}?table={name}&{parameters}")
+    }
+
+    async fn open(&self, name: &str, parameters: &str) -> Arc<dyn OldStore> {
+        match self.try_open(name, parameters).await {
+            Ok(store) => store,
+            Err(error) => panic!("{:?}: {error}", self.kind),
+        }
+    }
+
+    async fn try_open(
+        &self,
+        name: &str,
+        parameters: &str,
+    ) -> Result<Arc<dyn OldStore>, StoreError> {
+        let url = self.table(name, parameters).parse().unwrap();
+        open_old(&url, &Reserved::default()).await
+    }
+}
+
+/// Everything in a range, page by page.
+async fn all(
+    store: &dyn OldStore,
+    keys: KeyRange,
+    limit: usize,
+) -> (Vec<KeyValue>, Vec<(Bytes, String)>) {
+    let (mut kvs, mut rejects) = (Vec::new(), Vec::new());
+    let mut rest = Some(keys);
+    while let Some(keys) = rest.take() {
+        let page = store
+            .scan(keys.clone(), limit, Content::Full)
+            .await
+            .unwrap();
+        if page.more {
+            rest = keys.after(page.last_key().unwrap());
+        }
+        kvs.extend(page.kvs);
+        rejects.extend(page.rejects);
+    }
+    (kvs, rejects)
+}
+
+fn pairs(kvs: &[KeyValue]) -> Vec<(&[u8], &[u8])> {
+    kvs.iter().map(|kv| (&kv.key[..], &kv.value[..])).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn text_comes_in_byte_order_and_is_told_apart_by_bytes_whatever_its_collation() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k {text COLLATE \"und-x-icu\"|varchar(80) CHARACTER SET utf8mb4 \
+             COLLATE utf8mb4_general_ci|TEXT COLLATE NOCASE}, v {text|text|TEXT});\n\
+             CREATE INDEX kv_k ON kv (k)",
+        )
+        .await;
+        let mut keys = vec![
+            "a",
+            "A",
+            "b",
+            "B",
+            "ä",
+            "Ä",
+            "a b",
+            "a-b",
+            "ab",
+            "é",
+            "e",
+            "z",
+            "日本",
+            "key/1",
+            "key/10",
+            "key/2",
+            "segue/own",
+            "a\u{301}",
+            "😀",
+            "%",
+            "_",
+            "\\",
+            "'",
+            "\"",
+        ];
+        for key in &keys {
+            let literal = format!(
+                "{{convert_from(decode('{0}', 'hex'), 'UTF8')|_utf8mb4 x'{0}'|CAST(x'{0}' AS TEXT)}}",
+                hex(key.as_bytes())
+            );
+            home.run(&format!("INSERT INTO kv VALUES ({literal}, 'v')"))
+                .await;
+        }
+        keys.retain(|key| *key != "segue/own");
+        keys.sort_unstable();
+        let store = home.open("kv", "key=k&value=v").await;
+        for limit in [1, 2, 7, 1000] {
+            let (kvs, rejects) = all(&*store, KeyRange::all(), limit).await;
+            let found: Vec<&[u8]> = kvs.iter().map(|kv| &kv.key[..]).collect();
+            let expected: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+            assert_eq!(found, expected, "{kind:?}");
+            assert_eq!(rejects, []);
+        }
+        let asked: Vec<Bytes> = keys.iter().map(|key| Bytes::from(*key)).collect();
+        let found = store.get(asked.clone()).await.unwrap();
+        let found: Vec<Bytes> = found.into_iter().map(|kv| kv.unwrap().key).collect();
+        assert_eq!(found, asked, "{kind:?}");
+        let missing = ["E", "Z", "Key/1", "a ", "", "segue/own", "b\0"];
+        let missing = missing
+            .map(Bytes::from)
+            .into_iter()
+            .chain([Bytes::from_static(&[0xff])]);
+        let found = store.get(missing.collect()).await.unwrap();
+        assert!(found.iter().all(Option::is_none), "{kind:?}: {found:?}");
+        let range = KeyRange::span("B", Some("b".into()));
+        let (kvs, _) = all(&*store, range.clone(), 3).await;
+        let expected = keys.iter().filter(|key| range.contains(key.as_bytes()));
+        let expected = expected.count();
+        assert_eq!(kvs.len(), expected, "{kind:?}: {kvs:?}");
+        assert_eq!(store.count(range).await.unwrap(), expected);
+        assert_eq!(
+            store
+                .scan(KeyRange::One("b".into()), 1, Content::Full)
+                .await
+                .unwrap()
+                .kvs
+                .len(),
+            1
+        );
+    }
+}
+
+#[tokio::test]
+async fn text_in_another_encoding_is_read_as_utf8() {
+    let home = Home::new(MariaDb).await;
+    home.run(
+        "CREATE TABLE kv (k varchar(50) CHARACTER SET latin1 PRIMARY KEY, v text CHARACTER SET latin1);\n\
+         INSERT INTO kv VALUES (x'e9', x'e4'), ('plain', 'x')",
+    )
+    .await;
+    let store = home.open("kv", "key=k&value=v").await;
+    let (kvs, _) = all(&*store, KeyRange::all(), 10).await;
+    assert_eq!(
+        pairs(&kvs),
+        [(&b"plain"[..], &b"x"[..]), ("é".as_bytes(), "ä".as_bytes())]
+    );
+    // One of them is in no text of this encoding.
+    let asked = ["é", "日", "plain"].map(Bytes::from).to_vec();
+    let found = store.get(asked).await.unwrap();
+    assert_eq!(found, [Some(kvs[1].clone()), None, Some(kvs[0].clone())]);
+}
+
+#[tokio::test]
+async fn keys_and_values_are_any_bytes() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k {bytea|varbinary(300)|BLOB} PRIMARY KEY, v {bytea|longblob|BLOB})",
+        )
+        .await;
+        let mut expected: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        for byte in 0..=255_u8 {
+            expected.push((vec![b'k', byte], vec![byte; 3]));
+            expected.push((vec![byte], Vec::new()));
+        }
+        let rows = expected.iter().map(|(key, value)| {
+            let bytes = |bytes| format!("{{decode('{0}', 'hex')|x'{0}'|x'{0}'}}", hex(bytes));
+            format!("({}, {})", bytes(key), bytes(value))
+        });
+        let rows: Vec<String> = rows.collect();
+        home.run(&format!("INSERT INTO kv VALUES {}", rows.join(", ")))
+            .await;
+        expected.sort_unstable();
+        let store = home.open("kv", "key=k&value=v").await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 100).await;
+        let wanted: Vec<_> = expected.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+        assert_eq!(pairs(&kvs), wanted, "{kind:?}");
+        assert_eq!(rejects, []);
+        let asked = expected.iter().map(|(key, _)| key.clone().into()).collect();
+        let got: Vec<_> = store
+            .get(asked)
+            .await
+            .unwrap()
+            .into_iter()
+            .flatten()
+            .collect();
+        assert_eq!(got, kvs);
+    }
+}
+
+#[tokio::test]
+async fn values_of_other_types_are_their_text_and_numbers_can_be_keys() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (id {bigint|bigint|INTEGER} PRIMARY KEY, c {char(5)|char(5)|CHAR(5)}, \
+             j {json|json|TEXT}, n {integer|integer|INTEGER});\n\
+             INSERT INTO kv VALUES (7, 'abc', '{\"a\": 1}', 12), (10, 'x', '[]', -3)"
+                .replace("'{\"a\": 1}'", "'[1, 2]'")
+                .as_str(),
+        )
+        .await;
+        for (column, first) in [("c", "abc"), ("j", "[1, 2]"), ("n", "12")] {
+            let store = home.open("kv", &format!("key=id&value={column}")).await;
+            let (kvs, _) = all(&*store, KeyRange::all(), 1).await;
+            let keys: Vec<&[u8]> = kvs.iter().map(|kv| &kv.key[..]).collect();
+            assert_eq!(keys, [b"10", &b"7"[..]], "{kind:?}");
+            assert_eq!(kvs[1].value, first, "{kind:?} {column}");
+            let one = store.get(vec!["7".into(), "07".into()]).await.unwrap();
+            assert_eq!(one, [Some(kvs[1].clone()), None]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn several_columns_are_one_key() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (tenant varchar(50), name varchar(50), v text, PRIMARY KEY (tenant, name));\n\
+             INSERT INTO kv VALUES ('a', 'x', '1'), ('a', 'y/z', '2'), ('a/y', 'w', '3'), ('', 'e', '4'), \
+             ('t', '', '5'), ('d', 'd/d', '6'), ('d/d', 'd', '7')",
+        )
+        .await;
+        let store = home.open("kv", "key=tenant,name&value=v").await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 2).await;
+        let expected: [(&[u8], &[u8]); 5] = [
+            (b"/e", b"4"),
+            (b"a/x", b"1"),
+            (b"a/y/w", b"3"),
+            (b"a/y/z", b"2"),
+            (b"t/", b"5"),
+        ];
+        assert_eq!(pairs(&kvs), expected, "{kind:?}");
+        assert_eq!(rejects.len(), 1);
+        assert_eq!(rejects[0].0, "d/d/d");
+        assert!(rejects[0].1.contains("more than one row"), "{rejects:?}");
+        let asked = kvs.iter().map(|kv| kv.key.clone()).collect();
+        let got: Vec<_> = store
+            .get(asked)
+            .await
+            .unwrap()
+            .into_iter()
+            .flatten()
+            .collect();
+        assert_eq!(got, kvs);
+        let error = store.get(vec!["d/d/d".into()]).await.unwrap_err();
+        assert!(error.to_string().contains("more than one row"), "{error}");
+        assert_eq!(store.get(vec!["a".into()]).await.unwrap(), [None]);
+    }
+}
+
+#[tokio::test]
+async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k varchar(50), v text, r {bigint|bigint|INTEGER});\n\
+             INSERT INTO kv VALUES (NULL, '1', 1), (NULL, '2', 1), ('', '3', 1), ('null', NULL, 1), \
+             ('twice', '1', 1), ('twice', '2', 1), ('r0', '1', 0), ('rn', '1', NULL), ('good', '1', 5), \
+             ('zzz', '1', 4)",
+        )
+        .await;
+        let store = home.open("kv", "key=k&value=v&revision=r").await;
+        for limit in [1, 2, 100] {
+            let (kvs, rejects) = all(&*store, KeyRange::all(), limit).await;
+            assert_eq!(pairs(&kvs), [(&b"good"[..], &b"1"[..]), (b"zzz", b"1")]);
+            let said: Vec<String> = rejects
+                .iter()
+                .map(|(key, why)| format!("{}: {why}", key.escape_ascii()))
+                .collect();
+            let expected = [
+                ": 3 rows have no key: NULL or empty",
+                "null: its value is NULL",
+                "r0: its revision is not a number above 0",
+                "rn: its revision is not a number above 0",
+                "twice: more than one row has this key",
+            ];
+            assert_eq!(said, expected, "{kind:?} {limit}");
+        }
+        assert_eq!(store.revision().await.unwrap().0, 5);
+        // Asked for one by one they say the same.
+        let one = |key: &str| KeyRange::One(Bytes::copy_from_slice(key.as_bytes()));
+        for (key, rejects) in [("", 1), ("twice", 1), ("good", 0)] {
+            let page = store.scan(one(key), 1, Content::Full).await.unwrap();
+            assert_eq!(page.rejects.len(), rejects, "{kind:?} {key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn revisions_and_leases_come_from_their_columns() {
+    for kind in ALL {
+        for (of, soon, past) in [
+            (
+                "{timestamptz|datetime|TEXT}",
+                "{now() + interval '100 s'|UTC_TIMESTAMP() + INTERVAL 100 SECOND|datetime('now', '+100 seconds')}",
+                "{now() - interval '1 s'|UTC_TIMESTAMP() - INTERVAL 1 SECOND|datetime('now', '-1 seconds')}",
+            ),
+            (
+                "{bigint|bigint|INTEGER}",
+                "{extract(epoch from now())::bigint + 100|UNIX_TIMESTAMP() + 100|strftime('%s', 'now') + 100}",
+                "1000",
+            ),
+        ] {
+            let home = Home::new(kind).await;
+            home.run(&format!(
+                "CREATE TABLE kv (k varchar(50) PRIMARY KEY, v text, r {{int|int|INTEGER}}, e {of});\n\
+                 INSERT INTO kv VALUES ('a', '1', 7, NULL), ('b', '2', 9, {soon}), ('c', '3', 8, {past})"
+            ))
+            .await;
+            let store = home.open("kv", "key=k&value=v&revision=r&expires=e").await;
+            let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+            assert_eq!(rejects, []);
+            let keys: Vec<&[u8]> = kvs.iter().map(|kv| &kv.key[..]).collect();
+            assert_eq!(keys, [b"a", b"b"], "{kind:?} {of}");
+            let numbers = kvs
+                .iter()
+                .map(|kv| (kv.create_revision.0, kv.mod_revision.0, kv.version));
+            assert_eq!(numbers.collect::<Vec<_>>(), [(7, 7, 1), (9, 9, 1)]);
+            assert!(!kvs[0].lease.is_some());
+            let leases = store.leases().await.unwrap();
+            assert_eq!(leases.len(), 1, "{kind:?} {of}");
+            assert_eq!(leases[0].id, kvs[1].lease);
+            assert_eq!(leases[0].keys, ["b"]);
+            assert!((90..=100).contains(&leases[0].ttl_s), "{leases:?}");
+            assert_eq!(store.get(vec!["c".into()]).await.unwrap(), [None]);
+            assert_eq!(store.count(KeyRange::all()).await.unwrap(), 2);
+            assert_eq!(store.revision().await.unwrap().0, 9);
+        }
+    }
+    let home = Home::new(Sqlite).await;
+    home.run(
+        "CREATE TABLE kv (k TEXT, v TEXT, e);\n\
+         INSERT INTO kv VALUES ('a', '1', 'soon'), ('b', '1', 1900000000000)",
+    )
+    .await;
+    let store = home.open("kv", "key=k&value=v&expires=e").await;
+    let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+    assert_eq!((kvs.len(), rejects.len()), (0, 2));
+    assert!(rejects[1].1.contains("not milliseconds"), "{rejects:?}");
+}
+
+#[tokio::test]
+async fn names_are_looked_up_and_never_run() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE {\"odd \"\" `name`;\"|`odd \" ``name``;`|\"odd \"\" `name`;\"} \
+             ({\"the key\"|`the key`|\"the key\"} varchar(50), {\"va\"\"l\"|`va\"l`|\"va\"\"l\"} text);\n\
+             INSERT INTO {\"odd \"\" `name`;\"|`odd \" ``name``;`|\"odd \"\" `name`;\"} VALUES ('a', '1')",
+        )
+        .await;
+        let name = "odd%20%22%20%60name%60%3B";
+        let store = home.open(name, "key=the%20key&value=va%22l").await;
+        let (kvs, _) = all(&*store, KeyRange::all(), 10).await;
+        assert_eq!(pairs(&kvs), [(&b"a"[..], &b"1"[..])], "{kind:?}");
+        let one = store.get(vec!["a".into()]).await.unwrap();
+        assert!(one[0].is_some());
+        for (table, parameters, hint) in [
+            ("kv", "key=k&value=v", "there is no such table"),
+            (
+                "kv%22;DROP%20TABLE%20x",
+                "key=k&value=v",
+                "there is no such table",
+            ),
+            (
+                name,
+                "key=k&value=va%22l",
+                "no such column; it has the key, va\"l",
+            ),
+            (
+                name,
+                "key=the%20key&value=1",
+                "value=1: the table has no such column",
+            ),
+            (name, "key=the%20key&value=va%22l&revision=r", "revision=r"),
+        ] {
+            let error = home.try_open(table, parameters).await.err().unwrap();
+            assert!(error.to_string().contains(hint), "{kind:?}: {error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        if kind != Sqlite {
+            let of = "key=the%20key&value=va%22l&revision=the%20key";
+            let error = home.try_open(name, of).await.err().unwrap();
+            assert!(
+                error.to_string().contains("has to be an integer"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_application_moves_off_its_table_while_it_works() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run("CREATE TABLE kv (k varchar(50) PRIMARY KEY, v text)")
+            .await;
+        let rows: Vec<String> = (0..3000)
+            .map(|n| format!("('key/{n:04}', '{n}')"))
+            .collect();
+        home.run(&format!("INSERT INTO kv VALUES {}", rows.join(", ")))
+            .await;
+        let old = home.table("kv", "key=k&value=v");
+        let new = format!("sqlite:{}", home.dir.path().join("new.db").display());
+        let segue = Segue::start(["--old", &old, "--new", &new, "--rate-keys", "2000"]).await;
+        // Counters that clients add to while the backfill passes: each starts from the table's row.
+        let clients = (0..4).map(|client| {
+            let endpoint = segue.endpoint();
+            tokio::spawn(async move {
+                let mut etcd = etcd_client::Client::connect([endpoint], None)
+                    .await
+                    .unwrap();
+                for n in (client..3000).step_by(40) {
+                    let key = format!("key/{n:04}");
+                    let found = etcd.get(key.clone(), None).await.unwrap();
+                    assert_eq!(found.kvs()[0].value_str().unwrap(), n.to_string());
+                    etcd.put(key.clone(), format!("new {n}"), None)
+                        .await
+                        .unwrap();
+                    let found = etcd.get(key, None).await.unwrap();
+                    assert_eq!(found.kvs()[0].value_str().unwrap(), format!("new {n}"));
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
+        segue
+            .until("it is verified", |status| status["verified"] == true)
+            .await;
+        for command in [vec!["switch", "normal", "--wait"], vec!["complete"]] {
+            let outcome = segue.run(command).await;
+            assert_eq!(outcome.code, 0, "{kind:?}: {outcome:?}");
+        }
+        let mut etcd = etcd_client::Client::connect([segue.endpoint()], None)
+            .await
+            .unwrap();
+        let all = etcd_client::GetOptions::new().with_prefix();
+        let found = etcd.get("key/", Some(all)).await.unwrap();
+        assert_eq!(found.kvs().len(), 3000);
+        for (n, kv) in found.kvs().iter().enumerate() {
+            let changed = n % 40 < 4;
+            let expected = if changed {
+                format!("new {n}")
+            } else {
+                n.to_string()
+            };
+            assert_eq!(kv.value_str().unwrap(), expected, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_is_copied_offline_with_its_leases() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k varchar(50), v text, e {bigint|bigint|INTEGER});\n\
+             INSERT INTO kv VALUES ('a', '1', NULL), ('b', '2', 4000000000)",
+        )
+        .await;
+        let old = home.table("kv", "key=k&value=v&expires=e");
+        let new = format!("sqlite:{}", home.dir.path().join("new.db").display());
+        let outcome = run(["copy", "--old", &old, "--new", &new]).await;
+        assert_eq!(outcome.code, 0, "{kind:?}: {outcome:?}");
+        assert!(outcome.out.contains("2 keys"), "{outcome:?}");
+        assert!(outcome.out.contains("1 leases"), "{outcome:?}");
+        assert!(!outcome.out.contains("hunter2"), "{outcome:?}");
+        home.run("INSERT INTO kv VALUES ('a', '3', NULL), (NULL, '1', NULL)")
+            .await;
+        let outcome = run(["copy", "--old", &old, "--new", &new, "--force"]).await;
+        assert_eq!(outcome.code, 1, "{kind:?}: {outcome:?}");
+        for hint in ["a: more than one row", ": one row has no key"] {
+            assert!(outcome.err.contains(hint), "{outcome:?}");
+        }
+        // Nothing can go into an application's table.
+        let outcome = run(["copy", "--old", &new, "--new", &old]).await;
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert!(
+            outcome.err.contains("cannot be the new store"),
+            "{outcome:?}"
+        );
+    }
+}
