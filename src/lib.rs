@@ -34,7 +34,7 @@
 //! | [`api`] | one file per service of etcd's; validation; errors |
 //! | [`migration`] | phase machine (pure), controller, fleet, switch, backfill, verification |
 //! | [`overlay`] | the one rule: read, merge, copy-up, transaction |
-//! | [`store`] | the traits and their errors; memory, SQL (SQLite, PostgreSQL, MySQL), etcd v3, etcd v2 |
+//! | [`store`] | the traits and their errors; memory, SQL (SQLite, PostgreSQL, MySQL), etcd v3, etcd v2, existing tables |
 //! | [`wire`], [`proto`] | etcd's messages, and what they are in our types |
 //! | [`tasks`], [`metrics`] | tasks with a name, an owner and an end; what is counted |
 //! | [`types`] | keys, ranges, pairs, revisions, requests, events; no I/O |

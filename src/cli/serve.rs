@@ -20,6 +20,10 @@ Examples:
 
 Stores:
   sqlite:PATH                                  a file
+  postgres://USER[:PASSWORD]@HOST/DATABASE     PostgreSQL; ?schema= prefix= sslmode= sslrootcert=
+  mysql://USER[:PASSWORD]@HOST/DATABASE        MySQL, MariaDB; ?prefix= ssl-mode= ssl-ca=
+  …?table=TABLE&key=COLUMN&value=COLUMN        a table there or in a file (old store only);
+                                               key=A,B for several; revision= expires= if there are
   etcd://[USER[:PASSWORD]@]HOST:PORT[,…]       etcd, v3 API
   etcd2://[USER[:PASSWORD]@]HOST:PORT[,…]      etcd, v2 keys API (old store only)
   memory:                                      gone when the process ends

@@ -129,7 +129,7 @@ fn pairs(kvs: &[KeyValue]) -> Vec<(&[u8], &[u8])> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    segue::migration::records::hex::encode(bytes)
 }
 
 #[tokio::test]
@@ -493,7 +493,7 @@ async fn an_application_moves_off_its_table_while_it_works() {
         // Counters that clients add to while the backfill passes: each starts from the table's row.
         let clients = (0..4).map(|client| {
             let endpoint = segue.endpoint();
-            tokio::spawn(async move {
+            segue::tasks::spawn_owned(async move {
                 let mut etcd = etcd_client::Client::connect([endpoint], None)
                     .await
                     .unwrap();
