@@ -61,7 +61,8 @@
 //! `tests/it/overlay` compares migrations, step by step, with a store that never migrates, and breaks
 //! each fact of the rule to see that it is noticed. `tests/it/differential` puts the same requests to
 //! etcd and to Segue. `tests/it/history` checks what clients recorded while real servers migrated and
-//! proxies were killed.
+//! proxies were killed. `tests/model` is the protocol as a specification that runs: a model checker
+//! tries every order of the steps of all actors, and finds what goes wrong without each rule.
 
 pub mod admin;
 pub mod api;
