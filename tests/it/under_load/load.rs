@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::old::{DIRS, HOT, old_key};
 use crate::history::client::{Recorder, Recording};
 use crate::history::{Call, History, Outcome, Pair, WatchLog};
+use crate::support::eventually;
 
 /// Clients of several kinds, at work on the proxies until they are told to stop.
 pub(super) struct Load {
@@ -25,8 +26,18 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Sets clients to work, in turn on each of the proxies.
+    /// Sets a dozen clients to work, in turn on each of the proxies.
     pub(super) async fn start(endpoints: &[String], base: i64, keys: usize) -> Self {
+        Self::start_many(endpoints, base, keys, 4).await
+    }
+
+    /// The same with so many that read, write and swap, and a quarter as many that count.
+    pub(super) async fn start_many(
+        endpoints: &[String],
+        base: i64,
+        keys: usize,
+        mixers: u64,
+    ) -> Self {
         let recorder = Recorder::default();
         let stop = CancellationToken::new();
         let mut load = Self {
@@ -52,13 +63,15 @@ impl Load {
                     .await
             });
         }
-        for seed in 0..4 {
+        for seed in 0..mixers {
             let client = recorder.client(&next()).await;
             load.workers.spawn(mixed(client, seed, keys, stop.clone()));
         }
-        for _ in 0..2 {
+        for _ in 0..(mixers / 4).max(2) {
             let client = recorder.client(&next()).await;
             load.workers.spawn(counter(client, stop.clone()));
+        }
+        for _ in 0..2 {
             let client = recorder.client(&next()).await;
             load.workers.spawn(lister(client, stop.clone()));
         }
@@ -73,6 +86,16 @@ impl Load {
         let client = recorder.client(&next()).await;
         load.workers.spawn(lease_dropper(client, stop));
         load
+    }
+
+    /// Waits until clients have got so many more answers.
+    pub(super) async fn round(&self, requests: usize) {
+        let before = self.recorder.counts().0;
+        eventually("clients make progress", async || {
+            let done = self.recorder.counts().0 - before;
+            if done >= requests { Ok(()) } else { Err(done) }
+        })
+        .await;
     }
 
     /// Lets the clients finish and gives what they did and saw.

@@ -3,6 +3,8 @@
 
 mod load;
 mod old;
+mod pairs;
+mod shared;
 mod start;
 
 use std::collections::BTreeMap;

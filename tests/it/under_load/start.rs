@@ -6,22 +6,13 @@ use serde_json::Value;
 use super::load::Load;
 use super::old::fill_v3;
 use super::{assert_good, switch_when_ready};
+use crate::support::Etcd;
 use crate::support::segue::Segue;
-use crate::support::{Etcd, eventually};
 
 const KEYS: usize = 1000;
 
 /// Requests that are done in each phase.
 const ROUND: usize = 400;
-
-async fn round(load: &Load) {
-    let before = load.recorder.counts().0;
-    eventually("clients make progress", async || {
-        let done = load.recorder.counts().0 - before;
-        if done >= ROUND { Ok(()) } else { Err(done) }
-    })
-    .await;
-}
 
 /// Two proxies in front of `old`, with a load on both, through all phases.
 async fn all_phases(old: &str, new: &str, proxies: usize) {
@@ -49,13 +40,13 @@ async fn all_phases(old: &str, new: &str, proxies: usize) {
 
     let endpoints: Vec<_> = fleet.iter().map(Segue::endpoint).collect();
     let load = Load::start(&endpoints, base, KEYS).await;
-    round(&load).await;
+    load.round(ROUND).await;
     let started = first.run(["start"]).await;
     assert_eq!(started.code, 0, "{started:?}");
     println!("{}", started.out.trim());
-    round(&load).await;
+    load.round(ROUND).await;
     switch_when_ready(first).await;
-    round(&load).await;
+    load.round(ROUND).await;
     let recorder = load.recorder.clone();
     let history = load.finish(&endpoints[0], base, initial).await;
     let (done, failed, unknown) = recorder.counts();
