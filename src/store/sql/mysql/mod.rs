@@ -4,7 +4,7 @@
 //! `session` the connections. `script` puts statements together that go in one round trip, `cells`
 //! reads what comes back; `text`, `fetch`, `walk` and `query` are the reads, `write` the writes.
 //! `writer` is the connection that writes, `reader` those that read, `lookout` the one that notices
-//! what other processes write. `error` says what errors mean.
+//! what other processes write; `durable` sees to it that what was read is on the disk. `error` says what errors mean.
 //!
 //! # Rights
 //!
@@ -29,6 +29,7 @@
 
 mod cells;
 mod check;
+mod durable;
 mod error;
 mod fetch;
 mod lookout;
@@ -48,6 +49,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 
+use self::durable::Durable;
 use self::error::Failure;
 use self::lookout::Lookout;
 use self::reader::Readers;
@@ -92,6 +94,7 @@ struct Db {
     prefix: String,
     /// Length in bytes of a script that is sent before it gets longer.
     packet_full: usize,
+    durable: Durable,
 }
 
 /// A store in a MySQL or MariaDB database.
@@ -153,6 +156,7 @@ impl Mysql {
             server,
             prefix,
             packet_full: packet_full(traits.packet_bytes),
+            durable: Durable::new(process),
         });
         Ok(Self {
             identity,
@@ -242,7 +246,9 @@ impl Backend for Mysql {
     }
 
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {
-        self.readers.read(snapshot).await
+        let read = self.readers.read(snapshot).await?;
+        self.db.durable.settle(&self.db, read.head.revision).await?;
+        Ok(read)
     }
 
     async fn moved(&self, known: Revision, eager: bool) {

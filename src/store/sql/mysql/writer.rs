@@ -115,7 +115,9 @@ impl Writer {
             if session.roll_back(SCRIPT_WITHIN).await.is_ok() {
                 self.session = Some(session);
             }
-            return Ok(());
+            // The answers tell what was read, be it only how far the store is.
+            let settled = db.durable.settle(db, before.revision).await;
+            return settled.map_err(Missed::Failed);
         }
         self.mark.batch += 1;
         let scripts = write(&db.prefix, &changes, &before, self.mark, db.packet_full);
@@ -125,12 +127,20 @@ impl Writer {
         if let Err(failure) = session.run_all(first, SCRIPT_WITHIN).await {
             return Err(self.undo(db, session, failure).await);
         }
+        db.durable.pending(changes.head.revision);
         match session.run(last, SCRIPT_WITHIN).await {
             Ok(_) => {
+                db.durable.reached(changes.head.revision);
                 self.session = Some(session);
                 Ok(())
             }
-            Err(failure) => self.find_out(db, session, failure).await,
+            Err(failure) => {
+                db.durable.given_up();
+                self.find_out(db, session, failure).await?;
+                // It was seen to have happened, which is not yet on the disk for that.
+                let settled = db.durable.settle(db, changes.head.revision).await;
+                settled.map_err(|err| Missed::Failed(StoreError::Unknown(err.to_string())))
+            }
         }
     }
 
