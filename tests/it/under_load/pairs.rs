@@ -187,8 +187,10 @@ fn table(url: &str, schema: &str, odd: Vec<(Bytes, Bytes)>) -> Filled {
 fn inserts(odd: &[(Bytes, Bytes)], literal: impl Fn(&str) -> String) -> Vec<String> {
     let usual = (0..KEYS).map(|n| (old_key(n).into(), format!("old value {n}").into()));
     let all: Vec<(Bytes, Bytes)> = usual.chain(odd.iter().cloned()).collect();
-    let hex =
-        |bytes: &Bytes| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let hex = |bytes: &Bytes| {
+        let digits = |text: String, byte: &u8| text + &format!("{byte:02x}");
+        bytes.iter().fold(String::new(), digits)
+    };
     all.chunks(100)
         .map(|pairs| {
             let rows: Vec<_> = pairs
