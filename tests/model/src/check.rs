@@ -23,7 +23,7 @@ pub struct Explored {
 pub struct Problem {
     /// The property.
     pub property: &'static str,
-    /// The shortest way to where it is broken; none if it was never reached.
+    /// The way to where it is broken; none if it was never reached.
     pub steps: Vec<String>,
 }
 
@@ -34,33 +34,46 @@ pub fn explore(scenario: &Scenario, more: u8) -> Explored {
     for (_, requests) in &mut scenario.asks {
         *requests += more;
     }
-    run(&Migration {
+    let model = Migration {
         scenario,
         rules: Rules::ALL,
         symmetry: true,
-    })
+    };
+    run(&model, None)
 }
 
-/// Explores without `rule` until something is broken.
+/// Explores without `rule` until something is broken, in as few steps as it takes.
 #[must_use]
 pub fn explore_without(rule: Rule) -> Explored {
-    run(&Migration {
+    let model = Migration {
         scenario: *in_need_of(rule),
         rules: Rules::without(rule),
         // Actors keep their names in the steps that are shown.
         symmetry: false,
-    })
+    };
+    // The checker looks at many states before it asks whether it has found enough, so that what it
+    // finds is not the nearest unless it may go no farther.
+    for depth in 1.. {
+        let explored = run(&model, Some(depth));
+        let found = explored.problem.as_ref();
+        if found.is_some_and(|found| !found.steps.is_empty()) || explored.depth < depth {
+            return explored;
+        }
+    }
+    unreachable!("depths do not end")
 }
 
-fn run(model: &Migration) -> Explored {
+fn run(model: &Migration, depth: Option<usize>) -> Explored {
     let checker = model
         .clone()
         .checker()
-        // One after the other, so that the first thing found is the nearest one.
         .threads(1)
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
+        .finish_when(HasDiscoveries::AnyFailures);
+    let checker = match depth {
+        Some(depth) => checker.target_max_depth(depth),
+        None => checker,
+    };
+    let checker = checker.spawn_bfs().join();
     let mut found = checker.discoveries();
     let broken = model.properties().into_iter().find_map(|property| {
         let is_failure = property.expectation.discovery_is_failure();
