@@ -243,6 +243,7 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
     let terms = Terms {
         reserved: Reserved::new(config.reserved_prefix.clone()),
         allow_lossy: config.allow_lossy,
+        serves: config.start == Phase::Passthrough,
     };
     let old = match config.old.clone() {
         Some(url) => Some((url.clone(), open::open_old_on(&url, &terms).await)),

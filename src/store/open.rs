@@ -18,6 +18,8 @@ pub struct Terms {
     pub reserved: Reserved,
     /// A database server is taken that is set to lose commits in a crash.
     pub allow_lossy: bool,
+    /// As the old store, it serves clients until it is fenced, and ends their leases for so long.
+    pub serves: bool,
 }
 
 /// Opens the store at `url` for a migration to go to; see [`open_new_on`].
@@ -64,8 +66,8 @@ pub async fn open_old_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn OldSto
     check_account(url)?;
     let reserved = &terms.reserved;
     let options = sql::Options {
-        // Leases move to the new store, which alone ends them.
-        expire_leases: false,
+        // Leases move to the new store, which alone ends them then.
+        expire_leases: terms.serves,
         create: false,
         ..terms.options()
     };
@@ -103,6 +105,7 @@ impl Terms {
         Self {
             reserved: reserved.clone(),
             allow_lossy: false,
+            serves: false,
         }
     }
 

@@ -1,13 +1,14 @@
 //! The passthrough phase and its end: applications work on the old store through the proxies, and
 //! notice nothing when the migration begins.
 
+use etcd_client::{Client, PutOptions};
 use serde_json::Value;
 
 use super::load::Load;
 use super::old::fill_v3;
 use super::{assert_good, switch_when_ready};
-use crate::support::Etcd;
 use crate::support::segue::Segue;
+use crate::support::{Etcd, eventually};
 
 const KEYS: usize = 1000;
 
@@ -84,6 +85,29 @@ async fn from_sqlite_to_etcd_nobody_notices_the_start() {
     let old = format!("sqlite:{}", dir.path().join("old.db").display());
     drop(Segue::start(["--new", old.as_str()]).await);
     all_phases(&old, &new.url(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_of_a_waiting_old_store_run_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = |name: &str| format!("sqlite:{}", dir.path().join(name).display());
+    let (old, new) = (url("old.db"), url("new.db"));
+    drop(Segue::start(["--new", old.as_str()]).await);
+    let args = ["--old", &old, "--new", &new, "--start", "passthrough"];
+    let segue = Segue::start(args).await;
+    let mut client = Client::connect([segue.endpoint()], None).await.unwrap();
+    let lease = client.lease_grant(2, None).await.unwrap().id();
+    let options = PutOptions::new().with_lease(lease);
+    client.put("leased", "", Some(options)).await.unwrap();
+    eventually("the lease runs out", async || {
+        let answer = client.get("leased", None).await.unwrap();
+        if answer.kvs().is_empty() {
+            Ok(())
+        } else {
+            Err("still there")
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
