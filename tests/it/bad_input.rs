@@ -46,14 +46,14 @@ async fn urls_that_are_none_are_told_what_to_write() {
         (&["--new", "http://localhost:2379"], "etcd://HOST:PORT"),
         (&["--new", "sqlite:"], "sqlite:PATH"),
         (
-            &["--new", "postgres://u:hunter2@h/db"],
-            "not supported by this version yet",
+            &["--new", "postgres://u:hunter2@h"],
+            "the database is missing",
         ),
         (&["--new", "etcd://root:hunter2@h:1:2"], "etcd://"),
         (&["--new", "memory:", "--old", "etcd2://:x"], "etcd2://"),
         (
-            &["--new", "memory:", "--old", "mysql://u:hunter2@h"],
-            "not supported by this version yet",
+            &["--new", "memory:", "--old", "mysql://u:hunter2@h/db?x=y"],
+            "known are prefix=",
         ),
         (&["--new", "memory:", "--unheard-of"], "--unheard-of"),
         (

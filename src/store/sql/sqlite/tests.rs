@@ -281,7 +281,7 @@ async fn a_copied_key_shows_its_old_state_between_the_base_and_its_first_change(
         panic!()
     };
     assert_eq!(base.len(), 3, "{base:?}");
-    assert_eq!(base[0], Claim::Live(copy("a", 50)));
+    assert_eq!(base[0], Claim::Copied(copy("a", 50)));
     assert_eq!(base[2], Claim::Whiteout("c".into()));
 
     // Compaction keeps the whiteout, though the log forgets the delete.
