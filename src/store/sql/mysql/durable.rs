@@ -7,6 +7,10 @@
 //! made it, once a small commit of our own was answered that began afterwards. The log is written in
 //! order, so that one takes all earlier ones with it.
 //!
+//! A commit that was answered proves this only for the run of the server that the read was of: after a
+//! crash the same revision may be another change. So it counts only if its connection had been there
+//! before the read began; if there is no such one, the read is made again.
+//!
 //! Readers that wait for the same go together. A proxy that is alone on its database never has to
 //! commit for a read.
 
@@ -32,7 +36,7 @@ const TOGETHER_MAX: usize = 1024;
 /// How far it is known that commits are durable.
 pub(super) struct Durable {
     reached: watch::Sender<Reached>,
-    gather: Gather<Revision, Result<()>>,
+    gather: Gather<(Revision, Began), Result<bool>>,
     own: Mutex<Own>,
 }
 
@@ -40,8 +44,17 @@ pub(super) struct Durable {
 struct Reached {
     /// Everything up to here is on the disk.
     durable: Revision,
-    /// The commit of this process that is under way goes up to here; else the same.
+    /// Since when the connection has been there that proved it last.
+    since: Instant,
+    /// The commit of this process that is under way goes up to here; else the same as `durable`.
     pending: Revision,
+}
+
+/// What was known when a read began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Began {
+    at: Instant,
+    durable: Revision,
 }
 
 /// The connection for small commits.
@@ -55,6 +68,7 @@ impl Durable {
     pub(super) fn new(process: i64) -> Self {
         let nothing = Reached {
             durable: Revision(0),
+            since: Instant::now(),
             pending: Revision(0),
         };
         Self {
@@ -71,6 +85,14 @@ impl Durable {
         }
     }
 
+    /// To be asked before a read that [`Self::settle`] is to judge.
+    pub(super) fn begin(&self) -> Began {
+        Began {
+            at: Instant::now(),
+            durable: self.reached.borrow().durable,
+        }
+    }
+
     /// A commit of this process up to `revision` goes out.
     pub(super) fn pending(&self, revision: Revision) {
         self.reached.send_modify(|reached| {
@@ -78,10 +100,11 @@ impl Durable {
         });
     }
 
-    /// Everything up to `revision` is on the disk.
-    pub(super) fn reached(&self, revision: Revision) {
+    /// A commit up to `revision` was answered on a connection that has been there since `since`.
+    pub(super) fn reached(&self, revision: Revision, since: Instant) {
         self.reached.send_modify(|reached| {
             reached.durable = reached.durable.max(revision);
+            reached.since = since;
             reached.pending = reached.pending.max(reached.durable);
         });
     }
@@ -92,39 +115,46 @@ impl Durable {
             .send_modify(|reached| reached.pending = reached.durable);
     }
 
-    /// Returns once everything up to `revision`, which was just read, is on the disk.
-    pub(super) async fn settle(&self, db: &Db, revision: Revision) -> Result<()> {
-        let open = |reached: &Reached| revision > reached.durable;
-        if !open(&self.reached.borrow()) {
-            return Ok(());
+    /// Returns once everything up to `revision` is on the disk, which was read by a read that began
+    /// then. Answers `false` if that cannot be known of what was read: it has to be read again.
+    pub(super) async fn settle(&self, db: &Db, revision: Revision, began: Began) -> Result<bool> {
+        // A crash cannot take what was on the disk before, so it is the same revision.
+        if revision <= began.durable {
+            return Ok(true);
         }
-        let ours = |reached: &Reached| open(reached) && revision <= reached.pending;
+        let ours = |reached: &Reached| revision > reached.durable && revision <= reached.pending;
         let mut now = self.reached.subscribe();
         // The sender lives as long as this.
         now.wait_for(|reached| !ours(reached)).await.ok();
-        if !open(&self.reached.borrow()) {
-            return Ok(());
+        let reached = *self.reached.borrow();
+        if revision <= reached.durable && reached.since <= began.at {
+            return Ok(true);
         }
         self.gather
-            .ask(revision, |revisions| self.commit(db, revisions))
+            .ask((revision, began), |waiting| self.commit(db, waiting))
             .await
     }
 
     /// Commits something small for all who wait.
-    async fn commit(&self, db: &Db, revisions: Vec<Revision>) -> Vec<Result<()>> {
+    async fn commit(&self, db: &Db, waiting: Vec<(Revision, Began)>) -> Vec<Result<bool>> {
         let done = self.own.lock().await.commit(db).await;
-        if done.is_ok()
-            && let Some(highest) = revisions.iter().max()
-        {
-            self.reached(*highest);
-        }
         let done = done.map_err(|failure| failure.not_done(db.server.place()));
-        revisions.iter().map(|_| done.clone()).collect()
+        let proves = |began: &Began| done.as_ref().is_ok_and(|since| *since <= began.at);
+        let settled = waiting.iter().filter(|(_, began)| proves(began));
+        if let (Ok(since), Some(highest)) = (&done, settled.map(|(revision, _)| *revision).max()) {
+            self.reached(highest, *since);
+        }
+        let answer = |(_, began): &(Revision, Began)| match &done {
+            Ok(_) => Ok(proves(began)),
+            Err(err) => Err(err.clone()),
+        };
+        waiting.iter().map(answer).collect()
     }
 }
 
 impl Own {
-    async fn commit(&mut self, db: &Db) -> Result<(), Failure> {
+    /// Commits, and answers since when the connection has been there.
+    async fn commit(&mut self, db: &Db) -> Result<Instant, Failure> {
         let mut session = match self.session.take() {
             Some(session) if !db.server.has_ended(&session) => session,
             _ => {
@@ -137,7 +167,8 @@ impl Own {
         let mut script = Script::new();
         note(&mut script, &db.prefix, self.mark);
         session.run(&script, WITHIN).await?;
+        let since = session.since();
         self.session = Some(session);
-        Ok(())
+        Ok(since)
     }
 }

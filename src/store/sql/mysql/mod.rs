@@ -246,9 +246,14 @@ impl Backend for Mysql {
     }
 
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {
-        let read = self.readers.read(snapshot).await?;
-        self.db.durable.settle(&self.db, read.head.revision).await?;
-        Ok(read)
+        let durable = &self.db.durable;
+        loop {
+            let began = durable.begin();
+            let read = self.readers.read(snapshot.clone()).await?;
+            if durable.settle(&self.db, read.head.revision, began).await? {
+                return Ok(read);
+            }
+        }
     }
 
     async fn moved(&self, known: Revision, eager: bool) {

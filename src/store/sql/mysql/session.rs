@@ -170,9 +170,11 @@ impl Server {
             let conn = Conn::new(self.opts.clone())
                 .await
                 .map_err(|err| Failure::of(&err))?;
+            let now = Instant::now();
             let mut session = Session {
                 conn,
-                used_at: Instant::now(),
+                since: now,
+                used_at: now,
             };
             let Settings {
                 all, read, write, ..
@@ -221,11 +223,18 @@ impl Server {
 /// A connection that nobody else uses.
 pub(super) struct Session {
     conn: Conn,
+    /// When it was there.
+    since: Instant,
     /// When it was answered last.
     used_at: Instant,
 }
 
 impl Session {
+    /// Since when it has been connected, to one and the same run of the server.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Sends a script and answers the rows of those statements that have some. The first statement
     /// that is refused is the last one that is run.
     ///

@@ -98,6 +98,7 @@ impl Writer {
         let mut scripts = db.locking();
         fetch::ask(&mut scripts, &db.prefix, want);
         let mut session = self.session(db, deadline).await?;
+        let began = db.durable.begin();
         let found = async {
             let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
             sets.next()?;
@@ -116,8 +117,13 @@ impl Writer {
                 self.session = Some(session);
             }
             // The answers tell what was read, be it only how far the store is.
-            let settled = db.durable.settle(db, before.revision).await;
-            return settled.map_err(Missed::Failed);
+            return match db.durable.settle(db, before.revision, began).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Missed::Again(Failure::Lost(
+                    "the server was started anew".into(),
+                ))),
+                Err(err) => Err(Missed::Failed(err)),
+            };
         }
         self.mark.batch += 1;
         let scripts = write(&db.prefix, &changes, &before, self.mark, db.packet_full);
@@ -130,16 +136,13 @@ impl Writer {
         db.durable.pending(changes.head.revision);
         match session.run(last, SCRIPT_WITHIN).await {
             Ok(_) => {
-                db.durable.reached(changes.head.revision);
+                db.durable.reached(changes.head.revision, session.since());
                 self.session = Some(session);
                 Ok(())
             }
             Err(failure) => {
                 db.durable.given_up();
-                self.find_out(db, session, failure).await?;
-                // It was seen to have happened, which is not yet on the disk for that.
-                let settled = db.durable.settle(db, changes.head.revision).await;
-                settled.map_err(|err| Missed::Failed(StoreError::Unknown(err.to_string())))
+                self.find_out(db, session, failure).await
             }
         }
     }
@@ -179,13 +182,21 @@ impl Writer {
         warn!("{place}: looking whether a batch was committed: {failure}");
         let deadline = Instant::now() + LOOK_WITHIN;
         loop {
+            let began = db.durable.begin();
             let looked = self.look(db, deadline).await;
             match looked {
-                Ok(true) => {
-                    info!("{place}: the batch was committed");
-                    return Ok(());
-                }
-                Ok(false) => {
+                // What was seen is not on the disk for that: the server may go down yet.
+                Ok(Some(revision)) => match db.durable.settle(db, revision, began).await {
+                    Ok(true) => {
+                        info!("{place}: the batch was committed");
+                        return Ok(());
+                    }
+                    Err(err) if Instant::now() > deadline => {
+                        return Err(Missed::Failed(StoreError::Unknown(err.to_string())));
+                    }
+                    Ok(false) | Err(_) => sleep(PAUSE).await,
+                },
+                Ok(None) => {
                     info!("{place}: the batch was not committed");
                     return Err(missed(db, failure));
                 }
@@ -202,8 +213,8 @@ impl Writer {
         }
     }
 
-    /// Whether the batch of the last number was committed.
-    async fn look(&mut self, db: &Db, deadline: Instant) -> Result<bool, Failure> {
+    /// Whether the batch of the last number was committed: the store's revision if so.
+    async fn look(&mut self, db: &Db, deadline: Instant) -> Result<Option<Revision>, Failure> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => db.server.reach(Purpose::Write, deadline).await?,
@@ -216,10 +227,10 @@ impl Writer {
         let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
         self.session = Some(session);
         sets.next()?;
-        fetch::take_head(&mut sets)?;
+        let (head, _) = fetch::take_head(&mut sets)?;
         // No row: it never wrote before, and did not this time.
         let batch = sets.first()?.map_or(Ok(0), |row| row.int(0))?;
-        Ok(batch == self.mark.batch)
+        Ok((batch == self.mark.batch).then_some(head.revision))
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].
