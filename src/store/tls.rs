@@ -20,6 +20,17 @@ pub async fn roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>> 
     read.map_err(|err| StoreError::Broken(err.to_string()))?
 }
 
+/// Those of `roots` that can be read: a system has some odd ones, and a driver that cannot read one
+/// takes none.
+pub fn readable(
+    roots: Vec<CertificateDer<'static>>,
+) -> impl Iterator<Item = CertificateDer<'static>> {
+    let mut store = RootCertStore::empty();
+    roots
+        .into_iter()
+        .filter(move |root| store.add(root.clone()).is_ok())
+}
+
 /// How to make sure that it is the right server that answers, and that nobody else listens.
 pub async fn client_config(file: Option<&Path>) -> Result<ClientConfig> {
     let mut store = RootCertStore::empty();

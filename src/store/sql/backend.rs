@@ -272,6 +272,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The latest, whatever the line and the fence say.
+    #[must_use]
+    pub fn latest(queries: Vec<Query>) -> Self {
+        Self {
+            guard: Guard::None,
+            at: None,
+            queries,
+        }
+    }
+
     /// Whether the snapshot may be read from a store whose head row is `head`.
     pub fn admit(&self, head: &Head) -> Result<()> {
         head.admit(self.guard)?;

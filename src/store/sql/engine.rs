@@ -16,7 +16,7 @@ use super::decide::{Decided, decide};
 use super::height::Height;
 use super::work::{Done, Job, Request, want};
 use crate::store::feed::Feed;
-use crate::store::{Guard, Result, StoreError};
+use crate::store::{Result, StoreError};
 use crate::types::Reserved;
 
 /// Requests in one batch, at most: beyond it the commit's share of the time is small already.
@@ -96,12 +96,7 @@ impl<B: Backend> Writer<B> {
     }
 
     async fn head(&self) -> Option<Head> {
-        let snapshot = Snapshot {
-            guard: Guard::None,
-            at: None,
-            queries: Vec::new(),
-        };
-        let read = self.backend.read(snapshot).await;
+        let read = self.backend.read(Snapshot::latest(Vec::new())).await;
         read.inspect_err(|err| error!("cannot read where the store stands: {err}"))
             .map(|read| read.head)
             .ok()

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::backend::{Backend, Found, LogScan, Query, Snapshot};
 use crate::store::eval::check_at;
 use crate::store::feed::{History, Stretch};
-use crate::store::{Guard, RequestError, Result, StoreError, Watch};
+use crate::store::{RequestError, Result, StoreError, Watch};
 use crate::types::{Reserved, Revision};
 
 /// Bytes of keys and values that are read from the log at a time.
@@ -30,11 +30,7 @@ impl<B: Backend> History for Log<B> {
             max_bytes: STRETCH_BYTES,
             prev_kv: watch.prev_kv,
         };
-        let snapshot = Snapshot {
-            guard: Guard::None,
-            at: None,
-            queries: vec![Query::Log(scan)],
-        };
+        let snapshot = Snapshot::latest(vec![Query::Log(scan)]);
         let mut read = self.backend.read(snapshot).await?;
         let head = read.head;
         // The changes of the origin itself were the old store's.

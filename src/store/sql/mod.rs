@@ -115,12 +115,7 @@ impl<B: Backend> SqlStore<B> {
     /// Starts the engine over an open database.
     pub(crate) async fn start(backend: B, options: Options) -> Result<Self> {
         let backend = Arc::new(backend);
-        let snapshot = Snapshot {
-            guard: Guard::None,
-            at: None,
-            queries: Vec::new(),
-        };
-        let head = backend.read(snapshot).await?.head;
+        let head = backend.read(Snapshot::latest(Vec::new())).await?.head;
         let height = Arc::new(Height::new(head.revision));
         let behind = Arc::new(Notify::new());
         let log = history::Log {
@@ -229,8 +224,7 @@ impl<B: Backend> Engine<B> {
     async fn query(&self, guard: Guard, query: Query) -> Result<(Read, Found)> {
         let snapshot = Snapshot {
             guard,
-            at: None,
-            queries: vec![query],
+            ..Snapshot::latest(vec![query])
         };
         let mut read = self.read(snapshot).await?;
         match read.found.pop() {

@@ -14,7 +14,7 @@ use super::backend::{Backend, Found, LogScan, Query, Snapshot};
 use super::height::Height;
 use super::unanswered;
 use crate::store::feed::Feed;
-use crate::store::{Guard, Result, StoreError};
+use crate::store::{Result, StoreError};
 use crate::types::{KeyRange, Revision};
 
 /// Events that are read at a time, and bytes of keys and values.
@@ -90,16 +90,12 @@ impl<B: Backend> Tail<B> {
 }
 
 fn scan(published: Revision) -> Snapshot {
-    Snapshot {
-        guard: Guard::None,
-        at: None,
-        queries: vec![Query::Log(LogScan {
-            parts: vec![KeyRange::all()],
-            from: published.next(),
-            to: Revision(i64::MAX),
-            max_events: EVENTS,
-            max_bytes: BYTES,
-            prev_kv: true,
-        })],
-    }
+    Snapshot::latest(vec![Query::Log(LogScan {
+        parts: vec![KeyRange::all()],
+        from: published.next(),
+        to: Revision(i64::MAX),
+        max_events: EVENTS,
+        max_bytes: BYTES,
+        prev_kv: true,
+    })])
 }

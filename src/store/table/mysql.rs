@@ -60,15 +60,9 @@ impl Server {
             Host::Socket(path) => opts.socket(Some(path.to_string_lossy())),
         };
         if let Tls::Verify(file) = &database.tls {
-            let roots = tls::roots(file.as_deref()).await?;
-            let mut store = rustls::RootCertStore::empty();
-            // The driver takes none if it cannot read one; a system has some odd ones.
-            let roots = roots
-                .into_iter()
-                .filter(|root| store.add(root.clone()).is_ok());
-            let roots = roots.map(|root| root.to_vec().into()).collect();
+            let roots = tls::readable(tls::roots(file.as_deref()).await?);
             let tls = SslOpts::default()
-                .with_root_certs(roots)
+                .with_root_certs(roots.map(|root| root.to_vec().into()).collect())
                 .with_disable_built_in_roots(true);
             opts = opts.ssl_opts(Some(tls));
         }

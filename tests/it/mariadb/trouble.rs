@@ -14,15 +14,24 @@ use segue::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Revision, Txn,
 };
 
-use super::cutter::{Cut, Cutter};
 use super::open;
+use crate::support::cutter::{Cut, Cutter, Signs};
 use crate::support::mariadb::{database, run};
 use crate::support::{MariaDb, eventually};
+
+/// A batch is known by its row in the table of processes; whatever is answered then, it has happened.
+const COMMIT: Signs = Signs {
+    commits: |sent| {
+        let mark = b"process (id, batch";
+        sent.ends_with(b";\nCOMMIT") && sent.windows(mark.len()).any(|part| part == mark)
+    },
+    has_happened: |_| true,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = database().await;
-    let cutter = Cutter::start(&url).await;
+    let cutter = Cutter::start(&url, COMMIT).await;
     let store = open(&cutter.url(&url)).await;
     for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
         .into_iter()
@@ -49,7 +58,7 @@ async fn a_commit_that_is_not_answered_is_looked_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_nobody_can_be_asked_about_is_no_clean_failure_and_watches_see_it() {
     let url = database().await;
-    let cutter = Cutter::start(&url).await;
+    let cutter = Cutter::start(&url, COMMIT).await;
     let store = open(&cutter.url(&url)).await;
     let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
     cutter.cut_next(Cut::After);

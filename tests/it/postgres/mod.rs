@@ -1,7 +1,6 @@
 //! What only PostgreSQL can do to a store: starters that meet, connections that break, servers and
 //! accounts that are not what they have to be.
 
-mod cutter;
 mod doors;
 mod trouble;
 

@@ -13,15 +13,26 @@ use segue::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Revision, Txn,
 };
 
-use super::cutter::{Cut, Cutter};
 use super::open;
+use crate::support::cutter::{Cut, Cutter, Signs};
 use crate::support::postgres::{connect, run, schema};
 use crate::support::{Postgres, eventually};
+
+/// The name of the channel that hears of a batch is sent before its commit and with it.
+const COMMIT: Signs = Signs {
+    commits: |sent| {
+        let is_channel = |part: &[u8]| {
+            part.starts_with(b"segue_") && part[6..].iter().all(u8::is_ascii_hexdigit)
+        };
+        sent.windows(38).any(is_channel)
+    },
+    has_happened: |answered| answered.windows(7).any(|part| part == b"COMMIT\0"),
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = schema().await;
-    let cutter = Cutter::start(&url).await;
+    let cutter = Cutter::start(&url, COMMIT).await;
     let store = open(&cutter.url(&url)).await;
     for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
         .into_iter()

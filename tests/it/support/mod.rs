@@ -10,6 +10,7 @@
 )]
 
 pub mod api;
+pub mod cutter;
 pub mod etcd;
 pub mod lasting;
 pub mod mariadb;

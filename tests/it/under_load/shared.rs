@@ -19,7 +19,10 @@ const MIXERS: u64 = 46;
 const ROUND: usize = 1500;
 
 /// What can be done to a database server.
-trait Server {
+trait Server: Sized {
+    /// A server of its own, and the URL of a store that is to be in it.
+    async fn with_a_store() -> (Self, String);
+
     /// Ends the connections of all proxies from the server's side.
     async fn cut(&self, url: &str);
 
@@ -28,6 +31,12 @@ trait Server {
 }
 
 impl Server for Postgres {
+    async fn with_a_store() -> (Self, String) {
+        let server = Self::start().await;
+        let url = server.schema();
+        (server, url)
+    }
+
     async fn cut(&self, url: &str) {
         let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                       WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
@@ -40,6 +49,12 @@ impl Server for Postgres {
 }
 
 impl Server for MariaDb {
+    async fn with_a_store() -> (Self, String) {
+        let server = Self::start().await;
+        let url = server.database().await;
+        (server, url)
+    }
+
     async fn cut(&self, url: &str) {
         let list = "SELECT ID FROM information_schema.PROCESSLIST \
                     WHERE ID <> CONNECTION_ID() AND USER = SUBSTRING_INDEX(USER(), '@', 1)";
@@ -110,52 +125,33 @@ fn assert_gapless(history: &History) {
     assert_eq!(revisions.len(), expected.len());
 }
 
-mod on_postgres {
-    use super::*;
+macro_rules! on {
+    ($module:ident: $server:ident) => {
+        mod $module {
+            use super::*;
 
-    async fn check(trouble: Trouble) {
-        let server = Postgres::start().await;
-        let url = server.schema();
-        three_proxies_are_one_store(server, url, trouble).await;
-    }
+            async fn check(trouble: Trouble) {
+                let (server, url) = <$server as Server>::with_a_store().await;
+                three_proxies_are_one_store(server, url, trouble).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_for_all_clients() {
-        check(Trouble::Nothing).await;
-    }
+            #[tokio::test(flavor = "multi_thread")]
+            async fn three_proxies_are_one_store_for_all_clients() {
+                check(Trouble::Nothing).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_when_connections_are_cut() {
-        check(Trouble::CutConnections).await;
-    }
+            #[tokio::test(flavor = "multi_thread")]
+            async fn three_proxies_are_one_store_when_connections_are_cut() {
+                check(Trouble::CutConnections).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_when_the_server_is_killed() {
-        check(Trouble::Restarts).await;
-    }
+            #[tokio::test(flavor = "multi_thread")]
+            async fn three_proxies_are_one_store_when_the_server_is_killed() {
+                check(Trouble::Restarts).await;
+            }
+        }
+    };
 }
 
-mod on_mariadb {
-    use super::*;
-
-    async fn check(trouble: Trouble) {
-        let server = MariaDb::start().await;
-        let url = server.database().await;
-        three_proxies_are_one_store(server, url, trouble).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_for_all_clients() {
-        check(Trouble::Nothing).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_when_connections_are_cut() {
-        check(Trouble::CutConnections).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn three_proxies_are_one_store_when_the_server_is_killed() {
-        check(Trouble::Restarts).await;
-    }
-}
+on!(on_postgres: Postgres);
+on!(on_mariadb: MariaDb);

@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use tokio::time::{sleep, timeout};
 
 use super::cells::{Cells, Sets};
@@ -98,16 +96,9 @@ impl Server {
             Host::Socket(path) => opts.socket(Some(path.to_string_lossy())),
         };
         if let Tls::Verify(file) = &database.tls {
-            let roots = tls::roots(file.as_deref()).await?;
-            // The driver takes none if it cannot read one; a system has some odd ones.
-            let good = |root: &&CertificateDer<'_>| {
-                RootCertStore::empty()
-                    .add((*root).clone().into_owned())
-                    .is_ok()
-            };
-            let roots = roots.iter().filter(good).map(|root| root.to_vec().into());
+            let roots = tls::readable(tls::roots(file.as_deref()).await?);
             let tls = SslOpts::default()
-                .with_root_certs(roots.collect())
+                .with_root_certs(roots.map(|root| root.to_vec().into()).collect())
                 .with_disable_built_in_roots(true);
             opts = opts.ssl_opts(Some(tls));
         }

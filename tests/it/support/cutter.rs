@@ -1,4 +1,4 @@
-//! A way to a server that can be cut in the middle of a commit.
+//! A way to a database server that can be cut in the middle of a commit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -7,10 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+/// What is kept of what was sent, for signs that come in two parts.
+const SENT_BYTES: usize = 4096;
+
 /// What happens to the next commit of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Cut {
+pub enum Cut {
     /// It goes through.
     Not = 0,
     /// The server does not get it.
@@ -19,8 +22,17 @@ pub(super) enum Cut {
     After = 2,
 }
 
+/// How a commit is known by what goes over the wire.
+#[derive(Clone, Copy)]
+pub struct Signs {
+    /// Whether a batch is being committed, by the end of what was sent.
+    pub commits: fn(&[u8]) -> bool,
+    /// Whether the commit has happened, by what came back since.
+    pub has_happened: fn(&[u8]) -> bool,
+}
+
 /// Listens on a port and leads to a server.
-pub(super) struct Cutter {
+pub struct Cutter {
     port: u16,
     shared: Arc<Shared>,
     /// Ends with it.
@@ -37,9 +49,8 @@ struct Shared {
 
 impl Cutter {
     /// A way to the server of `url`.
-    pub(super) async fn start(url: &str) -> Self {
-        let (server, _) = host_of(url);
-        let server = server.to_owned();
+    pub async fn start(url: &str, signs: Signs) -> Self {
+        let server = host_of(url).to_owned();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared::default());
@@ -56,7 +67,7 @@ impl Cutter {
                 let server = TcpStream::connect(&server).await.unwrap();
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
-                connections.spawn(lead(client, server, of_task.clone()));
+                connections.spawn(lead(client, server, signs, of_task.clone()));
             }
         });
         Self {
@@ -67,63 +78,66 @@ impl Cutter {
     }
 
     /// The URL that goes this way.
-    pub(super) fn url(&self, url: &str) -> String {
-        let (server, _) = host_of(url);
-        url.replace(server, &format!("127.0.0.1:{}", self.port))
+    pub fn url(&self, url: &str) -> String {
+        url.replace(host_of(url), &format!("127.0.0.1:{}", self.port))
     }
 
     /// Cuts the connection of the next commit.
-    pub(super) fn cut_next(&self, cut: Cut) {
+    pub fn cut_next(&self, cut: Cut) {
         self.shared.next.store(cut as u8, Ordering::SeqCst);
     }
 
     /// After the next cut nobody comes through, until [`Self::open`].
-    pub(super) fn close_behind(&self) {
+    pub fn close_behind(&self) {
         self.shared.closes.store(true, Ordering::SeqCst);
     }
 
     /// Everybody comes through again.
-    pub(super) fn open(&self) {
+    pub fn open(&self) {
         self.shared.closes.store(false, Ordering::SeqCst);
     }
 
     /// How many were cut.
-    pub(super) fn cuts(&self) -> usize {
+    pub fn cuts(&self) -> usize {
         self.shared.cuts.load(Ordering::SeqCst)
     }
 }
 
-/// Host and port, and what comes behind.
-fn host_of(url: &str) -> (&str, &str) {
+/// Host and port.
+fn host_of(url: &str) -> &str {
     let (_, rest) = url.split_once('@').unwrap();
-    rest.split_once('/').unwrap()
+    rest.split_once('/').unwrap().0
 }
 
 /// Passes everything on until one side ends the connection, or it is cut.
-async fn lead(mut client: TcpStream, mut server: TcpStream, shared: Arc<Shared>) {
-    let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
-    let mut end = Vec::new();
+async fn lead(mut client: TcpStream, mut server: TcpStream, signs: Signs, shared: Arc<Shared>) {
+    let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let (mut sent, mut swallowed) = (Vec::new(), Vec::new());
+    let mut cut = Cut::Not;
     loop {
         tokio::select! {
             size = client.read(&mut asked) => {
                 let Ok(size @ 1..) = size else { return };
                 let part = &asked[..size];
-                end.extend_from_slice(part);
-                let cut = if is_commit(&end) { shared.take() } else { Cut::Not };
+                sent.extend_from_slice(part);
+                if cut == Cut::Not && (signs.commits)(&sent) {
+                    sent.clear();
+                    cut = shared.take();
+                }
                 if cut == Cut::Before || server.write_all(part).await.is_err() {
                     return;
                 }
-                if cut == Cut::After {
-                    // When there is an answer it has happened.
-                    server.readable().await.ok();
-                    return;
-                }
-                let keep = end.len().saturating_sub(4096);
-                end.drain(..keep);
+                let keep = sent.len().saturating_sub(SENT_BYTES);
+                sent.drain(..keep);
             }
             size = server.read(&mut answered) => {
                 let Ok(size @ 1..) = size else { return };
-                if client.write_all(&answered[..size]).await.is_err() {
+                if cut == Cut::After {
+                    swallowed.extend_from_slice(&answered[..size]);
+                    if (signs.has_happened)(&swallowed) {
+                        return;
+                    }
+                } else if client.write_all(&answered[..size]).await.is_err() {
                     return;
                 }
             }
@@ -142,10 +156,4 @@ impl Shared {
         self.cuts.fetch_add(1, Ordering::SeqCst);
         cut
     }
-}
-
-/// Whether a batch is committed with what was sent last.
-fn is_commit(sent: &[u8]) -> bool {
-    let marks = b"process (id, batch";
-    sent.ends_with(b";\nCOMMIT") && sent.windows(marks.len()).any(|part| part == marks)
 }
