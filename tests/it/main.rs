@@ -21,6 +21,7 @@ mod postgres;
 mod random;
 mod servers;
 mod sql;
+mod storm;
 mod support;
 mod table;
 mod under_load;

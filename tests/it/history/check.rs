@@ -37,6 +37,8 @@ pub enum Rule {
     WatchDiffers,
     /// The pair before a change is the one before the change.
     WatchPrev,
+    /// A lease lasts as long as it was promised to.
+    LeaseEnded,
     /// In the end the new store holds what the history says.
     Last,
 }
@@ -76,6 +78,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         checker.numbers(event, &states);
     }
     checker.authors(&changes, &states);
+    checker.leases(&states);
     checker.real_time();
     checker.clients();
     for operation in &history.operations {
@@ -337,6 +340,48 @@ impl Checker<'_> {
                 self.complain(Rule::FromNowhere, what);
             }
         }
+    }
+
+    /// No key went with its lease before the lease could have ended.
+    fn leases(&mut self, states: &States) {
+        let history = self.history;
+        let ended_by_hand: BTreeSet<_> = history
+            .operations
+            .iter()
+            .filter_map(|operation| match operation.call {
+                Call::Revoke { lease } => Some(lease),
+                _ => None,
+            })
+            .collect();
+        let batches = history.watches.iter().flat_map(|watch| &watch.batches);
+        for batch in batches {
+            for event in &batch.events {
+                let (revision, key) = (event.revision, event.key.as_str());
+                let lease = states.at(key, revision - 1).map_or(0, |pair| pair.lease);
+                let due = history.due.get(&lease);
+                let too_early = event.pair.is_none()
+                    && !ended_by_hand.contains(&lease)
+                    && due.is_some_and(|due| batch.at < *due)
+                    && !self.deleted(key, revision);
+                if too_early {
+                    let what = format!("{key} at {revision} after {:?}, due at {due:?}", batch.at);
+                    self.complain(Rule::LeaseEnded, what);
+                }
+            }
+        }
+    }
+
+    /// Whether a client may have deleted this key at this revision.
+    fn deleted(&self, key: &str, revision: i64) -> bool {
+        self.history.operations.iter().any(|operation| {
+            let asked = matches!(&operation.call, Call::Delete { key: asked } if asked == key);
+            asked
+                && match &operation.outcome {
+                    Outcome::Done(reply) => reply.changed && reply.revision == revision,
+                    Outcome::Unknown(_) => true,
+                    Outcome::Failed(_) => false,
+                }
+        })
     }
 
     /// What began after another had ended is not before it.

@@ -1,5 +1,6 @@
 //! Clients that write down what they do: real ones, of the kind that applications use.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,8 +16,14 @@ use super::{Batch, Call, Event, Operation, Outcome, Pair, Reply, WatchLog};
 /// How long a client waits for an answer before it counts the request as lost.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The same for one that can go to another proxy.
+const ROAMERS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Before a client that was cut off comes back.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a client that looks for another proxy gives each of them.
+const GLANCE: Duration = Duration::from_millis(500);
 
 /// Where all clients write down what they do.
 #[derive(Clone, Default)]
@@ -31,6 +38,14 @@ struct Inner {
     /// The highest revision that anybody was answered.
     newest: AtomicI64,
     operations: Mutex<Vec<Operation>>,
+    leases: Mutex<Leases>,
+}
+
+/// What was promised about leases.
+#[derive(Default)]
+struct Leases {
+    kept: BTreeSet<i64>,
+    due: BTreeMap<i64, Duration>,
 }
 
 impl Default for Inner {
@@ -41,6 +56,7 @@ impl Default for Inner {
             values: AtomicU64::new(0),
             newest: AtomicI64::new(0),
             operations: Mutex::default(),
+            leases: Mutex::default(),
         }
     }
 }
@@ -52,6 +68,8 @@ impl Recorder {
             recorder: self.clone(),
             number: self.inner.clients.fetch_add(1, Ordering::Relaxed),
             client: connect(endpoint).await,
+            others: Vec::new(),
+            patience: PATIENCE,
         }
     }
 
@@ -89,13 +107,23 @@ impl Recorder {
         self.inner.operations.lock().unwrap().clone()
     }
 
+    /// Leases that were kept alive all the time.
+    pub fn kept(&self) -> BTreeSet<i64> {
+        self.inner.leases.lock().unwrap().kept.clone()
+    }
+
+    /// Other leases, and when they may end at the earliest.
+    pub fn due(&self) -> BTreeMap<i64, Duration> {
+        self.inner.leases.lock().unwrap().due.clone()
+    }
+
     /// Watches the keys that begin with `prefix` from `start` on until `end` is cancelled and
     /// everything up to the newest revision of that moment was seen. Comes back where it was when
-    /// it is cut off.
+    /// it is cut off, at the next one of the proxies.
     pub async fn watch(
         &self,
         name: &str,
-        endpoint: &str,
+        endpoints: &[String],
         prefix: &str,
         start: i64,
         end: CancellationToken,
@@ -107,13 +135,14 @@ impl Recorder {
             through: start - 1,
             ..WatchLog::default()
         };
-        loop {
+        for endpoint in endpoints.iter().cycle() {
             match self.watch_once(&mut log, endpoint, &end).await {
-                Ok(()) => return log,
+                Ok(()) => break,
                 Err(Cut::Off(_)) => tokio::time::sleep(PAUSE).await,
                 Err(Cut::Refused(why)) => panic!("{name}: the watch was cancelled: {why}"),
             }
         }
+        log
     }
 
     async fn watch_once(
@@ -160,7 +189,7 @@ impl Recorder {
                     answer.compact_revision()
                 )));
             }
-            note(log, &answer);
+            note(log, &answer, self.inner.clock.elapsed());
         }
     }
 }
@@ -173,7 +202,7 @@ enum Cut {
     Refused(String),
 }
 
-fn note(log: &mut WatchLog, answer: &WatchResponse) {
+fn note(log: &mut WatchLog, answer: &WatchResponse, at: Duration) {
     let events: Vec<_> = answer.events().iter().map(event).collect();
     let header = revision(answer.header());
     if events.is_empty() {
@@ -185,7 +214,7 @@ fn note(log: &mut WatchLog, answer: &WatchResponse) {
     }
     let last = events.iter().map(|event| event.revision).max();
     log.through = log.through.max(last.unwrap_or_default());
-    log.batches.push(Batch { events });
+    log.batches.push(Batch { at, events });
 }
 
 fn event(event: &etcd_client::Event) -> Event {
@@ -204,18 +233,49 @@ pub struct Recording {
     recorder: Recorder,
     number: usize,
     client: Client,
+    /// Where it goes when it is not answered; the next one comes first.
+    others: Vec<String>,
+    patience: Duration,
 }
 
 impl Recording {
-    /// The client, for what is not to be written down.
-    pub fn client(&mut self) -> &mut Client {
-        &mut self.client
+    /// The same client, which goes to the next one of these proxies whenever a request has failed.
+    #[must_use]
+    pub fn roaming(mut self, endpoints: Vec<String>) -> Self {
+        self.others = endpoints;
+        self.patience = ROAMERS_PATIENCE;
+        self
+    }
+
+    /// Goes to the next proxy, if there are others.
+    async fn roam(&mut self) {
+        if self.others.is_empty() {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+        for _ in 0..self.others.len() {
+            self.others.rotate_left(1);
+            let connecting = Client::connect([&self.others[0]], None);
+            if let Ok(Ok(client)) = tokio::time::timeout(GLANCE, connecting).await {
+                self.client = client;
+                return;
+            }
+        }
     }
 
     /// Does `call` and writes it down. Answers what came of it.
     pub async fn call(&mut self, call: Call) -> Outcome {
+        let outcome = self.call_within(call, self.patience).await;
+        if !matches!(outcome, Outcome::Done(_)) {
+            self.roam().await;
+        }
+        outcome
+    }
+
+    /// The same, but does not wait for the answer any longer than this.
+    pub async fn call_within(&mut self, call: Call, patience: Duration) -> Outcome {
         let start = self.recorder.inner.clock.elapsed();
-        let answered = tokio::time::timeout(PATIENCE, send(&mut self.client, &call)).await;
+        let answered = tokio::time::timeout(patience, send(&mut self.client, &call)).await;
         let end = self.recorder.inner.clock.elapsed();
         let outcome = match answered {
             Ok(Ok(reply)) => {
@@ -225,7 +285,7 @@ impl Recording {
             }
             Ok(Err(error)) if certainly_failed(&error) => Outcome::Failed(error.to_string()),
             Ok(Err(error)) => Outcome::Unknown(error.to_string()),
-            Err(_) => Outcome::Unknown(format!("no answer within {PATIENCE:?}")),
+            Err(_) => Outcome::Unknown(format!("no answer within {patience:?}")),
         };
         self.recorder
             .inner
@@ -240,6 +300,56 @@ impl Recording {
                 outcome: outcome.clone(),
             });
         outcome
+    }
+
+    /// Lets a lease be granted; nothing if that was not answered.
+    pub async fn grant(&mut self, ttl_s: i64) -> Option<i64> {
+        let sent = self.recorder.inner.clock.elapsed();
+        let granted = self.client.lease_grant(ttl_s, None);
+        let Ok(Ok(granted)) = tokio::time::timeout(self.patience, granted).await else {
+            self.roam().await;
+            return None;
+        };
+        self.due(
+            granted.id(),
+            sent + Duration::from_secs(ttl_s.unsigned_abs()),
+        );
+        Some(granted.id())
+    }
+
+    /// Keeps a lease alive: when that was asked for, on the clock of all clients, and the time that
+    /// the lease has got, 0 if it is gone.
+    pub async fn keep_alive(&mut self, lease: i64) -> Option<(Duration, i64)> {
+        let sent = self.recorder.inner.clock.elapsed();
+        let kept = async {
+            let (mut keeper, mut answers) = self.client.lease_keep_alive(lease).await?;
+            keeper.keep_alive().await?;
+            answers.message().await
+        };
+        if let Ok(Ok(Some(answer))) = tokio::time::timeout(ROAMERS_PATIENCE, kept).await {
+            return Some((sent, answer.ttl()));
+        }
+        self.roam().await;
+        None
+    }
+
+    /// From now on the lease must not end. Answers when it may if nobody keeps it alive.
+    pub fn keep(&self, lease: i64) -> Duration {
+        let mut leases = self.recorder.inner.leases.lock().unwrap();
+        leases.kept.insert(lease);
+        leases.due.remove(&lease).unwrap_or_default()
+    }
+
+    /// The lease may end at this time on the clock of all clients, and not earlier.
+    pub fn due(&self, lease: i64, due: Duration) {
+        let mut leases = self.recorder.inner.leases.lock().unwrap();
+        leases.kept.remove(&lease);
+        leases.due.insert(lease, due);
+    }
+
+    /// The time on the clock of all clients.
+    pub fn now(&self) -> Duration {
+        self.recorder.inner.clock.elapsed()
     }
 
     /// Reads a key; nothing if it does not exist or the read failed.
@@ -263,6 +373,14 @@ impl Recording {
             .map(|key| ((*key).to_owned(), self.recorder.value()))
             .collect();
         self.call(Call::Put { pairs, lease }).await
+    }
+
+    /// A write of a key with a value of its own, not sent yet.
+    pub fn a_put(&self, key: &str) -> Call {
+        Call::Put {
+            pairs: vec![(key.to_owned(), self.recorder.value())],
+            lease: 0,
+        }
     }
 
     /// Deletes a key.

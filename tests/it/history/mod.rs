@@ -10,7 +10,7 @@ pub mod client;
 mod log;
 mod selftest;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use check::{Rule, check};
@@ -45,6 +45,8 @@ pub struct History {
     pub watches: Vec<WatchLog>,
     /// Leases that were kept alive all the time.
     pub kept: BTreeSet<i64>,
+    /// Other leases, and when they may end at the earliest, on the clients' clock.
+    pub due: BTreeMap<i64, Duration>,
     /// What was read when all was over, and the last revision.
     pub last: Option<(i64, Vec<Pair>)>,
 }
@@ -128,6 +130,8 @@ pub struct WatchLog {
 /// The events of one answer to a watch.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    /// When it came, on the clients' clock.
+    pub at: Duration,
     /// In the order in which they came.
     pub events: Vec<Event>,
 }

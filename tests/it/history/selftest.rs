@@ -60,6 +60,11 @@ fn event(revision: i64, key: &str, pair: Option<Pair>, prev: Option<Pair>) -> Ev
     }
 }
 
+fn batch(events: Vec<Event>) -> Batch {
+    let at = Duration::ZERO;
+    Batch { at, events }
+}
+
 /// Two keys before; then writes, a delete, a swap that succeeds and one that does not, a write of
 /// two keys, and one that nobody knows the end of but everybody saw.
 fn good() -> History {
@@ -130,7 +135,7 @@ fn good() -> History {
         name: "all".into(),
         prefix: "/".into(),
         start: 11,
-        batches: batches.into_iter().map(|events| Batch { events }).collect(),
+        batches: batches.into_iter().map(batch).collect(),
         through: 16,
     };
     let mut late = all.clone();
@@ -213,14 +218,12 @@ fn each_broken_promise_is_noticed() {
             Rule::FromNowhere,
             |it| {
                 let again = event(18, "/a", Some(pair("/a", "a2", 11, 18, 3)), None);
-                it.watches[0].batches.push(Batch {
-                    events: vec![again],
-                });
+                it.watches[0].batches.push(batch(vec![again]));
             },
         ),
         ("a key is deleted by nobody", Rule::FromNowhere, |it| {
             let events = vec![event(18, "/x", None, None)];
-            it.watches[0].batches.push(Batch { events });
+            it.watches[0].batches.push(batch(events));
         }),
         ("a lease ends that is kept alive", Rule::FromNowhere, |it| {
             it.initial.push(Pair {
@@ -229,11 +232,24 @@ fn each_broken_promise_is_noticed() {
             });
             it.kept.insert(5);
             let events = vec![event(18, "/leased", None, None)];
-            it.watches[0].batches.push(Batch { events });
+            it.watches[0].batches.push(batch(events));
         }),
+        (
+            "a lease ends before its time is over",
+            Rule::LeaseEnded,
+            |it| {
+                it.initial.push(Pair {
+                    lease: 5,
+                    ..pair("/leased", "l", 5, 5, 1)
+                });
+                it.due.insert(5, Duration::from_millis(1));
+                let events = vec![event(18, "/leased", None, None)];
+                it.watches[0].batches.push(batch(events));
+            },
+        ),
         ("a copy-up is told as a change", Rule::FromNowhere, |it| {
             let events = vec![event(15, "/old", Some(pair("/old", "o", 3, 7, 1)), None)];
-            it.watches[0].batches.insert(3, Batch { events });
+            it.watches[0].batches.insert(3, batch(events));
         }),
         ("two writes share a revision", Rule::RevisionOrder, |it| {
             reply(it, 4).revision = 12;
@@ -327,7 +343,7 @@ fn each_broken_promise_is_noticed() {
         }),
         ("a revision comes in parts", Rule::WatchTorn, |it| {
             let last = it.watches[0].batches[2].events.split_off(1);
-            it.watches[0].batches.insert(3, Batch { events: last });
+            it.watches[0].batches.insert(3, batch(last));
         }),
         (
             "two watchers are told different things",
@@ -391,6 +407,6 @@ fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     reply(&mut history, 10).pairs.insert(1, leased.clone());
     history.last.as_mut().unwrap().1.insert(1, leased);
     let events = vec![event(18, "/leased", None, None)];
-    history.watches[0].batches.push(Batch { events });
+    history.watches[0].batches.push(batch(events));
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
 }

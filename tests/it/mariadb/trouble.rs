@@ -15,7 +15,7 @@ use segue::types::{
 };
 
 use super::open;
-use crate::support::cutter::{Cut, Cutter, Signs};
+use crate::support::link::{Cut, Link, Signs};
 use crate::support::mariadb::{database, run};
 use crate::support::{MariaDb, eventually};
 
@@ -31,16 +31,16 @@ const COMMIT: Signs = Signs {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = database().await;
-    let cutter = Cutter::start(&url, COMMIT).await;
-    let store = open(&cutter.url(&url)).await;
+    let link = Link::watching(&url, COMMIT).await;
+    let store = open(&link.url(&url)).await;
     for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
         .into_iter()
         .enumerate()
     {
-        cutter.cut_next(cut);
+        link.cut_next(cut);
         let answer = store.put(Put::new("a", format!("{number}"))).await.unwrap();
         let number = i64::try_from(number).unwrap();
-        assert_eq!(cutter.cuts(), usize::try_from(number).unwrap() + 1);
+        assert_eq!(link.cuts(), usize::try_from(number).unwrap() + 1);
         // Neither lost nor done twice.
         let read = store.range(Range::key("a")).await.unwrap();
         assert_eq!(
@@ -58,15 +58,15 @@ async fn a_commit_that_is_not_answered_is_looked_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_nobody_can_be_asked_about_is_no_clean_failure_and_watches_see_it() {
     let url = database().await;
-    let cutter = Cutter::start(&url, COMMIT).await;
-    let store = open(&cutter.url(&url)).await;
+    let link = Link::watching(&url, COMMIT).await;
+    let store = open(&link.url(&url)).await;
     let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
-    cutter.cut_next(Cut::After);
-    cutter.close_behind();
+    link.cut_next(Cut::After);
+    link.close_behind();
     let told = store.put(Put::new("a", "1")).await.unwrap_err();
     assert!(told.may_have_happened(), "{told}");
     // It has happened, in fact.
-    cutter.open();
+    link.open();
     for revision in [2, 3] {
         let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
         let Ok(Some(WatchItem::Events(batch))) = next.await else {

@@ -14,7 +14,7 @@ use segue::types::{
 };
 
 use super::open;
-use crate::support::cutter::{Cut, Cutter, Signs};
+use crate::support::link::{Cut, Link, Signs};
 use crate::support::postgres::{connect, run, schema};
 use crate::support::{Postgres, eventually};
 
@@ -32,16 +32,16 @@ const COMMIT: Signs = Signs {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = schema().await;
-    let cutter = Cutter::start(&url, COMMIT).await;
-    let store = open(&cutter.url(&url)).await;
+    let link = Link::watching(&url, COMMIT).await;
+    let store = open(&link.url(&url)).await;
     for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
         .into_iter()
         .enumerate()
     {
-        cutter.cut_next(cut);
+        link.cut_next(cut);
         let answer = store.put(Put::new("a", format!("{number}"))).await.unwrap();
         let number = i64::try_from(number).unwrap();
-        assert_eq!(cutter.cuts(), usize::try_from(number).unwrap() + 1);
+        assert_eq!(link.cuts(), usize::try_from(number).unwrap() + 1);
         // Neither lost nor done twice.
         let read = store.range(Range::key("a")).await.unwrap();
         assert_eq!(

@@ -10,9 +10,9 @@
 )]
 
 pub mod api;
-pub mod cutter;
 pub mod etcd;
 pub mod lasting;
+pub mod link;
 pub mod mariadb;
 pub mod ports;
 pub mod postgres;

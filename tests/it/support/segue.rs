@@ -1,6 +1,6 @@
 //! The built program, as an operator runs it.
 
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -77,10 +77,29 @@ impl Segue {
 
     /// Starts it anew on its ports, and waits until it is ready.
     pub async fn restart(&mut self) {
-        self.restart_soon();
-        if let Err(complaint) = ready(&mut self.process, self.api_port).await {
+        if let Err(complaint) = self.try_restart().await {
             panic!("segue does not restart: {complaint}");
         }
+    }
+
+    /// The same, but gives back what the program wrote if it does not start.
+    pub async fn try_restart(&mut self) -> Result<(), String> {
+        self.restart_soon();
+        ready(&mut self.process, self.api_port).await
+    }
+
+    /// How the process ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Everything that it wrote, over all its starts.
+    pub fn output(&self) -> String {
+        let logs = (0..self.starts).map(|number| self.dir.path().join(log_name(number)));
+        let texts = logs.map(|log| std::fs::read(log).unwrap_or_default());
+        texts
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .collect()
     }
 
     /// Starts it anew without waiting until it is ready.
@@ -176,8 +195,12 @@ fn spawn(args: &[String], api_port: u16, admin_port: u16, dir: &TempDir, number:
         .args(["--admin", &format!("127.0.0.1:{admin_port}")])
         .args(args)
         .current_dir(dir.path());
-    let log = dir.path().join(format!("segue-{number}.log"));
+    let log = dir.path().join(log_name(number));
     Process::start(&mut command, &log, "cargo build")
+}
+
+fn log_name(number: usize) -> String {
+    format!("segue-{number}.log")
 }
 
 /// Waits for the line that says that the proxy is ready, or says why it does not come.

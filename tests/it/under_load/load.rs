@@ -13,30 +13,50 @@ use crate::history::{Call, History, Outcome, Pair, WatchLog};
 use crate::support::eventually;
 
 /// Clients of several kinds, at work on the proxies until they are told to stop.
-pub(super) struct Load {
+pub(crate) struct Load {
     /// Where they write down what they do.
-    pub(super) recorder: Recorder,
+    pub(crate) recorder: Recorder,
     stop: CancellationToken,
     /// Ends the watchers, once there is nothing more to come.
     over: CancellationToken,
     workers: JoinSet<()>,
     watchers: JoinSet<WatchLog>,
-    /// Leases that are kept alive.
-    kept: Vec<i64>,
 }
+
+/// Who is set to work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crew {
+    /// Clients that read, write and swap; a quarter as many count.
+    pub(crate) mixers: u64,
+    /// What they choose by.
+    pub(crate) seed: u64,
+    /// They go to another proxy when a request has failed, and often do not wait for an answer.
+    pub(crate) restless: bool,
+}
+
+/// How long a lease is kept without being kept alive: long enough for a proxy to be away for a while.
+const KEPT_S: i64 = 15;
+
+/// How long a lease lives that runs out.
+const DROPPED_S: i64 = 2;
 
 impl Load {
     /// Sets a dozen clients to work, in turn on each of the proxies.
-    pub(super) async fn start(endpoints: &[String], base: i64, keys: usize) -> Self {
-        Self::start_many(endpoints, base, keys, 4).await
+    pub(crate) async fn start(endpoints: &[String], base: i64, keys: usize) -> Self {
+        let crew = Crew {
+            mixers: 4,
+            seed: 0,
+            restless: false,
+        };
+        Self::start_crew(endpoints, base, keys, crew).await
     }
 
-    /// The same with so many that read, write and swap, and a quarter as many that count.
-    pub(super) async fn start_many(
+    /// The same with other clients.
+    pub(crate) async fn start_crew(
         endpoints: &[String],
         base: i64,
         keys: usize,
-        mixers: u64,
+        crew: Crew,
     ) -> Self {
         let recorder = Recorder::default();
         let stop = CancellationToken::new();
@@ -46,50 +66,63 @@ impl Load {
             over: CancellationToken::new(),
             workers: JoinSet::new(),
             watchers: JoinSet::new(),
-            kept: Vec::new(),
         };
-        let mut turn = endpoints.iter().cycle().cloned();
-        let mut next = || turn.next().unwrap();
+        let mut turn = 0;
+        // Where the next one begins, and where it goes from there.
+        let mut next = || {
+            let mut all = endpoints.to_vec();
+            all.rotate_left(turn % endpoints.len());
+            turn += 1;
+            all.truncate(if crew.restless { all.len() } else { 1 });
+            all
+        };
+        let recruit = async |endpoints: Vec<String>| {
+            let client = recorder.client(&endpoints[0]).await;
+            if crew.restless {
+                client.roaming(endpoints)
+            } else {
+                client
+            }
+        };
         for (name, prefix) in [
             ("all", "/"),
             ("d1", "/d1"),
             ("hot", "/hot/"),
             ("new", "/new/"),
         ] {
-            let (recorder, endpoint, over) = (recorder.clone(), next(), load.over.clone());
+            let (recorder, endpoints, over) = (recorder.clone(), next(), load.over.clone());
             load.watchers.spawn(async move {
                 recorder
-                    .watch(name, &endpoint, prefix, base + 1, over)
+                    .watch(name, &endpoints, prefix, base + 1, over)
                     .await
             });
         }
-        for seed in 0..mixers {
-            let client = recorder.client(&next()).await;
-            load.workers.spawn(mixed(client, seed, keys, stop.clone()));
+        for number in 0..crew.mixers {
+            let client = recruit(next()).await;
+            let seed = crew.seed.wrapping_add(number);
+            let impatient = crew.restless;
+            load.workers
+                .spawn(mixed(client, seed, impatient, keys, stop.clone()));
         }
-        for _ in 0..(mixers / 4).max(2) {
-            let client = recorder.client(&next()).await;
+        for _ in 0..(crew.mixers / 4).max(2) {
+            let client = recruit(next()).await;
             load.workers.spawn(counter(client, stop.clone()));
         }
         for _ in 0..2 {
-            let client = recorder.client(&next()).await;
+            let client = recruit(next()).await;
             load.workers.spawn(lister(client, stop.clone()));
         }
-        let client = recorder.client(&next()).await;
+        let client = recruit(next()).await;
         load.workers.spawn(pairs(client, stop.clone()));
-        let mut client = recorder.client(&next()).await;
-        // Long enough for a proxy to be away for a while.
-        let lease = client.client().lease_grant(15, None).await.unwrap().id();
-        load.kept.push(lease);
-        load.workers
-            .spawn(lease_holder(client, lease, stop.clone()));
-        let client = recorder.client(&next()).await;
+        let client = recruit(next()).await;
+        load.workers.spawn(lease_holder(client, stop.clone()));
+        let client = recruit(next()).await;
         load.workers.spawn(lease_dropper(client, stop));
         load
     }
 
     /// Waits until clients have got so many more answers.
-    pub(super) async fn round(&self, requests: usize) {
+    pub(crate) async fn round(&self, requests: usize) {
         let before = self.recorder.counts().0;
         eventually("clients make progress", async || {
             let done = self.recorder.counts().0 - before;
@@ -99,7 +132,7 @@ impl Load {
     }
 
     /// Lets the clients finish and gives what they did and saw.
-    pub(super) async fn finish(mut self, endpoint: &str, base: i64, initial: Vec<Pair>) -> History {
+    pub(crate) async fn finish(mut self, endpoint: &str, base: i64, initial: Vec<Pair>) -> History {
         self.stop.cancel();
         while let Some(ended) = self.workers.join_next().await {
             ended.unwrap();
@@ -119,16 +152,29 @@ impl Load {
             base,
             operations: self.recorder.operations(),
             watches,
-            kept: self.kept.into_iter().collect(),
+            kept: self.recorder.kept(),
+            due: self.recorder.due(),
             last: Some((last.revision, last.pairs)),
         }
     }
 }
 
 /// Reads, writes, deletes and swaps keys all over the place.
-async fn mixed(mut client: Recording, seed: u64, keys: usize, stop: CancellationToken) {
+async fn mixed(
+    mut client: Recording,
+    seed: u64,
+    impatient: bool,
+    keys: usize,
+    stop: CancellationToken,
+) {
     let mut random = StdRng::seed_from_u64(seed);
     while !stop.is_cancelled() {
+        if impatient && random.random_ratio(1, 20) {
+            let patience = Duration::from_micros(random.random_range(0..5000));
+            let key = old_key(random.random_range(0..keys));
+            let call = client.a_put(&key);
+            client.call_within(call, patience).await;
+        }
         let key = match random.random_range(0..10) {
             0..6 => old_key(random.random_range(0..keys)),
             6..8 => format!("/hot/{}", random.random_range(0..HOT)),
@@ -190,20 +236,34 @@ async fn pairs(mut client: Recording, stop: CancellationToken) {
 }
 
 /// Keeps a lease alive, with keys on it.
-async fn lease_holder(mut client: Recording, lease: i64, stop: CancellationToken) {
+async fn lease_holder(mut client: Recording, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let Some(lease) = client.grant(KEPT_S).await else {
+            continue;
+        };
+        hold(&mut client, lease, &stop).await;
+    }
+}
+
+/// Holds the lease until it is told to stop, or has heard nothing of it for too long.
+async fn hold(client: &mut Recording, lease: i64, stop: &CancellationToken) {
+    let ttl = Duration::from_secs(KEPT_S.unsigned_abs());
+    let mut due = client.keep(lease);
     client
         .put_all(&["/leased/kept", "/leased/kept-too"], lease)
         .await;
     while !stop.is_cancelled() {
-        // The proxy may be away: tried again, well within the lease's time.
-        if let Ok((mut keeper, mut answers)) = client.client().lease_keep_alive(lease).await {
-            let kept = async {
-                keeper.keep_alive().await?;
-                answers.message().await
-            };
-            if let Ok(Ok(Some(answer))) = tokio::time::timeout(Duration::from_secs(2), kept).await {
-                assert!(answer.ttl() > 0, "a lease that was kept alive is gone");
-            }
+        let answer = client.keep_alive(lease).await;
+        let lost = client.now() > due;
+        match answer {
+            Some((sent, 1..)) => due = sent + ttl,
+            Some(_) => assert!(lost, "a lease that was kept alive is gone"),
+            // The proxy may be away: tried again, well within the lease's time.
+            None => {}
+        }
+        if lost {
+            client.due(lease, due);
+            return;
         }
         client.get("/leased/kept").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -215,8 +275,7 @@ async fn lease_dropper(mut client: Recording, stop: CancellationToken) {
     let mut turn = 0;
     while !stop.is_cancelled() {
         turn += 1;
-        if let Ok(granted) = client.client().lease_grant(2, None).await {
-            let lease = granted.id();
+        if let Some(lease) = client.grant(DROPPED_S).await {
             let keys = [format!("/leased/{turn}"), old_key(turn)];
             client.put_all(&[&keys[0], &keys[1]], lease).await;
             if turn % 2 == 0 {

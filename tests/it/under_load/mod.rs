@@ -1,8 +1,8 @@
 //! Whole migrations: real servers, the built program, real clients at work all the time, and a check
 //! of everything that they did and saw.
 
-mod load;
-mod old;
+pub(crate) mod load;
+pub(crate) mod old;
 mod pairs;
 mod shared;
 mod start;
@@ -42,7 +42,7 @@ fn copied(status: &Value) -> u64 {
     status["keys_copied"].as_u64().unwrap_or_default()
 }
 
-fn assert_good(history: &History) {
+pub(crate) fn assert_good(history: &History) {
     let violations = check(history);
     let some = &violations[..violations.len().min(20)];
     assert!(

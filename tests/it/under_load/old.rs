@@ -8,13 +8,13 @@ use crate::history::client::pair;
 use crate::support::V2;
 
 /// Directories of the old store that clients work in.
-pub(super) const DIRS: usize = 8;
+pub(crate) const DIRS: usize = 8;
 
 /// Keys that all clients meet on.
-pub(super) const HOT: usize = 5;
+pub(crate) const HOT: usize = 5;
 
 /// An old store with this many keys, in directories of several depths.
-pub(super) async fn fill(v2: &V2, keys: usize) {
+pub(crate) async fn fill(v2: &V2, keys: usize) {
     let pairs = (0..keys).map(|n| (old_key(n), format!("old value {n} {}", "x".repeat(n % 300))));
     v2.fill(pairs).await;
     v2.fill((0..HOT).map(|n| (format!("/hot/{n}"), format!("hot {n}"))))
@@ -28,7 +28,7 @@ pub(super) async fn fill(v2: &V2, keys: usize) {
     }
 }
 
-pub(super) fn old_key(n: usize) -> String {
+pub(crate) fn old_key(n: usize) -> String {
     match n % 3 {
         0 => format!("/d{}/{n:05}", n % DIRS),
         1 => format!("/d{}/sub{}/{n:05}", n % DIRS, n % 7),
@@ -37,7 +37,7 @@ pub(super) fn old_key(n: usize) -> String {
 }
 
 /// Everything that a v2 store holds, read in one piece and by other means than Segue's.
-pub(super) async fn everything(v2: &V2) -> (i64, Vec<Pair>) {
+pub(crate) async fn everything(v2: &V2) -> (i64, Vec<Pair>) {
     let answer = v2
         .must(
             http::Method::GET,
@@ -77,7 +77,7 @@ fn leaves(node: &Value, pairs: &mut Vec<Pair>) {
 }
 
 /// The same in a store that speaks etcd's v3 API: its revision and its pairs.
-pub(super) async fn fill_v3(endpoint: &str, keys: usize) -> (i64, Vec<Pair>) {
+pub(crate) async fn fill_v3(endpoint: &str, keys: usize) -> (i64, Vec<Pair>) {
     let mut client = Client::connect([endpoint], None).await.unwrap();
     for n in 0..keys {
         client

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::assert_good;
-use super::load::Load;
+use super::load::{Crew, Load};
 use super::old::fill_v3;
 use crate::history::History;
 use crate::support::segue::Segue;
@@ -82,7 +82,12 @@ async fn three_proxies_are_one_store(mut server: impl Server, url: String, troub
     let proxies: [Segue; 3] = tokio::join!(start(), start(), start()).into();
     let (base, initial) = fill_v3(&proxies[0].endpoint(), KEYS).await;
     let endpoints: Vec<_> = proxies.iter().map(Segue::endpoint).collect();
-    let load = Load::start_many(&endpoints, base, KEYS, MIXERS).await;
+    let crew = Crew {
+        mixers: MIXERS,
+        seed: 0,
+        restless: false,
+    };
+    let load = Load::start_crew(&endpoints, base, KEYS, crew).await;
     for _ in 0..4 {
         load.round(ROUND).await;
         match trouble {
