@@ -23,7 +23,7 @@ use super::records::{
 };
 use super::status::add;
 use super::switch::{KEY, LOOK, seen};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, WithPast};
 use crate::store::{Result, Store, StoreError};
 use crate::types::{Epoch, KeyRange, Range};
 
@@ -171,15 +171,21 @@ impl Driver {
         let overlay = (state.phase == Phase::Migration && state.stage == Stage::Open).then(|| {
             let new = shared.new.guarded(state.guard());
             let reserved = shared.options.reserved.clone();
-            let overlay = Overlay::new(shared.old.clone(), new, state.base, reserved);
+            let overlay = Overlay::new(shared.old.clone(), new, reserved);
             overlay.set_copied(copied_spans(state, &shared.view.load().progress));
             Arc::new(overlay)
         });
+        let with_past = |store: Arc<dyn Store>| -> Arc<dyn Store> {
+            let (old, reserved) = (shared.old.clone(), shared.options.reserved.clone());
+            let may_be_gone = state.phase == Phase::Normal;
+            Arc::new(WithPast::new(store, old, state.base, reserved, may_be_gone))
+        };
         let store: Option<Arc<dyn Store>> = match &overlay {
-            Some(overlay) => Some(overlay.clone()),
+            Some(overlay) => Some(with_past(overlay.clone())),
             None if state.stage != Stage::Open => None,
             None if state.phase == Phase::Passthrough => shared.passthrough(),
-            None => Some(shared.new.guarded(state.guard())),
+            None if state.phase == Phase::Settled => Some(shared.new.guarded(state.guard())),
+            None => Some(with_past(shared.new.guarded(state.guard()))),
         };
         if let Some(past) = shared.overlay.swap(overlay) {
             let sum = add(**shared.past_counters.load(), past.counters());

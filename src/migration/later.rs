@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
-use crate::types::{Content, KeyRange, KeyValue, Revision};
+use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
 /// Opens the old store.
 pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn OldStore>>> + Send + Sync>;
@@ -82,6 +82,10 @@ impl OldStore for OldLater {
 
     async fn leases(&self) -> Result<Vec<OldLease>> {
         self.store().await?.leases().await
+    }
+
+    async fn range(&self, request: Range) -> Result<Option<RangeReply>> {
+        self.store().await?.range(request).await
     }
 
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {

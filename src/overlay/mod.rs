@@ -18,11 +18,13 @@
 //!
 //! Writes and transactions first copy up what they touch, then run on the new store alone (`txn`).
 //! Leases and watches belong to the new store from the beginning of the phase: leased keys are
-//! copied up before it opens, and copy-up makes no events. A watch that begins earlier replays the old
-//! store's history first (`replay`).
+//! copied up before it opens, and copy-up makes no events. What lies before the base revision is the old
+//! store's history: [`WithPast`] puts it before the overlay, and before the new store alone in the
+//! normal phase (`past`, `replay`).
 
 mod known;
 mod merge;
+mod past;
 mod read;
 mod replay;
 mod spans;
@@ -34,21 +36,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
-use crate::store::{GuardedStore, OldStore, RequestError, Result, Status, Store, Watch, Watching};
+use crate::store::{GuardedStore, OldStore, Result, Status, Store, Watch, Watching};
 use crate::types::{
     Answer, Delete, DeleteReply, Grant, Granted, KeyRange, LeaseId, LeaseStatus, Op, Put, PutReply,
     Range, RangeReply, Reply, Reserved, Revision, Txn, TxnReply,
 };
 
 use known::Known;
+pub use past::WithPast;
 pub use spans::Spans;
 
 /// Both stores as one, for the length of the migration phase.
 pub struct Overlay {
     old: Arc<dyn OldStore>,
     new: Arc<dyn GuardedStore>,
-    /// The last revision that belongs to the old store.
-    base: Revision,
     reserved: Reserved,
     copied: ArcSwap<Spans>,
     known: Known,
@@ -88,20 +89,13 @@ impl Tally {
 }
 
 impl Overlay {
-    /// Lays `new`, whose guard is the migration phase's, over `old`. `base` is the last revision
-    /// that belongs to the old store.
+    /// Lays `new`, whose guard is the migration phase's, over `old`.
     #[must_use]
-    pub fn new(
-        old: Arc<dyn OldStore>,
-        new: Arc<dyn GuardedStore>,
-        base: Revision,
-        reserved: Reserved,
-    ) -> Self {
+    pub fn new(old: Arc<dyn OldStore>, new: Arc<dyn GuardedStore>, reserved: Reserved) -> Self {
         let copied = ArcSwap::from_pointee(Spans::new(&reserved, []));
         Self {
             old,
             new,
-            base,
             reserved,
             copied,
             known: Known::default(),
@@ -130,14 +124,6 @@ impl Overlay {
     /// to be claimed.
     fn decided_by_new(&self, key: &[u8]) -> bool {
         self.copied.load().contains(key) || self.known.contains(key)
-    }
-
-    /// The past can be read from the base revision on. What lies before it, the new store never saw.
-    fn check_readable(&self, at: Option<Revision>) -> Result<()> {
-        if at.is_some_and(|at| at < self.base) {
-            return Err(RequestError::Compacted(self.base).into());
-        }
-        Ok(())
     }
 }
 
@@ -180,16 +166,10 @@ impl Store for Overlay {
     }
 
     async fn compact(&self, at: Revision) -> Result<Answer<()>> {
-        if at < self.base {
-            return Err(RequestError::Compacted(self.base).into());
-        }
         self.new.compact(at).await
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
-        if request.start.is_some_and(|start| start <= self.base) {
-            return replay::watch(&*self.old, &*self.new, self.base, request).await;
-        }
         self.new.watch(request).await
     }
 

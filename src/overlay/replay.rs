@@ -3,7 +3,7 @@
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use crate::store::{GuardedStore, OldStore, Result, Watch, WatchEnd, WatchItem, Watching};
+use crate::store::{Result, Store, Watch, WatchEnd, WatchItem, Watching};
 use crate::types::Revision;
 
 /// Where the watch is.
@@ -16,28 +16,31 @@ enum Position {
     Over,
 }
 
-/// Opens a watch that begins at or below `base`. Where the old store keeps no history, it ends
-/// with etcd's own answer, which makes the client list again: there would be a hole otherwise.
+/// Opens a watch that begins at or below `base`, in the old store's own watch `past`. Where that
+/// history is gone, which leaves the oldest revision to begin at, it ends with etcd's own answer, which
+/// makes the client list again: there would be a hole otherwise.
 pub(super) async fn watch(
-    old: &dyn OldStore,
-    new: &dyn GuardedStore,
+    past: Result<Watching, Revision>,
+    new: &dyn Store,
     base: Revision,
     request: Watch,
 ) -> Result<Watching> {
-    // Attached to the new store before the old one is read, so that there is no time in between.
     let from_base = Watch {
         start: Some(base.next()),
-        ..request.clone()
+        ..request
     };
     let mut watching = new.watch(from_base).await?;
-    let position = if let Some(past) = old.watch(request).await? {
-        // Progress tells when all there is was delivered. Nothing else would: the last change up to
-        // the base may be of a key that nobody watches.
-        past.progress.notify_one();
-        Position::Past(past, watching.items)
-    } else {
-        let end = WatchItem::End(WatchEnd::Compacted(base.next()));
-        Position::Present(stream::iter([end]).boxed())
+    let position = match past {
+        Ok(past) => {
+            // Progress tells when all there is was delivered. Nothing else would: the last change up
+            // to the base may be of a key that nobody watches.
+            past.progress.notify_one();
+            Position::Past(past, watching.items)
+        }
+        Err(oldest) => {
+            let end = WatchItem::End(WatchEnd::Compacted(oldest.max(base.next())));
+            Position::Present(stream::iter([end]).boxed())
+        }
     };
     watching.items = stream::unfold(position, move |position| next(position, base)).boxed();
     Ok(watching)
@@ -57,6 +60,11 @@ async fn next(mut position: Position, base: Revision) -> Option<(WatchItem, Posi
                 Some(WatchItem::Progress(_)) => {
                     past.progress.notify_one();
                     Position::Past(past, present)
+                }
+                Some(WatchItem::End(WatchEnd::Compacted(oldest))) => {
+                    // What it compacts behind the base, in revisions of its own, is none either.
+                    let end = WatchEnd::Compacted(oldest.min(base.next()));
+                    return Some((WatchItem::End(end), Position::Over));
                 }
                 Some(end @ WatchItem::End(_)) => return Some((end, Position::Over)),
                 None => {
@@ -83,10 +91,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::overlay::Overlay;
+    use crate::overlay::WithPast;
     use crate::store::memory::Memory;
     use crate::store::old::AsOld;
-    use crate::store::{Guard, Line, NewStore as _, OldLease, Page, RecordTxn, Store as _};
+    use crate::store::{Guard, Line, NewStore as _, OldLease, OldStore, Page, RecordTxn};
     use crate::types::{Content, Delete, Epoch, KeyRange, KeyValue, Put, Reserved};
 
     /// An old store without history.
@@ -117,7 +125,7 @@ mod tests {
     const BASE: Revision = Revision(5);
 
     /// `a` is written at 2 and 4, `b` at 3 and deleted at 5: the base. Then `b` at 6.
-    async fn overlay(remembers: bool, compacted: Option<Revision>) -> Overlay {
+    async fn store(remembers: bool, compacted: Option<Revision>) -> WithPast {
         let source = Memory::new();
         let delete = Delete {
             keys: KeyRange::One("b".into()),
@@ -151,18 +159,18 @@ mod tests {
         } else {
             Arc::new(Forgetful(old))
         };
-        let overlay = Overlay::new(old, new.guarded(guard), BASE, Reserved::default());
-        overlay.put(Put::new("b", "2")).await.unwrap();
-        overlay
+        let new = new.guarded(guard);
+        new.put(Put::new("b", "2")).await.unwrap();
+        WithPast::new(new, old, BASE, Reserved::default(), false)
     }
 
     /// What a watch from `start` delivers up to now, in short.
-    async fn delivered(overlay: &Overlay, keys: KeyRange, start: i64) -> Vec<String> {
+    async fn delivered(store: &WithPast, keys: KeyRange, start: i64) -> Vec<String> {
         let request = Watch {
             prev_kv: true,
             ..Watch::of(keys, Some(Revision(start)))
         };
-        let mut watching = overlay.watch(request).await.unwrap();
+        let mut watching = store.watch(request).await.unwrap();
         watching.progress.notify_one();
         let mut told = Vec::new();
         loop {
@@ -187,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_from_the_old_stores_time_has_no_hole_and_no_repetition() {
-        let overlay = overlay(true, None).await;
+        let store = store(true, None).await;
         let all = [
             "a 2 after 0",
             "b 3 after 0",
@@ -195,12 +203,12 @@ mod tests {
             "b 5 after 3",
             "b 6 after 0",
         ];
-        assert_eq!(delivered(&overlay, KeyRange::all(), 2).await, all);
-        assert_eq!(delivered(&overlay, KeyRange::all(), 5).await, all[3..]);
-        assert_eq!(delivered(&overlay, KeyRange::all(), 6).await, all[4..]);
+        assert_eq!(delivered(&store, KeyRange::all(), 2).await, all);
+        assert_eq!(delivered(&store, KeyRange::all(), 5).await, all[3..]);
+        assert_eq!(delivered(&store, KeyRange::all(), 6).await, all[4..]);
         // Nothing up to the base is of this key any more, and nothing behind it.
         assert!(
-            delivered(&overlay, KeyRange::One("a".into()), 5)
+            delivered(&store, KeyRange::One("a".into()), 5)
                 .await
                 .is_empty()
         );
@@ -208,10 +216,10 @@ mod tests {
 
     #[tokio::test]
     async fn where_the_history_is_gone_the_client_is_told_to_list_again() {
-        let forgetful = overlay(false, None).await;
+        let forgetful = store(false, None).await;
         let told = delivered(&forgetful, KeyRange::all(), 5).await;
         assert_eq!(told, ["Compacted(Revision(6))"]);
-        let compacted = overlay(true, Some(Revision(4))).await;
+        let compacted = store(true, Some(Revision(4))).await;
         let told = delivered(&compacted, KeyRange::all(), 3).await;
         assert_eq!(told, ["Compacted(Revision(4))"]);
         let told = delivered(&compacted, KeyRange::all(), 5).await;

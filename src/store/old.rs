@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Guard, NewStore, Result, Store, Watch, Watching};
-use crate::types::{Content, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn};
+use crate::types::{
+    Content, KeyRange, KeyValue, LeaseId, Op, Range, RangeReply, Reply, Revision, Txn,
+};
 
 /// The store that the data comes from. Numbers are in the line of revisions that its clients know.
 ///
@@ -35,6 +37,15 @@ pub trait OldStore: Send + Sync + 'static {
     /// All leases that are alive, each with its keys, in the order of their numbers. Stores whose
     /// keys have a time to live of their own answer one lease per such key.
     async fn leases(&self) -> Result<Vec<OldLease>>;
+
+    /// Reads keys as they were at a revision of the past, [`Range::at`], which is given; or nothing if
+    /// the store keeps no history that shows what its clients saw.
+    ///
+    /// Fails with [`super::RequestError::Compacted`] where it has forgotten.
+    async fn range(&self, request: Range) -> Result<Option<RangeReply>> {
+        let _ = request;
+        Ok(None)
+    }
 
     /// Opens a watch on the store's own history, or nothing if it keeps none that says what
     /// [`Watch`] asks for.
@@ -178,6 +189,10 @@ impl OldStore for AsOld {
             }
         }
         Ok(leases)
+    }
+
+    async fn range(&self, request: Range) -> Result<Option<RangeReply>> {
+        Ok(Some(self.store.range(request).await?.reply))
     }
 
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {

@@ -16,7 +16,9 @@ use super::view::{READS_PER_TXN, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::store::url::Cluster;
-use crate::store::{NewStore, OldLease, OldStore, Page, RequestError, Result, Watch, Watching};
+use crate::store::{
+    Guard, NewStore, OldLease, OldStore, Page, RequestError, Result, Watch, Watching,
+};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
 /// Pairs that a page has at most. etcd counts the rest of the range for every page, so small pages cost
@@ -88,6 +90,12 @@ impl OldEtcd3 {
         }))
     }
 
+    /// Whether its history is not the one that its clients saw: that of an earlier migration's new store
+    /// has the copy-ups in it.
+    fn has_copy_ups(&self) -> bool {
+        self.numbers != Numbers::default()
+    }
+
     fn shown(&self, mut kv: KeyValue) -> KeyValue {
         self.numbers.translate(&mut kv, Claimed::Here);
         kv
@@ -116,9 +124,17 @@ impl OldStore for OldEtcd3 {
         Ok(self.numbers.visible(revision))
     }
 
+    async fn range(&self, request: Range) -> Result<Option<RangeReply>> {
+        if self.has_copy_ups() {
+            return Ok(None);
+        }
+        let shared = self.shared.clone();
+        let store = Etcd3 { shared }.guarded(Guard::None);
+        Ok(Some(store.range(request).await?.reply))
+    }
+
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
-        // Of an earlier migration's new store, the history has the copy-ups in it.
-        if self.numbers != Numbers::default() {
+        if self.has_copy_ups() {
             return Ok(None);
         }
         let current = self.client.revision(&self.names.line).await?;

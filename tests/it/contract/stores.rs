@@ -4,9 +4,9 @@ use std::future::{Ready, ready};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use segue::overlay::Overlay;
+use segue::overlay::{Overlay, WithPast};
 use segue::store::open::open_new;
-use segue::store::{AsOld, Guard, NewStore, Store};
+use segue::store::{AsOld, Guard, NewStore, OldStore, Store};
 use segue::types::Reserved;
 use tempfile::TempDir;
 
@@ -245,22 +245,23 @@ impl Fixture for Fixed {
             }
             Shape::Over(kind) => self.open(kind).await,
         };
-        let identity = old.identity().await.unwrap();
-        let old = old.guarded(Guard::None);
+        let source = old.guarded(Guard::None);
         for value in ["1", "2"] {
             let put = segue::types::Put::new("a", value);
-            old.put(put).await.unwrap();
+            source.put(put).await.unwrap();
         }
         let delete = segue::types::Delete {
             keys: segue::types::KeyRange::all(),
             prev_kv: false,
         };
-        let base = old.delete(delete).await.unwrap().revision;
+        let base = source.delete(delete).await.unwrap().revision;
         let line = segue::store::Line { base, ..line(1) };
         set_line(&*new, Some(line)).await;
-        let old = Arc::new(AsOld::new(old, identity));
+        let old: Arc<dyn OldStore> = Arc::new(AsOld::of(old).await.unwrap());
         let new = new.guarded(guard(1));
-        Arc::new(Overlay::new(old, new, base, Reserved::default()))
+        let overlay = Overlay::new(old.clone(), new, Reserved::default());
+        let reserved = Reserved::default();
+        Arc::new(WithPast::new(Arc::new(overlay), old, base, reserved, false))
     }
 
     fn gapless(&self) -> bool {

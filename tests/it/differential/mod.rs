@@ -5,6 +5,7 @@
 //! and how much of a lease's time has passed.
 
 mod ask;
+mod below;
 mod random;
 mod script;
 mod watches;

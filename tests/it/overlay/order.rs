@@ -86,12 +86,7 @@ async fn a_read_never_mixes_the_old_store_of_later_with_the_new_one_of_earlier()
             old,
             new: guarded.clone(),
         };
-        let overlay = Overlay::new(
-            Arc::new(mirrored),
-            guarded.clone(),
-            base,
-            Reserved::default(),
-        );
+        let overlay = Overlay::new(Arc::new(mirrored), guarded.clone(), Reserved::default());
 
         let seen = overlay.range(Range::of(keys.clone())).await.unwrap();
         let view = guarded.range(Range::of(keys)).await.unwrap();
