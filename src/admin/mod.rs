@@ -8,6 +8,7 @@
 //! | `POST /rates` `{"keys": 5000, "bytes": null}` | its limits |
 //! | `POST /verify`, `GET /verify` | starts a verification; its report, or how far it is |
 //! | `POST /complete` | settles the migration |
+//! | `GET /preview/PHASE` | whether the fleet would go to that phase now, why, and what would come of it |
 //! | `GET /rejects` | keys that the new store cannot take |
 //! | `GET /metrics` | for Prometheus |
 //! | `GET /` | the same for a browser |

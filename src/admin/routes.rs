@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Json, State};
+use axum::extract::{Json, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -14,6 +14,7 @@ use super::Facts;
 use crate::metrics::CONTENT_TYPE;
 use crate::migration::Controller;
 use crate::migration::phase::Phase;
+use crate::migration::preview::Preview;
 use crate::migration::records::{Outcome, readable};
 use crate::migration::status::Status;
 use crate::migration::switch::Request;
@@ -32,6 +33,7 @@ pub(super) fn all(facts: Facts) -> axum::Router {
         .route("/rates", post(rates))
         .route("/verify", get(report).post(verify))
         .route("/complete", post(complete))
+        .route("/preview/{to}", get(preview))
         .route("/rejects", get(rejects))
         .route("/metrics", get(metrics))
         .fallback(async || {
@@ -195,6 +197,10 @@ async fn complete(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> 
         Ok(()) => Ok(Json(json!({ "message": "the migration is settled" }))),
         Err(why) => Err(Refusal(StatusCode::CONFLICT, why)),
     }
+}
+
+async fn preview(State(facts): State<Arc<Facts>>, Path(to): Path<Phase>) -> Answer<Preview> {
+    Ok(Json(facts.controller()?.preview(to).await?))
 }
 
 /// A reject for people: the key readable.

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
+use super::dry_run::dry_run;
 use super::{Admin, Failure};
 
 /// Settle the migration for good
@@ -13,15 +14,22 @@ use super::{Admin, Failure};
 /// the current revision goes on as clients know it, but keys that were copied and not changed since
 /// show other numbers from then on: a compare-and-swap on the old ones fails, once.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  segue complete")]
+#[command(after_help = "Examples:\n  segue complete --dry-run\n  segue complete")]
 pub(super) struct Complete {
     #[command(flatten)]
     admin: Admin,
+    /// Say whether it would be done now and what would happen, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Complete {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let answer: Value = Client::new(&self.admin).post("/complete", None).await?;
+        let client = Client::new(&self.admin);
+        if self.dry_run {
+            return dry_run(&client, "settled").await;
+        }
+        let answer: Value = client.post("/complete", None).await?;
         println!("{}", answer["message"].as_str().unwrap_or_default());
         Ok(())
     }

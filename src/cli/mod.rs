@@ -5,6 +5,7 @@ mod client;
 mod complete;
 mod copy;
 mod demo;
+mod dry_run;
 mod pause;
 mod rejects;
 mod screen;

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::dry_run::dry_run;
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
@@ -15,6 +16,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const EXAMPLES: &str = "\
 Examples:
   segue serve --start passthrough --old etcd://10.0.0.1:2379 --new postgres://segue@10.0.0.2/app
+  segue start --dry-run               whether it would begin, and what comes of it
   segue start                         once all applications talk to segue
 
 The same with any etcd client: etcdctl put segue/switch migration";
@@ -28,11 +30,17 @@ The same with any etcd client: etcdctl put segue/switch migration";
 pub(super) struct Start {
     #[command(flatten)]
     admin: Admin,
+    /// Say whether it would be done now and what would happen, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Start {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let client = Client::new(&self.admin);
+        if self.dry_run {
+            return dry_run(&client, "migration").await;
+        }
         let body = json!({ "to": "migration", "when_ready": false });
         let _: Value = client.post("/switch", Some(body)).await?;
         loop {

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::dry_run::dry_run;
 use super::{Admin, Failure};
 use crate::migration::records::Outcome;
 use crate::migration::status::Status;
@@ -17,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   segue switch                        to the normal phase: the old store is no longer asked
   segue switch --when-ready --wait    as soon as backfill and verification are done
+  segue switch --dry-run              whether it would be done now, and what would happen
   segue switch migration              back to the migration phase
 
 The same with any etcd client: etcdctl put segue/switch normal
@@ -40,6 +42,9 @@ pub(super) struct Switch {
     /// Return when all members have acknowledged the switch
     #[arg(long)]
     wait: bool,
+    /// Say whether it would be done now and what would happen, and change nothing
+    #[arg(long, conflicts_with_all = ["when_ready", "wait"])]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -55,6 +60,9 @@ impl Switch {
             To::Normal => "normal",
             To::Migration => "migration",
         };
+        if self.dry_run {
+            return dry_run(&client, to).await;
+        }
         let body = json!({ "to": to, "when_ready": self.when_ready });
         let answer: Value = client.post("/switch", Some(body)).await?;
         let message = answer["message"].as_str().unwrap_or_default();

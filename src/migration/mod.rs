@@ -10,7 +10,7 @@
 //! - [`verify`]: comparing it.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there.
 //! - [`offline`]: all of it at once, while the application is stopped.
-//! - [`status`]: all of it for people to see.
+//! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
 pub mod backfill;
 pub mod controller;
@@ -25,6 +25,7 @@ pub mod offline;
 pub mod opening;
 mod passthrough;
 pub mod phase;
+pub mod preview;
 pub mod rate;
 pub mod records;
 pub mod rejects;

@@ -189,6 +189,12 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
         refused.err.contains("the backfill is not complete"),
         "{refused:?}"
     );
+    let foreseen = segue.run(["switch", "--dry-run"]).await;
+    assert_eq!(foreseen.code, 3, "{foreseen:?}");
+    assert!(
+        foreseen.err.contains("the backfill is not complete"),
+        "{foreseen:?}"
+    );
     let verified = segue.run(["verify"]).await;
     assert_eq!(verified.code, 1, "{verified:?}");
     ok(&segue.run(["rates"]).await);
@@ -219,6 +225,22 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
         (&true.into(), &300.into())
     );
 
+    // What would be done is told, and not done.
+    for (command, code, part) in [
+        ("switch", 0, "the normal phase, epoch 3"),
+        ("start", 3, "the phase is migration already"),
+        ("complete", 3, "switch first"),
+    ] {
+        let foreseen = segue.run([command, "--dry-run"]).await;
+        assert_eq!(foreseen.code, code, "{foreseen:?}");
+        assert!(foreseen.out.contains(part), "{foreseen:?}");
+        assert!(foreseen.out.contains("nothing was changed"), "{foreseen:?}");
+    }
+    let now = segue.status().await.unwrap();
+    for field in ["phase", "epoch", "switch"] {
+        assert_eq!(now[field], status[field], "{now}");
+    }
+
     let mut client = client(&segue).await;
     client.put("segue/switch", "true", None).await.unwrap();
     segue
@@ -231,6 +253,9 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
         client.get("key/00007", None).await.unwrap().kvs()[0].value(),
         b"old"
     );
+    let foreseen = segue.run(["complete", "--dry-run"]).await;
+    ok(&foreseen);
+    assert!(foreseen.out.contains("all claims"), "{foreseen:?}");
     ok(&segue.run(["complete"]).await);
     let settled = segue
         .until("settled", |status| status["phase"] == "settled")
