@@ -8,6 +8,7 @@
 //! | `POST /rates` `{"keys": 5000, "bytes": null}` | its limits |
 //! | `POST /verify`, `GET /verify` | starts a verification; its report, or how far it is |
 //! | `POST /complete` | settles the migration |
+//! | `POST /rehearse` | has the fleet do all that it does in a switch, but stay in its phase; answers what it cost |
 //! | `GET /preview/PHASE` | whether the fleet would go to that phase now, why, and what would come of it |
 //! | `GET /rejects` | keys that the new store cannot take |
 //! | `GET /metrics` | for Prometheus |

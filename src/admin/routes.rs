@@ -16,6 +16,7 @@ use crate::migration::Controller;
 use crate::migration::phase::Phase;
 use crate::migration::preview::Preview;
 use crate::migration::records::{Outcome, readable};
+use crate::migration::rehearsal::Rehearsal;
 use crate::migration::status::Status;
 use crate::migration::switch::Request;
 use crate::store::StoreError;
@@ -33,6 +34,7 @@ pub(super) fn all(facts: Facts) -> axum::Router {
         .route("/rates", post(rates))
         .route("/verify", get(report).post(verify))
         .route("/complete", post(complete))
+        .route("/rehearse", post(rehearse))
         .route("/preview/{to}", get(preview))
         .route("/rejects", get(rejects))
         .route("/metrics", get(metrics))
@@ -197,6 +199,14 @@ async fn complete(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> 
         Ok(()) => Ok(Json(json!({ "message": "the migration is settled" }))),
         Err(why) => Err(Refusal(StatusCode::CONFLICT, why)),
     }
+}
+
+async fn rehearse(State(facts): State<Arc<Facts>>) -> Answer<Rehearsal> {
+    let controller = facts.controller()?.clone();
+    let rehearsal = controller.rehearse().await?;
+    rehearsal
+        .map(Json)
+        .map_err(|why| Refusal(StatusCode::CONFLICT, why))
 }
 
 async fn preview(State(facts): State<Arc<Facts>>, Path(to): Path<Phase>) -> Answer<Preview> {

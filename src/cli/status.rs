@@ -146,11 +146,14 @@ fn render(status: &Report) -> String {
                 "has yet to acknowledge the epoch",
             ),
         ];
-        let marks: Vec<&str> = marks
-            .iter()
-            .filter(|(is, _)| *is)
-            .map(|(_, mark)| *mark)
-            .collect();
+        let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark);
+        let mut marks: Vec<String> = marks.map(str::to_owned).collect();
+        if member.stall_ms > 0 {
+            marks.push(format!(
+                "a request waited {} ms for epoch {}",
+                member.stall_ms, member.acknowledged
+            ));
+        }
         let marks = if marks.is_empty() {
             String::new()
         } else {

@@ -9,6 +9,7 @@ use super::client::Client;
 use super::dry_run::dry_run;
 use super::{Admin, Failure};
 use crate::migration::records::Outcome;
+use crate::migration::rehearsal::Rehearsal;
 use crate::migration::status::Status;
 
 /// How often to look whether the switch has come through.
@@ -19,6 +20,7 @@ Examples:
   segue switch                        to the normal phase: the old store is no longer asked
   segue switch --when-ready --wait    as soon as backfill and verification are done
   segue switch --dry-run              whether it would be done now, and what would happen
+  segue switch --rehearse             what pause it would cost, measured; the phase stays
   segue switch migration              back to the migration phase
 
 The same with any etcd client: etcdctl put segue/switch normal
@@ -30,6 +32,7 @@ The same with any etcd client: etcdctl put segue/switch normal
 /// copy is verified.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct Switch {
     #[command(flatten)]
     admin: Admin,
@@ -45,6 +48,9 @@ pub(super) struct Switch {
     /// Say whether it would be done now and what would happen, and change nothing
     #[arg(long, conflicts_with_all = ["when_ready", "wait"])]
     dry_run: bool,
+    /// Have the fleet do all that a switch makes it do, but stay in its phase, and tell the pause
+    #[arg(long, conflicts_with_all = ["to", "when_ready", "wait", "dry_run"])]
+    rehearse: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -60,6 +66,9 @@ impl Switch {
             To::Normal => "normal",
             To::Migration => "migration",
         };
+        if self.rehearse {
+            return rehearse(&client).await;
+        }
         if self.dry_run {
             return dry_run(&client, to).await;
         }
@@ -75,6 +84,26 @@ impl Switch {
         }
         Ok(())
     }
+}
+
+async fn rehearse(client: &Client) -> Result<(), Failure> {
+    let rehearsal: Rehearsal = client.post("/rehearse", None).await?;
+    let Rehearsal { phase, epoch, .. } = &rehearsal;
+    println!("rehearsed: the phase is {phase} as before, in epoch {epoch}");
+    println!(
+        "all members ({}) have acknowledged within {} ms; the longest pause of a request was {} ms",
+        rehearsal.members.len(),
+        rehearsal.acknowledged_ms,
+        rehearsal.pause_ms
+    );
+    for member in &rehearsal.members {
+        let (name, after, stall) = (&member.name, member.acknowledged_ms, member.stall_ms);
+        match stall {
+            0 => println!("  {name}: acknowledged after {after} ms; no request had to wait"),
+            _ => println!("  {name}: acknowledged after {after} ms; a request waited {stall} ms"),
+        }
+    }
+    Ok(())
 }
 
 async fn wait(client: &Client, to: &str) -> Result<(), Failure> {

@@ -19,8 +19,9 @@ use super::jobs::{self, Job, Jobs, Situation};
 use super::ledger::Entry;
 use super::phase::{Decision, Phase, Stage, State};
 use super::records::{
-    CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Switch,
+    CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Stall, Switch,
 };
+use super::rehearsal::millis;
 use super::status::add;
 use super::switch::{KEY, LOOK, seen};
 use crate::overlay::{Overlay, WithPast};
@@ -205,7 +206,12 @@ impl Driver {
     async fn beat(&mut self) -> Result<()> {
         self.draining.retain(|drained| !drained.is_cancelled());
         if self.draining.is_empty() {
-            self.own.value.acknowledged = self.routed.unwrap_or_default();
+            let epoch = self.routed.unwrap_or_default();
+            self.own.value.acknowledged = epoch;
+            if let Some(stall) = self.shared.router.stall_of(epoch) {
+                let ms = millis(stall);
+                self.own.value.stall = Stall { epoch, ms };
+            }
         }
         self.own.value.beat += 1;
         let shared = Arc::clone(&self.shared);

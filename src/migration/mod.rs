@@ -8,7 +8,8 @@
 //! - [`fence`], `passthrough`: the time before it begins, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it.
-//! - [`switch`], [`fleet`]: what operators want, and who else is there.
+//! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
+//!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
 //! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
@@ -28,8 +29,10 @@ pub mod phase;
 pub mod preview;
 pub mod rate;
 pub mod records;
+pub mod rehearsal;
 pub mod rejects;
 pub mod router;
+mod stalls;
 pub mod status;
 pub mod survey;
 pub mod switch;

@@ -113,6 +113,19 @@ pub enum Decision {
     Wait(String),
 }
 
+impl Decision {
+    /// The same, but what may be done waits for members that are behind `epoch`.
+    pub(super) fn unless_behind(self, epoch: Epoch, around: &Surroundings) -> Self {
+        match self {
+            Self::Go(_) if !around.behind.is_empty() => Self::Wait(format!(
+                "members have not acknowledged epoch {epoch} yet: {}",
+                around.behind.join(", ")
+            )),
+            decision => decision,
+        }
+    }
+}
+
 /// What decisions ask about besides the state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
@@ -214,21 +227,15 @@ impl State {
     /// Whether the fleet may go to `to` now.
     #[must_use]
     pub fn may_switch(&self, to: Phase, around: &Surroundings) -> Decision {
-        use Decision::{Go, NoGo, Wait};
+        use Decision::{Go, NoGo};
         if self.phase == to {
             return NoGo(format!("the phase is {to} already"));
         }
         if self.phase == Phase::Settled {
             return NoGo("the migration is settled; nothing leads back from there".into());
         }
-        match self.stage {
-            Stage::Open => {}
-            Stage::Fencing => return NoGo("the old store is still being fenced".into()),
-            Stage::Opening => {
-                return NoGo(
-                    "the migration is still being opened: leased keys are on their way".into(),
-                );
-            }
+        if let Some(why) = self.unopened() {
+            return NoGo(why.into());
         }
         let decision = match to {
             Phase::Normal | Phase::Settled if self.phase == Phase::Passthrough => {
@@ -245,13 +252,17 @@ impl State {
             Phase::Settled => Go("every member is in the normal phase"),
             Phase::Normal => self.may_leave_the_old_store(around),
         };
-        match decision {
-            Go(_) if !around.behind.is_empty() => Wait(format!(
-                "members have not acknowledged epoch {} yet: {}",
-                self.epoch,
-                around.behind.join(", ")
-            )),
-            decision => decision,
+        decision.unless_behind(self.epoch, around)
+    }
+
+    /// Why no other state may follow yet but by itself.
+    pub(super) fn unopened(&self) -> Option<&'static str> {
+        match self.stage {
+            Stage::Open => None,
+            Stage::Fencing => Some("the old store is still being fenced"),
+            Stage::Opening => {
+                Some("the migration is still being opened: leased keys are on their way")
+            }
         }
     }
 

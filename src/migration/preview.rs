@@ -1,13 +1,12 @@
 //! What a change of the phase would come to, before anybody asks for it in earnest.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use super::controller::Controller;
 use super::ledger::Entry;
 use super::phase::{Decision, Phase, State};
 use super::records::STATE;
+use super::rehearsal::millis;
 use crate::store::{Result, StoreError};
 
 /// What `--dry-run` shows.
@@ -27,7 +26,7 @@ pub struct Concerned {
     /// The members that have to acknowledge it.
     pub members: Vec<String>,
     /// The longest that a request has waited for such a change; nothing, if none has yet.
-    pub stall: Option<Duration>,
+    pub stall_ms: Option<u64>,
 }
 
 impl State {
@@ -75,12 +74,16 @@ impl State {
             format!("epochs {next} to {last}")
         };
         let members = &concerned.members;
-        let pause = match concerned.stall {
-            Some(stall) => format!(
-                "about {} ms: the longest that a request has waited for such a change so far",
-                stall.as_micros().div_ceil(1000)
-            ),
-            None => "not known yet: no request has waited for such a change so far".into(),
+        let pause = match concerned.stall_ms {
+            Some(ms) => {
+                format!(
+                    "about {ms} ms: the longest that a request has waited for such a change so far"
+                )
+            }
+            None if self.phase == Phase::Passthrough => {
+                "not known yet: no request has waited for such a change so far".into()
+            }
+            None => "not known yet: `segue switch --rehearse` measures it".into(),
         };
         vec![
             format!("next     the {to} phase, {epochs}"),
@@ -117,7 +120,13 @@ impl Controller {
                 .iter()
                 .map(|(_, member)| member.name.clone())
                 .collect(),
-            stall: Some(self.router.longest_stall()).filter(|stall| !stall.is_zero()),
+            stall_ms: view
+                .fleet
+                .iter()
+                .map(|(_, member)| member.stall.ms)
+                .chain([millis(self.router.longest_stall())])
+                .max()
+                .filter(|stall| *stall > 0),
         };
         Ok(Preview {
             done,
@@ -141,7 +150,7 @@ mod tests {
         let settled = normal.switched(Settled, 4);
         let concerned = Concerned {
             members: vec!["a".into(), "b".into()],
-            stall: Some(Duration::from_micros(11_200)),
+            stall_ms: Some(12),
         };
         for (state, to, parts) in [
             (

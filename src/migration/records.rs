@@ -39,6 +39,18 @@ pub struct Member {
     pub acknowledged: Epoch,
     /// Grows while it lives.
     pub beat: u64,
+    /// What the latest transition that it is through with has cost its requests.
+    #[serde(default)]
+    pub stall: Stall,
+}
+
+/// What a transition has cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// The epoch that it led to.
+    pub epoch: Epoch,
+    /// The longest that a request has waited, in milliseconds; 0 if none had to.
+    pub ms: u64,
 }
 
 /// Who runs the backfill, and whatever else one member does for all.

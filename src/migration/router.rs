@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::stalls::{Stall, Stalls};
 use crate::store::{Result, Status, Store, StoreError, Watch, Watching};
 use crate::types::{
     Answer, Delete, DeleteReply, Epoch, Grant, Granted, LeaseId, LeaseStatus, Put, PutReply, Range,
@@ -49,8 +49,7 @@ pub struct Router {
     turns: watch::Sender<u64>,
     stale: Notify,
     patience: Duration,
-    /// Microseconds.
-    longest_stall: AtomicU64,
+    stalls: Stalls,
 }
 
 impl Router {
@@ -63,7 +62,7 @@ impl Router {
             turns: watch::Sender::new(0),
             stale: Notify::new(),
             patience,
-            longest_stall: AtomicU64::new(0),
+            stalls: Stalls::default(),
         }
     }
 
@@ -94,13 +93,13 @@ impl Router {
     /// over or not.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
-        Duration::from_micros(self.longest_stall.load(Ordering::Relaxed))
+        self.stalls.longest()
     }
 
-    /// Notes that a request was carried out that had first been sent at `begun`.
-    fn stalled(&self, begun: Instant) {
-        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.longest_stall.fetch_max(micros, Ordering::Relaxed);
+    /// The longest that a request has waited for `epoch`; nothing while requests still wait.
+    #[must_use]
+    pub fn stall_of(&self, epoch: Epoch) -> Option<Duration> {
+        self.stalls.of(epoch)
     }
 
     /// Returns when a request has learnt that its epoch is over.
@@ -114,25 +113,27 @@ impl Router {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut held_up = None;
+        let mut held_up: Option<Stall> = None;
         loop {
             let route = self.route.load_full();
             if let Some(store) = &route.store {
                 let sent = Instant::now();
                 match operation(Arc::clone(store)).await {
                     Err(StoreError::StaleEpoch) => {
-                        held_up.get_or_insert(sent);
+                        held_up.get_or_insert_with(|| self.stalls.begin(sent));
                         self.stale.notify_one();
                     }
                     other => {
-                        if let Some(begun) = held_up {
-                            self.stalled(begun);
+                        if let Some(stall) = held_up {
+                            stall.over(route.epoch);
                         }
                         return other;
                     }
                 }
             }
-            let begun = *held_up.get_or_insert_with(Instant::now);
+            let begun = held_up
+                .get_or_insert_with(|| self.stalls.begin(Instant::now()))
+                .since;
             // Subscribed before the route is looked at again, so that no turn is missed.
             let mut turns = self.turns.subscribe();
             if !Arc::ptr_eq(&self.route.load(), &route) {

@@ -101,6 +101,9 @@ pub struct MemberStatus {
     pub admin: String,
     /// The epoch that it has acknowledged.
     pub acknowledged: u64,
+    /// The longest that a request through it has waited for that epoch, in milliseconds, as far as
+    /// it has told; 0 if none had to.
+    pub stall_ms: u64,
     /// It is the one that was asked.
     pub this: bool,
 }
@@ -179,6 +182,10 @@ impl Controller {
             client_url: member.client_url.clone(),
             admin: member.admin.clone(),
             acknowledged: member.acknowledged.0,
+            stall_ms: match member.stall {
+                stall if stall.epoch == member.acknowledged => stall.ms,
+                _ => 0,
+            },
             this: id == self.id(),
         });
         members.collect()

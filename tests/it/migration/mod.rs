@@ -4,6 +4,7 @@
 mod fleet;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
+mod rehearsal;
 mod scenarios;
 mod switch;
 #[allow(unreachable_pub, reason = "as in the toolbox")]

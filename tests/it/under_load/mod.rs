@@ -4,6 +4,7 @@
 pub(crate) mod load;
 pub(crate) mod old;
 mod pairs;
+mod rehearsal;
 mod shared;
 mod start;
 
