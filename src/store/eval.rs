@@ -502,7 +502,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
     /// what earlier requests of this batch did up to it.
     fn past(&self, keys: &KeyRange, at: Revision) -> BTreeMap<Bytes, KeyValue> {
         let keyed = |kv: KeyValue| (kv.key.clone(), kv);
-        let mut pairs: BTreeMap<_, _> = if at < self.begin {
+        let mut pairs: BTreeMap<_, _> = if at <= self.begin {
             self.rows.past(keys, at).into_iter().map(keyed).collect()
         } else {
             self.rows.range(keys).cloned().map(keyed).collect()

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::feed::{Feed, History, Stretch};
 use super::{
-    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Result,
-    Status, Store, StoreError, Watch, Watching, lease,
+    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
+    Result, Status, Store, StoreError, Watch, Watching, lease,
 };
 use crate::tasks::spawn_owned;
 use crate::types::{
@@ -286,10 +286,19 @@ impl NewStore for Memory {
     }
 
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
-        let mut state = self.inner.core.lock();
-        let written = state.write_records(txn);
-        self.inner.publish(&mut state);
+        let written = {
+            let mut state = self.inner.core.lock();
+            let written = state.write_records(txn, Instant::now());
+            self.inner.publish(&mut state);
+            written
+        };
+        // Whether leases end may have changed.
+        self.inner.deadlines.notify_one();
         Ok(written)
+    }
+
+    async fn replay(&self, replay: Replay) -> Result<bool> {
+        Ok(self.inner.core.lock().replay(replay)?)
     }
 
     async fn is_empty(&self) -> Result<bool> {

@@ -33,7 +33,7 @@ use crate::types::{
 pub use error::{RequestError, Result, StoreError};
 pub use new::{
     Claim, CopyUp, FENCE, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
-    RecordWrite,
+    RecordWrite, Replay, Replayed,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};
 pub use open::{open_new, open_old};

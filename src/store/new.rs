@@ -33,6 +33,19 @@ pub trait NewStore: Send + Sync + 'static {
     /// Carries out `txn` if all that it expects holds; answers whether it did.
     async fn write_records(&self, txn: RecordTxn) -> Result<bool>;
 
+    /// Makes changes here that were made in another store, as they were made there: keys get the numbers
+    /// that they had there, no event is made and no revision taken. Answers false, with nothing done, if
+    /// the record is not in the expected version.
+    ///
+    /// Whatever the line and the fence say: what keeps late comers out is the record. Changes and record are
+    /// one transaction or, where the store takes several, each holds to the record's version and the record
+    /// is in the last: it never says more than what is there, and to repeat the rest does no harm.
+    ///
+    /// Fails with [`super::RequestError::LeaseNotFound`] if a pair's lease does not exist. Fails with
+    /// [`super::RequestError::TooManyOperations`] or [`super::RequestError::TooLarge`] if it is more than the
+    /// store takes at once: callers try again with fewer changes.
+    async fn replay(&self, replay: Replay) -> Result<bool>;
+
     /// Tells by an item each time that `key` may have changed; ends when it no longer can. Only for
     /// whoever looks now and then anyhow and wants to be quicker: it may miss a change, and should cost
     /// requests for other keys nothing.
@@ -81,6 +94,10 @@ pub enum Guard {
 pub const FENCE: &str = "fence";
 
 /// Where the store stands in the migration. Changed only together with the state record.
+///
+/// An old store that was fenced gets a line when it is to serve again: its keys keep the numbers that they
+/// showed before, replayed ones those that they came with, and the next change is behind the base. While it
+/// has a fence and no line, nobody is served and no lease ends by itself (in an etcd, leases do).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     /// The only epoch whose operations the store carries out.
@@ -223,4 +240,47 @@ pub struct CopyUp {
     pub kvs: Vec<KeyValue>,
     /// A record to write in the same transaction, and the version that it must have before.
     pub record: Option<(RecordWrite, i64)>,
+}
+
+/// Changes of another store; see [`NewStore::replay`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// What became of keys; each key at most once.
+    pub changes: Vec<Replayed>,
+    /// A record to write with them, and the version that it must have before.
+    pub record: (RecordWrite, i64),
+}
+
+/// What became of a key in the other store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    /// It was written last as this pair.
+    Put(KeyValue),
+    /// It was deleted.
+    Delete {
+        /// The key.
+        key: Bytes,
+        /// When.
+        revision: Revision,
+    },
+}
+
+impl Replayed {
+    /// The changed key.
+    #[must_use]
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Put(kv) => &kv.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The pair, unless it was deleted.
+    #[must_use]
+    pub fn live(&self) -> Option<&KeyValue> {
+        match self {
+            Self::Put(kv) => Some(kv),
+            Self::Delete { .. } => None,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
 use super::table::PlainTable;
-use super::{NewStore, OldStore, RequestError, Result, StoreUrl};
+use super::{FENCE, NewStore, OldStore, RequestError, Result, StoreUrl};
 use crate::types::Reserved;
 
 /// What holds for a store, whatever kind it is of.
@@ -18,7 +18,8 @@ pub struct Terms {
     pub reserved: Reserved,
     /// A database server is taken that is set to lose commits in a crash.
     pub allow_lossy: bool,
-    /// As the old store, it serves clients until it is fenced, and ends their leases for so long.
+    /// As the old store, it serves clients until it is fenced, and again once it has a line behind the
+    /// fence, and ends their leases for so long. Not, if nothing is to be written there.
     pub serves: bool,
 }
 
@@ -119,9 +120,9 @@ impl Terms {
 }
 
 /// A store of ours as an old one, unless a migration to it is not completed: its keys are not all that
-/// its clients see then.
+/// its clients see then. Behind a fence a line says that it is an old store in service again.
 async fn as_old(store: Arc<dyn NewStore>, url: &StoreUrl) -> Result<Arc<dyn OldStore>> {
-    if store.line().await?.is_some() {
+    if store.line().await?.is_some() && store.records(FENCE).await?.is_empty() {
         return Err(RequestError::Unacceptable(format!(
             "{url} is the new store of a migration that is not completed: complete that one first \
              (segue complete), or use the URLs the other way round"

@@ -2,6 +2,7 @@
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+use super::names::Names;
 use super::numbers::{Claimed, Copied};
 use super::records::{record_compare, record_op};
 use super::session::Session;
@@ -167,19 +168,7 @@ impl Session {
     }
 
     fn copy_ops(&self, kv: &KeyValue) -> [pb::RequestOp; 2] {
-        [
-            put_op(pb::PutRequest {
-                key: self.view.names.claim(&kv.key),
-                value: Claimed::copied(kv),
-                ..pb::PutRequest::default()
-            }),
-            put_op(pb::PutRequest {
-                key: kv.key.clone(),
-                value: kv.value.clone(),
-                lease: kv.lease.0,
-                ..pb::PutRequest::default()
-            }),
-        ]
+        copy_ops(&self.view.names, kv)
     }
 
     fn learn_copies(&self, kvs: &[KeyValue], at: i64) {
@@ -198,13 +187,35 @@ impl Session {
     }
 }
 
+/// Writes a pair with its claim, which keeps its numbers.
+pub(super) fn copy_ops(names: &Names, kv: &KeyValue) -> [pb::RequestOp; 2] {
+    [
+        put_op(pb::PutRequest {
+            key: names.claim(&kv.key),
+            value: Claimed::copied(kv),
+            ..pb::PutRequest::default()
+        }),
+        put_op(pb::PutRequest {
+            key: kv.key.clone(),
+            value: kv.value.clone(),
+            lease: kv.lease.0,
+            ..pb::PutRequest::default()
+        }),
+    ]
+}
+
 /// Cuts copies into pieces of one transaction each.
 fn batches(kvs: &[KeyValue]) -> Vec<&[KeyValue]> {
+    pieces(kvs, |kv| 2 * kv.key.len() + kv.value.len())
+}
+
+/// Cuts what is about one key each into pieces of one transaction each, from what they weigh in bytes.
+pub(super) fn pieces<T>(kvs: &[T], weigh: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut batches = Vec::with_capacity(kvs.len() / KEYS_PER_TXN + 1);
     let mut start = 0;
     let mut bytes = 0;
     for (index, kv) in kvs.iter().enumerate() {
-        let size = 2 * kv.key.len() + kv.value.len() + OVERHEAD_BYTES;
+        let size = weigh(kv) + OVERHEAD_BYTES;
         if index > start && (index - start == KEYS_PER_TXN || bytes + size > BYTES_PER_TXN) {
             batches.push(&kvs[start..index]);
             start = index;

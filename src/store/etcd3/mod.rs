@@ -20,7 +20,7 @@
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
 //! `reads` and `copies` (which go together), `txn` and `decide` (transactions), `snapshot`, `late` (reads of
-//! the past), `copy_up`, `present` (keys that were there before), `records`, `clear`; `tail` (watches); `old`.
+//! the past), `copy_up`, `present` (keys that were there before), `records`, `replay`, `clear`; `tail` (watches); `old`.
 
 mod claims;
 mod clear;
@@ -37,6 +37,7 @@ mod ops;
 mod present;
 mod reads;
 mod records;
+mod replay;
 mod session;
 mod snapshot;
 mod tail;

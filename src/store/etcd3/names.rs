@@ -19,6 +19,8 @@ pub(super) struct Names {
     pub(super) epoch: Bytes,
     /// Holds the rest of the line.
     pub(super) line: Bytes,
+    /// Written in every transaction that removes keys for a replay: whoever watches can tell it.
+    pub(super) replaying: Bytes,
     claims: Bytes,
     records: Bytes,
 }
@@ -30,6 +32,7 @@ impl Names {
             reserved: reserved.clone(),
             epoch: own.key("epoch"),
             line: own.key("line"),
+            replaying: own.key("replaying"),
             claims: own.key("claim/"),
             records: own.key("record/"),
             own,

@@ -14,7 +14,7 @@ use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
 use crate::store::{
-    Guard, GuardedStore, Line, NewStore, Record, RecordTxn, RecordWrite, Result, StoreError,
+    Guard, GuardedStore, Line, NewStore, Record, RecordTxn, RecordWrite, Replay, Result, StoreError,
 };
 use crate::types::range::successor;
 use crate::types::{Epoch, KeyRange, Revision};
@@ -265,6 +265,10 @@ impl NewStore for Etcd3 {
         Err(StoreError::Unavailable(
             "too many others change the state of the migration".into(),
         ))
+    }
+
+    async fn replay(&self, replay: Replay) -> Result<bool> {
+        self.shared.replay(&replay).await
     }
 
     async fn changes_of(&self, key: Bytes) -> Result<BoxStream<'static, ()>> {

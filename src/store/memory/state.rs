@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::store::eval::{self, Outcome, Rows, Working};
 use crate::store::feed::Stretch;
 use crate::store::{
-    Claim, CopyUp, FENCE, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, RequestError,
-    Status,
+    Claim, CopyUp, FENCE, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, Replay, Replayed,
+    RequestError, Status,
 };
 use crate::types::{
     Change, Event, EventBatch, KeyRange, KeyValue, LeaseId, LeaseStatus, Range, Reserved, Revision,
@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) unpublished: Vec<Arc<EventBatch>>,
     reserved: Reserved,
     compacted: Revision,
+    /// What lies below it was another store's, and so were the changes up to it.
+    origin: Revision,
     keys: BTreeMap<Bytes, Key>,
     log: BTreeMap<Revision, Arc<EventBatch>>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -106,6 +108,7 @@ impl State {
             unpublished: Vec::new(),
             reserved,
             compacted: Revision(0),
+            origin: Revision(0),
             keys: BTreeMap::new(),
             log: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -118,7 +121,7 @@ impl State {
         &mut self,
         run: impl FnOnce(&mut Working<'_, Self>) -> Result<T>,
     ) -> Result<T> {
-        let mut working = Working::new(self, &self.reserved, self.revision, self.compacted);
+        let mut working = Working::new(self, &self.reserved, self.revision, self.oldest());
         let reply = run(&mut working);
         let outcome = working.finish();
         self.apply(outcome);
@@ -157,9 +160,9 @@ impl State {
 
     pub(super) fn compact(&mut self, at: Revision) -> Result<()> {
         if at <= self.compacted {
-            return Err(RequestError::Compacted(self.compacted));
+            return Err(RequestError::Compacted(self.oldest()));
         }
-        eval::check_at(at, self.revision, self.compacted)?;
+        eval::check_at(at, self.revision, self.oldest())?;
         self.compacted = at;
         self.keys.retain(|_, key| {
             let later = key.states.partition_point(|(since, _)| *since <= at);
@@ -187,6 +190,10 @@ impl State {
     }
 
     pub(super) fn history(&self, after: Revision, limit: usize) -> Result<Stretch> {
+        if after < self.origin {
+            let oldest = self.compacted.max(self.origin.next());
+            return Err(RequestError::Compacted(oldest));
+        }
         if after.next() < self.compacted {
             return Err(RequestError::Compacted(self.compacted));
         }
@@ -219,7 +226,15 @@ impl State {
         Ok(())
     }
 
+    /// Whether clients are served here: not between a fence and a line behind it.
+    fn serves(&self) -> bool {
+        !self.is_fenced() || self.line.is_some()
+    }
+
     pub(super) fn expire(&mut self, now: Instant) {
+        if !self.serves() {
+            return;
+        }
         let over = self
             .leases
             .iter()
@@ -232,7 +247,8 @@ impl State {
     }
 
     pub(super) fn first_deadline(&self) -> Option<Instant> {
-        self.leases.values().map(|lease| lease.deadline).min()
+        let deadlines = self.leases.values().map(|lease| lease.deadline);
+        deadlines.min().filter(|_| self.serves())
     }
 
     pub(super) fn keep_alive(&mut self, id: LeaseId, now: Instant) -> Option<i64> {
@@ -269,7 +285,7 @@ impl State {
         let size = u64::try_from(size).unwrap_or(u64::MAX);
         Status {
             revision: self.revision,
-            compacted: self.compacted,
+            compacted: self.oldest(),
             size,
             size_in_use: size,
         }
@@ -284,7 +300,7 @@ impl State {
             }
             Read::Claims { keys, values } => {
                 let at = at.unwrap_or(self.revision);
-                eval::check_at(at, self.revision, self.compacted)?;
+                eval::check_at(at, self.revision, self.oldest())?;
                 Ok(ReadReply::Claims(self.claims(at, &keys, values)))
             }
         }
@@ -338,20 +354,63 @@ impl State {
         named.cloned().collect()
     }
 
-    pub(super) fn write_records(&mut self, txn: RecordTxn) -> bool {
+    pub(super) fn write_records(&mut self, txn: RecordTxn, now: Instant) -> bool {
         let mut expect = txn.expect.iter();
         if expect.any(|(name, version)| self.record_version(name) != *version) {
             return false;
         }
+        let served = self.serves();
         for write in txn.writes {
             self.write_record(write);
         }
         if let Some(line) = txn.line {
             self.line = line;
-            let base = line.map_or(self.revision, |line| line.base);
-            self.revision = self.revision.max(base);
+            if let Some(line) = line
+                && line.base > self.revision
+            {
+                self.revision = line.base;
+                self.origin = line.base;
+            }
+        }
+        if !served && self.serves() {
+            // Nobody could keep them alive.
+            for lease in self.leases.values_mut() {
+                lease.deadline = now + seconds(lease.ttl_s);
+            }
         }
         true
+    }
+
+    pub(super) fn replay(&mut self, replay: Replay) -> Result<bool> {
+        let (write, expected) = replay.record;
+        if self.record_version(&write.name) != expected {
+            return Ok(false);
+        }
+        let mut leases = replay.changes.iter().filter_map(|change| {
+            let lease = change.live()?.lease;
+            lease.is_some().then_some(lease)
+        });
+        if leases.any(|lease| !self.leases.contains_key(&lease)) {
+            return Err(RequestError::LeaseNotFound);
+        }
+        for change in replay.changes {
+            let (key, since, state) = match change {
+                Replayed::Put(kv) => (kv.key.clone(), kv.mod_revision, Some(kv)),
+                Replayed::Delete { key, revision } => (key, revision, None),
+            };
+            let key = self.keys.entry(key).or_default();
+            key.whiteout &= state.is_none();
+            // The same state again may have got another lease.
+            key.states.retain(|(earlier, _)| *earlier < since);
+            key.states.push((since, state));
+        }
+        self.write_record(write);
+        Ok(true)
+    }
+
+    /// The oldest revision that can be read.
+    fn oldest(&self) -> Revision {
+        self.compacted.max(self.origin)
     }
 
     fn record_version(&self, name: &str) -> i64 {

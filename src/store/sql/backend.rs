@@ -78,7 +78,7 @@ pub struct Head {
     /// The log begins behind it: changes up to here were made in the old store, whose line of
     /// revisions this store carries on. 0 where it began by itself.
     pub origin: Revision,
-    /// Counts batches of copied keys, which change what history shows without a revision.
+    /// Counts batches of copied and replayed keys, which change what is seen without a revision.
     pub copy_ups: i64,
     /// When something was last committed, in milliseconds of the store's clock: until then clients
     /// could keep their leases alive.
@@ -108,6 +108,12 @@ impl Head {
         self.compacted.max(self.origin)
     }
 
+    /// Whether clients are served here: not between a fence and a line behind it.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        !self.fenced || self.line.is_some()
+    }
+
     /// Whether a deleted key stays as a whiteout. Whether or not the line wants claims of keys that
     /// are new to both stores: a row is a claim, so here this makes no difference.
     #[must_use]
@@ -123,7 +129,8 @@ pub struct Row {
     pub kv: KeyValue,
     /// The key is live; else it is a whiteout.
     pub live: bool,
-    /// This state has an entry in the log. A copied key's has none until it is first changed.
+    /// This state has an entry in the log. A copied key's has none until it is first changed, that of
+    /// a key that was replayed twice in one state one that is still to be replaced.
     pub logged: bool,
 }
 
@@ -145,8 +152,8 @@ pub enum LogKind {
     Delete,
     /// The key was written.
     Put,
-    /// The state in which the key was copied up, kept when it was first changed. History, but no
-    /// event.
+    /// The state in which the key was copied up, kept when it was first changed, or one that was
+    /// replayed. History, but no event.
     Copy,
 }
 

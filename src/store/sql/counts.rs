@@ -45,7 +45,9 @@ impl Counts {
 
     /// Notes what is left behind a page.
     pub(super) fn note(&self, range: &Range, head: &Head, reply: &RangeReply) {
-        if !reply.more || !range.limit_can_be_pushed_down() {
+        // What is replayed behind the present revision belongs to the latest state, not to the past.
+        let replayed = range.at.is_some() && !head.serves();
+        if !reply.more || !range.limit_can_be_pushed_down() || replayed {
             return;
         }
         let last = reply.kvs.last().map_or(&Bytes::new(), |kv| &kv.key).clone();
@@ -73,7 +75,8 @@ impl KnownCount {
     #[must_use]
     pub fn holds(&self, at: Option<Revision>, head: &Head) -> Option<usize> {
         let same = self.at == at.unwrap_or(head.revision) && self.copy_ups == head.copy_ups;
-        same.then_some(self.count)
+        let replayed = at.is_some() && !head.serves();
+        (same && !replayed).then_some(self.count)
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Prefetched, Row};
+use super::replay;
 use super::table::Table;
 use super::work::{Done, Request, Work};
 use crate::store::eval::{Outcome, Working};
-use crate::store::{CopyUp, FENCE, Record, RecordTxn, RecordWrite, RequestError, Result};
+use crate::store::{CopyUp, FENCE, Record, RecordTxn, RecordWrite, Replay, RequestError, Result};
 use crate::types::{Answer, Change, EventBatch, Granted, KeyValue, LeaseId, Reserved, Revision};
 
 /// What became of a batch.
@@ -60,12 +61,19 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
         done.push(admitted.and_then(|()| batch_of.run(&request.work)));
     }
     let outcome = batch_of.working.finish();
+    // While the store did not serve nobody could keep them alive.
+    let renew_leases = renew_leases || (batch_of.head.serves() && !head.serves());
     let mut changes = Changes::none(batch_of.head);
     changes.head.revision = outcome.revision.max(batch_of.head.revision);
     (changes.leases, changes.dropped_leases) = batch_of.leases.changes();
     (changes.records, changes.dropped_records) = batch_of.records.changes();
     changes.renew_leases = renew_leases;
     let batches = keep(outcome, &table, &mut changes);
+    for (request, done) in batch.iter().zip(&done) {
+        if let (Work::Replay(replay), Ok(Done::Records(true))) = (&request.work, done) {
+            replay::keep(replay, &table, &mut changes);
+        }
+    }
     let ticks = |request: &Request| matches!(request.work, Work::Expire(_));
     if !changes.is_empty(&head) || batch.iter().any(ticks) {
         changes.head.at_ms = now_ms;
@@ -110,7 +118,7 @@ impl Batch<'_> {
                 Done::KeptAlive(self.answer(reply))
             }
             Work::Expire(ids) => {
-                for id in ids {
+                for id in ids.iter().filter(|_| self.head.serves()) {
                     let over = |lease: &Lease| lease.deadline_ms <= self.now_ms;
                     if self.leases.get(id).is_some_and(over) {
                         self.working.revoke(*id)?;
@@ -120,6 +128,7 @@ impl Batch<'_> {
                 Done::Plain(self.answer(()))
             }
             Work::Records(txn) => Done::Records(self.write_records(txn)),
+            Work::Replay(replay) => Done::Records(self.replay(replay)?),
             Work::Compact(at) => {
                 // Reading at the origin is possible until it is compacted, like any revision.
                 if *at <= self.head.compacted || *at < self.head.origin {
@@ -152,6 +161,23 @@ impl Batch<'_> {
             self.write_record(write);
         }
         Ok(Some(fresh))
+    }
+
+    /// What is to become of the record, and whether anything is; the rows follow in [`replay::keep`].
+    fn replay(&mut self, replay: &Replay) -> Result<bool> {
+        let (write, expected) = &replay.record;
+        if self.version(&write.name) != *expected {
+            return Ok(false);
+        }
+        let mut leases = replay
+            .changes
+            .iter()
+            .filter_map(|it| Some(it.live()?.lease));
+        if leases.any(|id| id.is_some() && self.leases.get(&id).is_none()) {
+            return Err(RequestError::LeaseNotFound.into());
+        }
+        self.write_record(write);
+        Ok(true)
     }
 
     fn grant(&mut self, id: LeaseId, ttl_s: i64) -> Result<Answer<Granted>> {
@@ -305,7 +331,8 @@ fn prev_revision(
     }
 }
 
-fn whiteout(key: &Bytes, revision: Revision) -> KeyValue {
+/// A deleted key's row and entry.
+pub(super) fn whiteout(key: &Bytes, revision: Revision) -> KeyValue {
     KeyValue {
         key: key.clone(),
         mod_revision: revision,

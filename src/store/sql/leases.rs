@@ -9,7 +9,7 @@ use tracing::warn;
 use super::backend::{Backend, Found, Query};
 use super::work::Work;
 use super::{Engine, unanswered};
-use crate::store::{Guard, Result, StoreError};
+use crate::store::{Guard, Result};
 
 /// How often leases are looked at; etcd's own.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -41,10 +41,11 @@ pub(super) async fn run<B: Backend>(engine: std::sync::Weak<Engine<B>>, cancel: 
 }
 
 async fn look<B: Backend>(engine: &Engine<B>) -> Result<()> {
-    let (read, found) = match engine.query(Guard::Unfenced, Query::Due(AT_ONCE)).await {
-        Err(StoreError::StaleEpoch) => return Ok(()),
-        answered => answered?,
-    };
+    let (read, found) = engine.query(Guard::None, Query::Due(AT_ONCE)).await?;
+    // Behind a fence the leases are the new store's, which alone ends them.
+    if !read.head.serves() {
+        return Ok(());
+    }
     let Found::Due(due) = found else {
         return Err(unanswered());
     };
@@ -53,8 +54,7 @@ async fn look<B: Backend>(engine: &Engine<B>) -> Result<()> {
     let over: Vec<_> = over.map(|lease| lease.id).collect();
     // Also where none is over: a commit notes that clients could have kept their leases alive.
     if !over.is_empty() || (!due.is_empty() && quiet_ms >= QUIET_MS) {
-        // Behind a fence the leases are the new store's, which alone ends them.
-        engine.submit(Guard::Unfenced, Work::Expire(over)).await?;
+        engine.submit(Guard::None, Work::Expire(over)).await?;
     }
     Ok(())
 }

@@ -6,7 +6,8 @@
 //! - `tables`: what the tables are. [`text`]: the statements that are the same in all databases.
 //!   `rows`: from the columns of a driver to what the engine knows.
 //! - `work`: requests that wait, and what has to be fetched for them. `table` shows what was fetched
-//!   to [`super::eval`], `decide` turns the outcome into changes. Both are pure.
+//!   to [`super::eval`], `decide` turns the outcome into changes, `replay` those of another store. All are
+//!   pure.
 //! - `engine`: the writer, which commits all that waits as one batch.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer.
@@ -23,6 +24,7 @@ mod history;
 mod leases;
 pub mod mysql;
 pub mod postgres;
+mod replay;
 mod rows;
 pub mod sqlite;
 mod store;

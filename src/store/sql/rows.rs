@@ -126,6 +126,14 @@ impl<'a> Batches<'a> {
     /// Takes one entry; answers whether more are wanted.
     pub(super) fn take<C: Columns>(&mut self, row: &C) -> Result<bool, C::Error> {
         let revision = Revision(row.int(0)?);
+        // What was replayed is history, and no event of this store: it lies behind the revision, and up to
+        // the origin once the store goes on.
+        if revision > self.to() {
+            return Ok(false);
+        }
+        if revision <= self.head.origin {
+            return Ok(true);
+        }
         let key = row.bytes(1)?;
         if !self.scan.parts.iter().any(|part| part.contains(&key)) {
             return Ok(true);

@@ -10,7 +10,7 @@ use super::work::{Done, Job, Work, want_txn};
 use super::{SqlStore, unanswered};
 use crate::store::eval::{Working, finish};
 use crate::store::{
-    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn,
+    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
     RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
 };
 use crate::types::{
@@ -18,10 +18,10 @@ use crate::types::{
     Revision, SortTarget, Txn, TxnReply,
 };
 
-/// Pairs in one copy-up, at most: what one transaction should hold up the others for.
+/// Pairs in one copy-up or replay, at most: what one transaction should hold up the others for.
 const COPY_UP_PAIRS: usize = 10_000;
 
-/// Bytes of keys and values in one copy-up, at most.
+/// Bytes of keys and values in one copy-up or replay, at most.
 const COPY_UP_BYTES: usize = 32 << 20;
 
 #[async_trait]
@@ -236,6 +236,20 @@ impl<B: Backend> NewStore for SqlStore<B> {
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
         match self.engine.submit(Guard::None, Work::Records(txn)).await? {
             Done::Records(written) => Ok(written),
+            _ => Err(unanswered()),
+        }
+    }
+
+    async fn replay(&self, replay: Replay) -> Result<bool> {
+        if replay.changes.len() > COPY_UP_PAIRS {
+            return Err(RequestError::TooManyOperations.into());
+        }
+        let work = Work::Replay(replay);
+        if work.size() > COPY_UP_BYTES {
+            return Err(RequestError::TooLarge.into());
+        }
+        match self.engine.submit(Guard::None, work).await? {
+            Done::Records(replayed) => Ok(replayed),
             _ => Err(unanswered()),
         }
     }

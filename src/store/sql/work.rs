@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::backend::Prefetch;
-use crate::store::{CopyUp, FENCE, Guard, RecordTxn, Result};
+use crate::store::{CopyUp, FENCE, Guard, RecordTxn, Replay, Replayed, Result};
 use crate::types::{
     Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
 };
@@ -39,10 +39,12 @@ pub(super) enum Work {
     Revoke(LeaseId),
     /// Begin a lease's time anew.
     KeepAlive(LeaseId),
-    /// End those of the leases whose time is over.
+    /// End those of the leases whose time is over, if the store serves.
     Expire(Vec<LeaseId>),
     /// Write records, and the line.
     Records(RecordTxn),
+    /// Make changes of another store.
+    Replay(Replay),
     /// Forget the past.
     Compact(Revision),
 }
@@ -58,7 +60,7 @@ pub(super) enum Done {
     Granted(Answer<Granted>),
     /// Of [`Work::KeepAlive`].
     KeptAlive(Answer<Option<i64>>),
-    /// Of [`Work::Records`].
+    /// Of [`Work::Records`] and [`Work::Replay`].
     Records(bool),
     /// Of [`Work::Revoke`], [`Work::Expire`] and [`Work::Compact`].
     Plain(Answer<()>),
@@ -66,13 +68,13 @@ pub(super) enum Done {
 
 impl Work {
     /// Whether it cannot share a batch: the line, the fence and the compacted revision are the same for a
-    /// whole batch.
+    /// whole batch, and the rows are those that requests have changed.
     pub(super) fn is_solo(&self) -> bool {
         match self {
             Self::Records(txn) => {
                 txn.line.is_some() || txn.writes.iter().any(|write| write.name == FENCE)
             }
-            Self::Compact(_) => true,
+            Self::Compact(_) | Self::Replay(_) => true,
             _ => false,
         }
     }
@@ -95,6 +97,12 @@ impl Work {
                 size
             }
             Self::CopyUp(copy_up) => of_kvs(&copy_up.kvs),
+            Self::Replay(replay) => {
+                let sizes = replay.changes.iter().map(|change| {
+                    change.key().len() + change.live().map_or(0, |kv| kv.value.len())
+                });
+                sizes.sum()
+            }
             _ => 0,
         }
     }
@@ -104,6 +112,12 @@ impl Work {
         let copies = match self {
             Self::Txn { copies, .. } => copies,
             Self::CopyUp(copy_up) => &copy_up.kvs,
+            Self::Replay(replay) => {
+                for kv in replay.changes.iter().filter_map(Replayed::live) {
+                    see(&kv.key, kv.value.len());
+                }
+                return;
+            }
             _ => return,
         };
         for kv in copies {
@@ -149,6 +163,13 @@ impl Work {
                 let expected = txn.expect.iter().map(|(name, _)| name);
                 let written = txn.writes.iter().map(|write| &write.name);
                 want.records.extend(expected.chain(written).cloned());
+            }
+            Self::Replay(replay) => {
+                for change in &replay.changes {
+                    want.keys.push(change.key().clone());
+                    want_lease(change.live().map_or(LeaseId::NONE, |kv| kv.lease), want);
+                }
+                want.records.push(replay.record.0.name.clone());
             }
             Self::Compact(_) => {}
         }

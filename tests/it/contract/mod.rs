@@ -22,6 +22,7 @@ pub mod line;
 pub mod put;
 pub mod range;
 pub mod records;
+pub mod replay;
 pub mod txn;
 pub mod watch;
 
@@ -48,6 +49,11 @@ pub trait Fixture {
 pub trait NewFixture: Fixture {
     /// A store that is empty and has no line.
     async fn new_store(&self) -> Arc<dyn NewStore>;
+
+    /// Whether leases end by themselves in a store that is fenced, as they do where a server sees to it.
+    fn ends_leases_behind_a_fence(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! behaviours {
@@ -203,3 +209,26 @@ macro_rules! new_store_contract {
     };
 }
 pub(crate) use new_store_contract;
+
+/// Runs what an old store needs so that a migration can be rolled back.
+macro_rules! old_store_contract {
+    ($name:ident, $fixture:expr) => {
+        mod $name {
+            crate::contract::behaviours! { $fixture;
+                replay {
+                    replayed_keys_have_the_numbers_they_came_with
+                    a_replay_of_a_stale_position_does_nothing
+                    a_store_goes_on_from_the_goal
+                    a_compare_and_swap_holds_across_a_resumption
+                    history_of_before_stays_readable_while_changes_are_replayed
+                    what_is_replayed_makes_no_event
+                    a_second_fence_locks_everybody_out_and_keeps_the_numbers
+                    two_resumptions_in_a_row
+                    leases_end_only_while_the_store_serves
+                    large_values_and_keys_of_any_bytes_are_replayed
+                }
+            }
+        }
+    };
+}
+pub(crate) use old_store_contract;

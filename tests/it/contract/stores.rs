@@ -11,7 +11,7 @@ use segue::types::Reserved;
 use tempfile::TempDir;
 
 use super::dsl::{guard, line, set_line};
-use super::{Fixture, NewFixture, new_store_contract, store_contract};
+use super::{Fixture, NewFixture, new_store_contract, old_store_contract, store_contract};
 use crate::support::{Etcd, mariadb::database, postgres::schema};
 
 /// A kind of store.
@@ -167,6 +167,23 @@ new_store_contract!(
     crate::contract::stores::claiming(crate::contract::stores::Kind::Etcd)
 );
 
+old_store_contract!(
+    old_memory,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Memory)
+);
+old_store_contract!(
+    old_sqlite,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Sqlite)
+);
+old_store_contract!(
+    old_postgres,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Postgres)
+);
+old_store_contract!(
+    old_mariadb,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::MariaDb)
+);
+
 /// Stores without a migration.
 pub fn plain(kind: Kind) -> Ready<Fixed> {
     ready(Fixed::new(kind, Shape::Plain))
@@ -273,5 +290,9 @@ impl Fixture for Fixed {
 impl NewFixture for Fixed {
     async fn new_store(&self) -> Arc<dyn NewStore> {
         self.open(self.kind).await
+    }
+
+    fn ends_leases_behind_a_fence(&self) -> bool {
+        self.kind == Kind::Etcd
     }
 }

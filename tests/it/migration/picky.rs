@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use segue::store::memory::Memory;
 use segue::store::{
-    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, RequestError,
-    Result, Status, Store, Watch, Watching,
+    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
+    RequestError, Result, Status, Store, Watch, Watching,
 };
 use segue::types::{
     Answer, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Revision, Txn,
@@ -47,6 +47,10 @@ impl NewStore for Picky {
 
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
         self.0.write_records(txn).await
+    }
+
+    async fn replay(&self, replay: Replay) -> Result<bool> {
+        self.0.replay(replay).await
     }
 
     async fn is_empty(&self) -> Result<bool> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use segue::migration::phase::State;
 use segue::migration::records::STATE;
 use segue::store::memory::Memory;
-use segue::store::{Guard, GuardedStore, Line, NewStore, Record, RecordTxn, Result};
+use segue::store::{Guard, GuardedStore, Line, NewStore, Record, RecordTxn, Replay, Result};
 
 /// A store in memory that notes every moment in which state and line did not agree.
 #[derive(Default)]
@@ -69,6 +69,10 @@ impl NewStore for Witness {
         let written = self.inner.write_records(txn).await?;
         self.look().await?;
         Ok(written)
+    }
+
+    async fn replay(&self, replay: Replay) -> Result<bool> {
+        self.inner.replay(replay).await
     }
 
     async fn is_empty(&self) -> Result<bool> {

@@ -124,8 +124,9 @@ pub(super) fn query(
 ) -> Result<Found> {
     Ok(match query {
         Query::Rows(want) => {
-            // At the present revision the past is the present.
-            let at = snapshot.at.filter(|at| *at < head.revision);
+            // At the present revision the past is the present, unless replayed changes lie behind it.
+            let at = snapshot.at;
+            let at = at.filter(|at| *at < head.revision || !head.serves());
             let known = want.known.and_then(|known| known.holds(snapshot.at, head));
             let (rows, count) = rows(conn, sql, want, at, known)?;
             Found::Rows { rows, count }

@@ -1,0 +1,75 @@
+//! Changes of another store.
+//!
+//! A key gets the numbers that it had there by its claim record, as in a copy-up. etcd cannot delete and put a
+//! key in one transaction, so each piece takes two: the first removes the keys with their claims, the second
+//! begins new lives of those that are to be there, in the revision that their claim names. Each holds to the
+//! version of the record, which is written with the last: so whoever goes on behind a crash does it again.
+
+use super::Shared;
+use super::copy_up::{copy_ops, pieces};
+use super::records::{delete_op, record_compare, record_op};
+use super::view::put_op;
+use crate::proto::etcdserverpb as pb;
+use crate::store::{RecordWrite, Replay, Replayed, Result};
+use crate::types::KeyRange;
+
+impl Shared {
+    pub(super) async fn replay(&self, replay: &Replay) -> Result<bool> {
+        for change in &replay.changes {
+            self.plain.check_key(change.key())?;
+        }
+        let weigh = |change: &Replayed| {
+            2 * change.key().len() + change.live().map_or(0, |kv| kv.value.len())
+        };
+        let mut pieces = pieces(&replay.changes, weigh).into_iter().peekable();
+        while let Some(piece) = pieces.next() {
+            let is_last = pieces.peek().is_none();
+            if !self.replay_piece(piece, &replay.record, is_last).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn replay_piece(
+        &self,
+        piece: &[Replayed],
+        record: &(RecordWrite, i64),
+        is_last: bool,
+    ) -> Result<bool> {
+        let names = &self.names;
+        if !piece.is_empty() {
+            let keys = piece.iter().map(Replayed::key);
+            let mut removals: Vec<_> = keys
+                .flat_map(|key| [key.clone(), names.claim(key)])
+                .map(|key| delete_op(&KeyRange::One(key)))
+                .collect();
+            removals.push(put_op(pb::PutRequest {
+                key: names.replaying.clone(),
+                ..pb::PutRequest::default()
+            }));
+            if !self.replay_txn(removals, record).await? {
+                return Ok(false);
+            }
+        }
+        let live = piece.iter().filter_map(Replayed::live);
+        let mut puts: Vec<_> = live.flat_map(|kv| copy_ops(names, kv)).collect();
+        if is_last {
+            puts.push(record_op(names, &record.0));
+        }
+        Ok(puts.is_empty() || self.replay_txn(puts, record).await?)
+    }
+
+    async fn replay_txn(
+        &self,
+        success: Vec<pb::RequestOp>,
+        (write, version): &(RecordWrite, i64),
+    ) -> Result<bool> {
+        let request = pb::TxnRequest {
+            compare: vec![record_compare(&self.names, &write.name, *version)],
+            success,
+            failure: Vec::new(),
+        };
+        Ok(self.client.txn(request).await?.succeeded)
+    }
+}
