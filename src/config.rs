@@ -55,6 +55,10 @@ pub struct Settings {
     /// Take database servers that are set to lose what they have acknowledged when the machine crashes
     #[arg(long, env = "SEGUE_ALLOW_LOSSY", num_args = 0..=1, default_missing_value = "true")]
     pub allow_lossy: Option<bool>,
+    /// Never write to the old store: it is not fenced and does not follow the new one's changes, so there is
+    /// no way back
+    #[arg(long, env = "SEGUE_NO_MIRROR", num_args = 0..=1, default_missing_value = "true")]
+    pub no_mirror: Option<bool>,
     /// How many parts of the old store are copied at the same time [default: 4]
     #[arg(long, alias = "shards", env = "SEGUE_PARALLEL", value_name = "N")]
     pub parallel: Option<usize>,
@@ -67,6 +71,10 @@ pub struct Settings {
     /// Do not verify by itself when the backfill is complete
     #[arg(long, env = "SEGUE_NO_AUTO_VERIFY", num_args = 0..=1, default_missing_value = "true")]
     pub no_auto_verify: Option<bool>,
+    /// Carry what others change in the old store past the proxies (in etcd v2 and v3) into the new one,
+    /// unless the key was changed through a proxy since it was copied. Say it to all proxies
+    #[arg(long, env = "SEGUE_FOLLOW", num_args = 0..=1, default_missing_value = "true")]
+    pub follow: Option<bool>,
     /// Keys that begin with this are Segue's own and hidden from clients [default: segue/]
     #[arg(long, env = "SEGUE_RESERVED_PREFIX", value_name = "PREFIX")]
     pub reserved_prefix: Option<String>,
@@ -95,11 +103,13 @@ struct File {
     start: Option<String>,
     allow_nonempty: Option<bool>,
     allow_lossy: Option<bool>,
+    no_mirror: Option<bool>,
     #[serde(alias = "shards")]
     parallel: Option<usize>,
     rate_keys: Option<Amount>,
     rate_bytes: Option<Amount>,
     no_auto_verify: Option<bool>,
+    follow: Option<bool>,
     reserved_prefix: Option<String>,
     log: Option<String>,
 }
@@ -112,6 +122,10 @@ enum Amount {
 }
 
 /// What `segue serve` does, all decided.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own, named as its flag is"
+)]
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The store that the data comes from.
@@ -132,6 +146,8 @@ pub struct Config {
     pub allow_nonempty: bool,
     /// Database servers that may lose commits are taken.
     pub allow_lossy: bool,
+    /// The old store is fenced and follows the new one's changes.
+    pub mirror: bool,
     /// Shards copied at the same time.
     pub parallel: usize,
     /// Keys per second; nothing is no limit.
@@ -140,6 +156,8 @@ pub struct Config {
     pub rate_bytes: Option<u64>,
     /// Verify once when the backfill is complete.
     pub auto_verify: bool,
+    /// Carry what others change in the old store into the new one.
+    pub follow: bool,
     /// The prefix of reserved keys.
     pub reserved_prefix: String,
     /// The filter for logs.
@@ -243,6 +261,7 @@ impl Settings {
                 .or(file.allow_nonempty)
                 .unwrap_or_default(),
             allow_lossy: self.allow_lossy.or(file.allow_lossy).unwrap_or_default(),
+            mirror: !self.no_mirror.or(file.no_mirror).unwrap_or_default(),
             parallel,
             rate_keys: limit(self.rate_keys, file.rate_keys, "rate_keys")?,
             rate_bytes: limit(self.rate_bytes, file.rate_bytes, "rate_bytes")?,
@@ -250,6 +269,7 @@ impl Settings {
                 .no_auto_verify
                 .or(file.no_auto_verify)
                 .unwrap_or_default(),
+            follow: self.follow.or(file.follow).unwrap_or_default(),
             reserved_prefix,
             log: self.log.or(file.log).unwrap_or_else(|| "info".into()),
         })

@@ -141,6 +141,7 @@ impl Server {
                 start: config.start,
                 allow_nonempty: config.allow_nonempty,
                 offline: false,
+                mirror: config.mirror,
                 parallel: config.parallel,
                 control: Control {
                     paused: false,
@@ -148,6 +149,7 @@ impl Server {
                     rate_bytes: config.rate_bytes,
                 },
                 auto_verify: config.auto_verify,
+                follow: config.follow,
                 timing,
             };
             let new = stores.new.clone();
@@ -158,7 +160,7 @@ impl Server {
         };
         let router: Arc<dyn Store> = match &controller {
             Some(controller) => controller.router(),
-            None => Arc::new(Router::to(stores.new.guarded(Guard::None))),
+            None => Router::to(stores.new.guarded(Guard::None)),
         };
         if let Some(controller) = &controller {
             tasks.spawn("migration", controller.clone().run());

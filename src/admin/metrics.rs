@@ -95,6 +95,13 @@ impl Collector for Migration {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value).encode(metric)?;
         }
+        self.encode_counters(&mut encoder)
+    }
+}
+
+impl Migration {
+    fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let foreign = self.0.foreign();
         let counters = self.0.counters();
         for (name, help, value) in [
             (
@@ -111,6 +118,21 @@ impl Collector for Migration {
                 "segue_copy_ups",
                 "Keys copied up for the sake of a request",
                 counters.copy_ups,
+            ),
+            (
+                "segue_foreign_changes",
+                "Changes that others made in the old store, as the fleet has seen them",
+                foreign.changes,
+            ),
+            (
+                "segue_foreign_followed",
+                "Those of them that were carried into the new store",
+                foreign.followed,
+            ),
+            (
+                "segue_foreign_conflicts",
+                "Those of them that were to be carried over and were not",
+                foreign.conflicts,
             ),
         ] {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

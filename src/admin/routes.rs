@@ -36,6 +36,7 @@ pub(super) fn all(facts: Facts) -> axum::Router {
         .route("/complete", post(complete))
         .route("/rehearse", post(rehearse))
         .route("/preview/{to}", get(preview))
+        .route("/rollback", post(rollback))
         .route("/rejects", get(rejects))
         .route("/metrics", get(metrics))
         .fallback(async || {
@@ -211,6 +212,13 @@ async fn rehearse(State(facts): State<Arc<Facts>>) -> Answer<Rehearsal> {
 
 async fn preview(State(facts): State<Arc<Facts>>, Path(to): Path<Phase>) -> Answer<Preview> {
     Ok(Json(facts.controller()?.preview(to).await?))
+}
+
+async fn rollback(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {
+    match facts.controller()?.rollback().await? {
+        Ok(()) => Ok(Json(json!({ "message": "the rollback has begun" }))),
+        Err(why) => Err(Refusal(StatusCode::CONFLICT, why)),
+    }
 }
 
 /// A reject for people: the key readable.

@@ -8,6 +8,7 @@ mod demo;
 mod dry_run;
 mod pause;
 mod rejects;
+mod rollback;
 mod screen;
 mod serve;
 mod start;
@@ -58,6 +59,7 @@ A whole migration:
   segue serve --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
   segue status --watch     how far it is
   segue switch             when all is copied and verified: the new store alone from now on
+  segue rollback           if anything is wrong: back to the old store, with every write
   segue complete           when you are sure: the migration is settled
 Or, while the application is stopped:
   segue copy --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
@@ -83,6 +85,7 @@ enum Command {
     Rates(pause::Rates),
     Verify(verify::Verify),
     Rejects(rejects::Rejects),
+    Rollback(rollback::Rollback),
     Complete(complete::Complete),
     Copy(Box<copy::Copy>),
     Demo(Box<demo::Demo>),
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
             Command::Rates(command) => command.run().await,
             Command::Verify(command) => command.run().await,
             Command::Rejects(command) => command.run().await,
+            Command::Rollback(command) => command.run().await,
             Command::Complete(command) => command.run().await,
             Command::Copy(command) => command.run().await,
             Command::Demo(command) => command.run().await,

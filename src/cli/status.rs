@@ -1,12 +1,13 @@
 //! `segue status`
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
 use super::client::Client;
 use super::{Admin, Failure};
+use crate::migration::foreign::Named;
 use crate::migration::records::Outcome;
 use crate::migration::status::Status as Report;
 
@@ -82,13 +83,14 @@ fn render(status: &Report) -> String {
         None => status.new.clone(),
     };
     line(&mut out, "stores", &stores);
-    let phase = if status.stage == "opening" {
-        format!(
+    let phase = match status.stage.as_str() {
+        "fencing" => format!("{} (fencing the old store, clients wait)", status.phase),
+        "opening" => format!(
             "{} (opening: leased keys are on their way, clients wait)",
             status.phase
-        )
-    } else {
-        status.phase.clone()
+        ),
+        "draining" => "rollback (the last changes are on their way back, clients wait)".into(),
+        _ => status.phase.clone(),
     };
     line(
         &mut out,
@@ -133,6 +135,9 @@ fn render(status: &Report) -> String {
     if let Some(switch) = switch(status) {
         line(&mut out, "switch", &switch);
     }
+    if let Some(way_back) = way_back(status) {
+        line(&mut out, "way back", &way_back);
+    }
     for (index, member) in status.members.iter().enumerate() {
         let name = if index == 0 { "members" } else { "" };
         let marks = [
@@ -160,6 +165,9 @@ fn render(status: &Report) -> String {
             format!(" ({})", marks.join(", "))
         };
         line(&mut out, name, &format!("{}{marks}", member.name));
+    }
+    if let Some(text) = foreign(status) {
+        line(&mut out, "foreign", &text);
     }
     if let Some(trouble) = &status.trouble {
         line(&mut out, "trouble", trouble);
@@ -199,6 +207,43 @@ fn backfill(status: &Report) -> String {
     text
 }
 
+/// What others did to the old store; nothing to say as long as they did nothing.
+fn foreign(status: &Report) -> Option<String> {
+    let foreign = &status.foreign;
+    let (Some(first), Some(latest)) = (&foreign.first, &foreign.latest) else {
+        return foreign
+            .missed
+            .then(|| "the old store could not tell all that was changed in it".into());
+    };
+    let when = |named: &Named| {
+        let ago = now_ms().saturating_sub(named.seen_ms) / 1000;
+        format!("{} ({} ago)", named.key, span(ago))
+    };
+    let mut text = format!(
+        "{} changes in the old store past the proxies: first {}, latest {}; {} followed, {} in conflict",
+        number(foreign.changes),
+        when(first),
+        when(latest),
+        number(foreign.followed),
+        number(foreign.conflicts)
+    );
+    if let Some(conflict) = &foreign.conflict {
+        let why = conflict.why.as_deref().unwrap_or_default();
+        let _ = write!(text, ", the latest one {}: {why}", when(conflict));
+    }
+    if foreign.missed {
+        text.push_str("; and others that the old store no longer knows");
+    }
+    Some(text)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
 fn switch(status: &Report) -> Option<String> {
     let latest = &status.switch;
     match (latest.outcome, &status.blocked) {
@@ -210,6 +255,29 @@ fn switch(status: &Report) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// What a rollback would cost.
+fn way_back(status: &Report) -> Option<String> {
+    if status.phase != "migration" && status.phase != "normal" {
+        return None;
+    }
+    Some(match (&status.way_back, &status.called_off) {
+        _ if !status.mirror => "none: the old store does not follow".into(),
+        (None, _) => "not now: the mirror has not begun, or the old store does not answer".into(),
+        (Some(_), Some(why)) => format!("the last rollback was called off: {why}"),
+        (Some(standing), None) => format!(
+            "open (`segue rollback`): the old store is {} {} behind, {}.{} s",
+            number(standing.behind),
+            if standing.behind == 1 {
+                "change"
+            } else {
+                "changes"
+            },
+            standing.behind_ms / 1000,
+            standing.behind_ms % 1000 / 100,
+        ),
+    })
 }
 
 fn line(out: &mut String, name: &str, text: &str) {

@@ -12,9 +12,11 @@ use tracing::info;
 use super::backfill::Progress;
 use super::driver::Driver;
 use super::fleet::Fleet;
+use super::foreign::Watched;
 use super::ledger::{Entry, Ledger, write};
+use super::mirror::{self, Standing};
 use super::passthrough::Passthrough;
-use super::phase::{Decision, FORMAT, Phase, State, Surroundings};
+use super::phase::{Decision, FORMAT, Phase, Stage, State, Surroundings};
 use super::records::{
     CONTROL, Control, Outcome, REJECTS, Reject, STATE, SURVEY, SWITCH, Survey, Switch,
 };
@@ -25,9 +27,16 @@ use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
 use crate::tasks::Tasks;
-use crate::types::{KeyRange, Put, Range, Reserved, Revision};
+use crate::types::{KeyRange, Put, Range, Reserved};
+
+/// How long the old store may take to say how far the mirror is: in the normal phase it may be gone.
+const MIRROR_LOOK: Duration = Duration::from_secs(1);
 
 /// What a member of a migration is told.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own, named as its flag is"
+)]
 #[derive(Clone, Debug)]
 pub struct Options {
     /// A random name that nobody else has, not even this proxy after a restart.
@@ -46,12 +55,16 @@ pub struct Options {
     pub allow_nonempty: bool,
     /// Nobody is served: this is an offline copy.
     pub offline: bool,
+    /// The old store is fenced, and follows the new one's changes where it can: there is a way back.
+    pub mirror: bool,
     /// Shards of the backfill that are copied at the same time.
     pub parallel: usize,
     /// How the backfill is to run, for a migration that begins.
     pub control: Control,
     /// Verify once when the backfill is complete.
     pub auto_verify: bool,
+    /// Carry what others change in the old store into the new one.
+    pub follow: bool,
     /// How often, and how long.
     pub timing: Timing,
 }
@@ -167,8 +180,6 @@ pub struct Controller {
     pub(super) control: watch::Sender<Control>,
     pub(super) job_trouble: watch::Sender<Option<String>>,
     pub(super) overlay: ArcSwapOption<Overlay>,
-    /// The base revision, once it is known.
-    pub(super) base: watch::Sender<Option<Revision>>,
     /// Of overlays of earlier epochs.
     pub(super) past_counters: ArcSwap<Counters>,
     pub(super) verifying: ArcSwapOption<Report>,
@@ -177,6 +188,7 @@ pub struct Controller {
     /// The number of the latest verification that has ended.
     pub(super) verifications_done: AtomicU64,
     pub(super) meter: std::sync::Mutex<Meter>,
+    pub(super) foreign: Watched,
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
     vanished: AtomicBool,
@@ -218,18 +230,18 @@ impl Controller {
             trouble: None,
         };
         Ok(Arc::new(Self {
-            router: Arc::new(Router::closed(options.timing.patience)),
+            router: Router::closed(options.timing.patience),
             view: ArcSwap::from_pointee(view),
             looks: watch::Sender::new(0),
             wake: Notify::new(),
             control: watch::Sender::new(control.unwrap_or_default().value),
             job_trouble: watch::Sender::new(None),
             overlay: ArcSwapOption::empty(),
-            base: watch::Sender::new(None),
             past_counters: ArcSwap::default(),
             verifying: ArcSwapOption::empty(),
             verify_wanted: watch::Sender::new(0),
             verifications_done: AtomicU64::new(0),
+            foreign: Watched::default(),
             meter: std::sync::Mutex::default(),
             started: Instant::now(),
             vanished: AtomicBool::new(false),
@@ -248,15 +260,36 @@ impl Controller {
     }
 
     /// What requests of clients go to in the passthrough phase.
-    pub(super) fn passthrough(&self) -> Option<Arc<dyn Store>> {
+    pub(super) fn passthrough(&self, state: &State) -> Option<Arc<dyn Store>> {
         let old = self.old.fenceable()?;
         Some(Arc::new(Passthrough {
-            old: old.guarded(Guard::Unfenced),
+            old: old.guarded(state.guard_of_old()),
             new: self.plain.clone(),
             reserved: self.options.reserved.clone(),
-            base: self.base.subscribe(),
-            onward: Arc::downgrade(&self.router),
         }))
+    }
+
+    /// The old store with its fence, if it has transactions. Connects to it, if that was put off.
+    pub(super) async fn fenceable(&self) -> Result<Option<Arc<dyn NewStore>>> {
+        self.old.identity().await?;
+        Ok(self.old.fenceable())
+    }
+
+    /// How far the old store follows the new one; nothing, if it does not.
+    pub async fn mirror(&self, state: &State) -> Result<Option<Standing>> {
+        let moving = matches!(state.phase, Phase::Migration | Phase::Normal);
+        if !state.mirror || !moving || state.stage != Stage::Open {
+            return Ok(None);
+        }
+        let standing = async {
+            match self.fenceable().await? {
+                Some(old) => mirror::standing(&old, &self.new.guarded(state.guard()), state).await,
+                None => Ok(None),
+            }
+        };
+        tokio::time::timeout(MIRROR_LOOK, standing)
+            .await
+            .unwrap_or(Ok(None))
     }
 
     /// What requests of clients go to.
@@ -380,9 +413,10 @@ impl Controller {
         Ok(records.into_iter().map(|(_, entry)| entry.value).collect())
     }
 
-    /// What a decision has to take into account.
-    async fn surroundings(&self, state: &State) -> Result<Surroundings> {
-        self.surroundings_of(state, &self.view.load().fleet).await
+    /// What a decision about going to `to` has to take into account.
+    async fn surroundings(&self, state: &State, to: Phase) -> Result<Surroundings> {
+        self.surroundings_of(state, &self.view.load().fleet, to)
+            .await
     }
 
     /// The same, with the fleet as it was just seen.
@@ -390,10 +424,16 @@ impl Controller {
         &self,
         state: &State,
         fleet: &Fleet,
+        to: Phase,
     ) -> Result<Surroundings> {
+        let standing = match to {
+            Phase::Passthrough => self.mirror(state).await.ok().flatten(),
+            _ => None,
+        };
         Ok(Surroundings {
             rejects: self.rejects().await?.len(),
             behind: fleet.behind(state.epoch),
+            unmirrored: standing.map(|standing| standing.behind),
         })
     }
 
@@ -415,7 +455,7 @@ impl Controller {
     /// Whether the switch to the normal phase would be refused now, and why.
     pub async fn blocked(&self) -> Result<Option<String>> {
         let state = &self.view.load().state.value;
-        let around = self.surroundings(state).await?;
+        let around = self.surroundings(state, Phase::Normal).await?;
         Ok(match state.may_switch(Phase::Normal, &around) {
             Decision::Go(_) => None,
             Decision::NoGo(why) | Decision::Wait(why) => Some(why),
@@ -428,6 +468,11 @@ impl Controller {
         self.go_to(Phase::Settled).await
     }
 
+    /// Begins the way back to the old store, if that is safe; answers why not, if not.
+    pub async fn rollback(&self) -> Result<Result<(), String>> {
+        self.go_to(Phase::Passthrough).await
+    }
+
     /// Takes the fleet to another phase without the switch key, if that is safe; answers why not, if
     /// not.
     pub async fn go_to(&self, phase: Phase) -> Result<Result<(), String>> {
@@ -437,7 +482,7 @@ impl Controller {
             let Some(entry) = self.ledger.get::<State>(STATE).await? else {
                 return Ok(Err("the record of the migration is gone".into()));
             };
-            let around = self.surroundings(&entry.value).await?;
+            let around = self.surroundings(&entry.value, phase).await?;
             match entry.value.may_switch(phase, &around) {
                 Decision::NoGo(why) => return Ok(Err(why)),
                 Decision::Wait(why) if Instant::now() > deadline => return Ok(Err(why)),
@@ -535,6 +580,9 @@ async fn begin(
         State::begin(migration, identity, base, nonempty, now_ms())
     };
     state.offline = options.offline;
+    if options.mirror && !options.offline && old.fenceable().is_some() {
+        state = state.with_mirror();
+    }
     // A value of the switch key that was there before is no request to this migration.
     let key = Range::key(options.reserved.key(KEY));
     let present = plain.range(key).await.map_err(of_new)?.reply.kvs;

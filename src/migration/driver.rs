@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::backfill::Progress;
 use super::controller::{Controller, View, now_ms};
+use super::crossing::{Border, Stretch};
 use super::fleet::Fleet;
+use super::foreign;
 use super::jobs::{self, Job, Jobs, Situation};
 use super::ledger::Entry;
 use super::phase::{Decision, Phase, Stage, State};
@@ -50,6 +53,8 @@ pub(super) struct Driver {
     draining: Vec<CancellationToken>,
     /// The epoch that requests are sent by.
     routed: Option<Epoch>,
+    /// How far the store goes that requests are sent to, and how many borders lie before.
+    stretch: (usize, watch::Sender<Border>),
     /// The spans are all published and will not change.
     published: bool,
     own: Entry<Member>,
@@ -75,6 +80,7 @@ impl Driver {
             fleet: Fleet::default(),
             draining: Vec::new(),
             routed: None,
+            stretch: (0, watch::Sender::new(Border::Open)),
             published: false,
             own,
             joined: false,
@@ -128,6 +134,7 @@ impl Driver {
             shared.control.send_if_modified(changed);
         }
         let progress = self.load_progress(&state.value).await?;
+        shared.look_at_foreign(&state.value).await?;
         let switch = self.decide_switch(&state).await?;
         let wanted = *shared.verify_wanted.borrow();
         let situation = Situation {
@@ -173,7 +180,11 @@ impl Driver {
             let new = shared.new.guarded(state.guard());
             let reserved = shared.options.reserved.clone();
             let overlay = Overlay::new(shared.old.clone(), new, reserved);
-            overlay.set_copied(copied_spans(state, &shared.view.load().progress));
+            let before = shared.view.load();
+            // Not what is left of a migration that was rolled back.
+            if before.state.value.base == state.base {
+                overlay.set_copied(copied_spans(state, &before.progress));
+            }
             Arc::new(overlay)
         });
         let with_past = |store: Arc<dyn Store>| -> Arc<dyn Store> {
@@ -184,7 +195,7 @@ impl Driver {
         let store: Option<Arc<dyn Store>> = match &overlay {
             Some(overlay) => Some(with_past(overlay.clone())),
             None if state.stage != Stage::Open => None,
-            None if state.phase == Phase::Passthrough => shared.passthrough(),
+            None if state.phase == Phase::Passthrough => shared.passthrough(state),
             None if state.phase == Phase::Settled => Some(shared.new.guarded(state.guard())),
             None => Some(with_past(shared.new.guarded(state.guard()))),
         };
@@ -192,14 +203,31 @@ impl Driver {
             let sum = add(**shared.past_counters.load(), past.counters());
             shared.past_counters.store(Arc::new(sum));
         }
-        if state.phase != Phase::Passthrough && state.stage != Stage::Fencing {
-            // Watches that were opened before know now how far the old store goes.
-            shared.base.send_replace(Some(state.base));
-        }
-        self.draining.push(shared.router.serve(state.epoch, store));
+        let stretch = self.stretch_of(state);
+        let served = self.shared.router.serve(state.epoch, store, stretch);
+        self.draining.push(served);
         self.routed = Some(state.epoch);
         self.published = false;
         info!(epoch = state.epoch.0, phase = %state.phase, "requests follow the new epoch");
+    }
+
+    /// Tells the watches that are open how far the store that they are in goes, and answers what is to
+    /// be told to those that come.
+    fn stretch_of(&mut self, state: &State) -> Option<Stretch> {
+        let (before, border) = &mut self.stretch;
+        if *before < state.borders.len() {
+            border.send_replace(Border::At(state.borders[*before]));
+            self.stretch = (state.borders.len(), watch::Sender::new(Border::Open));
+        } else if matches!(state.stage, Stage::Fencing | Stage::Draining) {
+            border.send_replace(Border::Closing);
+        } else {
+            // As it was, if a rollback is called off.
+            border.send_replace(Border::Open);
+        }
+        (state.phase != Phase::Settled).then(|| Stretch {
+            border: self.stretch.1.subscribe(),
+            reserved: self.shared.options.reserved.clone(),
+        })
     }
 
     /// Shows that this member lives, and which epoch it has nothing before of.
@@ -283,6 +311,9 @@ impl Driver {
     /// How far the backfill is, told to the overlay.
     async fn load_progress(&mut self, state: &State) -> Result<Progress> {
         let shared = &self.shared;
+        if state.phase == Phase::Passthrough {
+            return Ok(Progress::default());
+        }
         if self.published {
             return Ok(shared.view.load().progress.clone());
         }
@@ -314,7 +345,9 @@ impl Driver {
         }
         let mut next = None;
         if let (Outcome::Waiting, Some(to)) = (record.outcome, record.to) {
-            let around = shared.surroundings_of(&state.value, &self.fleet).await?;
+            let around = shared
+                .surroundings_of(&state.value, &self.fleet, to)
+                .await?;
             let decision = state.value.may_switch(to, &around);
             match decision {
                 _ if state.value.phase == to => {
@@ -379,6 +412,18 @@ impl Driver {
                 self.jobs
                     .start(job, &state, jobs::verify(shared, state.clone(), number));
             }
+            Job::Mirroring => self
+                .jobs
+                .start(job, &state, jobs::mirror(shared, state.clone())),
+            Job::Draining => self
+                .jobs
+                .start(job, &state, jobs::drain(shared, state.clone())),
+            Job::Clearing => self
+                .jobs
+                .start(job, &state, jobs::clear(shared, state.clone())),
+            Job::Foreign => self
+                .jobs
+                .start(job, &state, foreign::watch(shared, state.clone())),
             Job::Settling => self.jobs.start(job, &state, jobs::settle(shared)),
         }
     }

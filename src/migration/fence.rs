@@ -5,14 +5,15 @@
 //! that there is no fence, in the old store's own transaction, and the migration begins by
 //! putting one there: from then on nobody can change the old store, partitioned or not.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::store::{
     FENCE, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError,
 };
+use crate::types::Epoch;
 
 /// Leases that are kept alive at a time.
 const IN_FLIGHT: usize = 32;
@@ -20,50 +21,54 @@ const IN_FLIGHT: usize = 32;
 /// Begins the time of every lease anew, so that none runs out in the old store between the fence and
 /// the moment in which it is in the new one.
 pub async fn keep_leases_alive(old: &Arc<dyn NewStore>) -> Result<()> {
-    let store = old.guarded(Guard::Unfenced);
-    let leases = match store.leases().await {
-        // The fence is there already: whoever put it has done this before.
-        Err(StoreError::StaleEpoch) => return Ok(()),
-        leases => leases?.reply,
-    };
+    let store = old.guarded(Guard::None);
+    let leases = store.leases().await?.reply;
     let kept = stream::iter(leases).map(|id| {
         let store = store.clone();
         async move { store.keep_alive(id).await }
     });
-    let kept: Vec<_> = kept.buffer_unordered(IN_FLIGHT).collect().await;
-    for kept in kept {
-        match kept {
-            Ok(_) | Err(StoreError::StaleEpoch) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let kept = kept.buffer_unordered(IN_FLIGHT);
+    kept.try_for_each(|_| std::future::ready(Ok(()))).await
 }
 
-/// Puts the fence of `migration` there. May be repeated.
+/// What a store's fence says, in the order of the words: which migration it was put by, and in which
+/// epoch.
+fn text(migration: &str, epoch: Epoch) -> String {
+    format!("{migration} {epoch}")
+}
+
+/// Fences the old store in the name of `migration`. May be repeated. Whoever serves it, be it because
+/// there was no fence, be it since a rollback under its line, is refused from then on.
 ///
-/// Fails if the store has the fence of another migration.
-pub async fn raise(old: &Arc<dyn NewStore>, migration: &str) -> Result<()> {
+/// Fails if the store has the fence of another migration, and with [`StoreError::StaleEpoch`] if it
+/// has one of a later epoch.
+pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Result<()> {
     loop {
         let records = old.records(FENCE).await?;
-        if let Some(fence) = records.into_iter().find(|record| record.name == FENCE) {
-            if fence.value == migration.as_bytes() {
-                return Ok(());
+        let present = records.into_iter().find(|record| record.name == FENCE);
+        if let Some(fence) = &present {
+            let found = String::from_utf8_lossy(&fence.value);
+            let (by, at) = found.split_once(' ').unwrap_or((&found, "0"));
+            if by != migration {
+                return Err(RequestError::Unacceptable(format!(
+                    "the old store is fenced by another migration ({by}), which has taken its data \
+                     over: it cannot begin a second one"
+                ))
+                .into());
             }
-            return Err(RequestError::Unacceptable(format!(
-                "the old store is fenced by another migration ({}), which has taken its data over: \
-                 it cannot begin a second one",
-                String::from_utf8_lossy(&fence.value)
-            ))
-            .into());
+            match at.parse::<u64>().unwrap_or_default().cmp(&epoch.0) {
+                Ordering::Greater => return Err(StoreError::StaleEpoch),
+                Ordering::Equal => return Ok(()),
+                Ordering::Less => {}
+            }
         }
         let txn = RecordTxn {
-            expect: vec![(FENCE.to_owned(), 0)],
+            expect: vec![(FENCE.to_owned(), present.map_or(0, |fence| fence.version))],
             writes: vec![RecordWrite {
                 name: FENCE.to_owned(),
-                value: Some(Bytes::copy_from_slice(migration.as_bytes())),
+                value: Some(text(migration, epoch).into()),
             }],
-            line: None,
+            line: Some(None),
         };
         if old.write_records(txn).await? {
             return Ok(());
@@ -77,13 +82,16 @@ mod tests {
     use crate::store::memory::Memory;
 
     #[tokio::test]
-    async fn a_fence_is_put_once_and_belongs_to_one_migration() {
+    async fn a_fence_is_put_once_per_epoch_and_belongs_to_one_migration() {
         let old: Arc<dyn NewStore> = Arc::new(Memory::new());
         keep_leases_alive(&old).await.unwrap();
-        raise(&old, "one").await.unwrap();
+        raise(&old, "one", Epoch(2)).await.unwrap();
         keep_leases_alive(&old).await.unwrap();
-        raise(&old, "one").await.unwrap();
-        let told = raise(&old, "two").await.unwrap_err().to_string();
+        raise(&old, "one", Epoch(2)).await.unwrap();
+        raise(&old, "one", Epoch(7)).await.unwrap();
+        let late = raise(&old, "one", Epoch(2)).await;
+        assert_eq!(late, Err(StoreError::StaleEpoch));
+        let told = raise(&old, "two", Epoch(9)).await.unwrap_err().to_string();
         assert!(told.contains("another migration (one)"), "{told}");
     }
 }

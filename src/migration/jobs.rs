@@ -11,10 +11,11 @@ use tracing::{info, warn};
 use super::backfill::Backfill;
 use super::controller::{Controller, now_ms};
 use super::ledger::write;
+use super::mirror::Mirror;
 use super::phase::{Phase, Stage, State, Verified};
 use super::records::{STATE, VERIFY};
 use super::verify::{Report, Verification};
-use super::{fence, opening, rejects};
+use super::{fence, opening, rejects, rollback};
 use crate::store::{RecordTxn, Result, StoreError};
 use crate::tasks::Tasks;
 use crate::types::Epoch;
@@ -33,6 +34,14 @@ pub(super) enum Job {
     Backfill,
     /// Comparing; asked for so many times.
     Verification(u64),
+    /// The new store's changes into the old one.
+    Mirroring,
+    /// The way back.
+    Draining,
+    /// Emptying the new store after a rollback.
+    Clearing,
+    /// Looking out for what others change in the old store.
+    Foreign,
     /// Dropping claims.
     Settling,
 }
@@ -135,10 +144,20 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
     match state.stage {
         Stage::Fencing if owner => jobs.push(Job::Fencing),
         Stage::Opening if owner => jobs.push(Job::Opening),
+        Stage::Draining if owner => jobs.push(Job::Draining),
         _ => {}
+    }
+    if owner && open && moving && state.mirror {
+        jobs.push(Job::Mirroring);
+    }
+    if owner && open && state.phase == Phase::Passthrough && state.leftovers {
+        jobs.push(Job::Clearing);
     }
     if owner && open && state.phase == Phase::Migration && !state.backfill_complete {
         jobs.push(Job::Backfill);
+    }
+    if owner && open && moving && !state.offline {
+        jobs.push(Job::Foreign);
     }
     let due = owner
         && auto_verify
@@ -159,12 +178,12 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
 /// Fences the old store, and notes the revision that it came to.
 pub(super) async fn fence(shared: Arc<Controller>, state: State) {
     until_done(&shared, "fencing the old store", || async {
-        let Some(old) = shared.old.fenceable() else {
+        let Some(old) = shared.fenceable().await? else {
             let why = "the old store cannot be fenced";
             return Err(StoreError::Broken(why.into()));
         };
         fence::keep_leases_alive(&old).await?;
-        fence::raise(&old, &state.migration).await?;
+        fence::raise(&old, &state.migration, state.epoch).await?;
         // Nothing was done behind the fence, so this is where the old store's line ends. Whatever
         // came past the proxies in the meantime belongs to it as well.
         let base = shared.old.revision().await?;
@@ -204,6 +223,41 @@ pub(super) async fn open(shared: Arc<Controller>, state: State) {
             info!(leased_keys = keys, "the migration is open");
         }
         Ok(())
+    })
+    .await;
+}
+
+/// Replays the new store's changes into the old one, for as long as the epoch lasts.
+pub(super) async fn mirror(shared: Arc<Controller>, state: State) {
+    until_done(&shared, "mirroring into the old store", || async {
+        let Some(old) = shared.fenceable().await? else {
+            let why = "the old store has no transactions";
+            return Err(StoreError::Broken(why.into()));
+        };
+        let mirror = Mirror {
+            old,
+            new: shared.new.guarded(state.guard()),
+            state: state.clone(),
+        };
+        mirror.run(None).await.map(drop)
+    })
+    .await;
+}
+
+/// Brings the old store up to the new one's last revision and lets it be served again.
+pub(super) async fn drain(shared: Arc<Controller>, state: State) {
+    let begun = tokio::time::Instant::now();
+    until_done(&shared, "rolling back", || {
+        rollback::drain(&shared, &state, begun)
+    })
+    .await;
+}
+
+/// Empties the new store after a rollback.
+pub(super) async fn clear(shared: Arc<Controller>, state: State) {
+    let goal = state.borders.last().copied().unwrap_or_default();
+    until_done(&shared, "emptying the new store", || {
+        rollback::clear(&shared, goal)
     })
     .await;
 }
@@ -266,6 +320,11 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let verification = Verification {
         old: shared.old.clone(),
         new,
+        mirrored: if state.mirror {
+            shared.fenceable().await?
+        } else {
+            None
+        },
     };
     let begin = Report {
         epoch: state.epoch,
@@ -286,6 +345,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
         next.verified = Some(Verified {
             epoch: state.epoch,
             good: report.good,
+            mirrored: report.unmirrored == 0,
         });
         let txn = RecordTxn {
             expect: vec![(STATE.to_owned(), entry.version)],
@@ -366,6 +426,7 @@ mod tests {
             verified: Some(Verified {
                 epoch: copied.epoch,
                 good: false,
+                mirrored: true,
             }),
             ..copied.clone()
         };
@@ -379,24 +440,36 @@ mod tests {
         for (state, owner, auto, asked, jobs) in [
             (&begun, true, true, None, vec![Job::Opening]),
             (&begun, false, true, None, vec![]),
-            (&open, true, true, None, vec![Job::Backfill]),
+            (&open, true, true, None, vec![Job::Backfill, Job::Foreign]),
             (&open, false, true, None, vec![]),
             (&open, false, true, Some(3), vec![verification(3)]),
-            (&copied, true, true, None, vec![verification(0)]),
-            (&copied, true, false, None, vec![]),
+            (
+                &copied,
+                true,
+                true,
+                None,
+                vec![Job::Foreign, verification(0)],
+            ),
+            (&copied, true, false, None, vec![Job::Foreign]),
             (&copied, false, true, None, vec![]),
             (&copied, false, false, Some(3), vec![verification(3)]),
             // Once by itself; more often only if somebody asks.
-            (&bad, true, true, None, vec![]),
-            (&bad, true, true, Some(3), vec![verification(3)]),
-            (&normal, true, true, None, vec![]),
+            (&bad, true, true, None, vec![Job::Foreign]),
+            (
+                &bad,
+                true,
+                true,
+                Some(3),
+                vec![Job::Foreign, verification(3)],
+            ),
+            (&normal, true, true, None, vec![Job::Foreign]),
             (&normal, false, true, Some(3), vec![verification(3)]),
             (
                 &normal.switched(Phase::Migration, 5),
                 true,
                 true,
                 None,
-                vec![verification(0)],
+                vec![Job::Foreign, verification(0)],
             ),
             (&settled, true, true, Some(3), vec![Job::Settling]),
             (&settled, false, true, None, vec![]),

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
+use crate::store::foreign::ForeignChanges;
 use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
@@ -90,5 +91,9 @@ impl OldStore for OldLater {
 
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
         self.store().await?.watch(request).await
+    }
+
+    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+        self.store().await?.foreign(after).await
     }
 }

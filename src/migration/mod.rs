@@ -5,9 +5,11 @@
 //! - [`controller`]: one member's view of the migration, and what people can ask of it.
 //! - `driver`: the loop that keeps the member in step with the fleet and runs the jobs.
 //! - [`router`]: the way of every request to the store that the phase says.
-//! - [`fence`], `passthrough`: the time before it begins, and how that ends.
+//! - [`crossing`]: watches that go over from one store to the other.
+//! - [`fence`], `passthrough`: the old store alone, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
-//! - [`verify`]: comparing it.
+//! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
+//! - [`mirror`], `rollback`: the way back.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
 //!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
@@ -16,12 +18,15 @@
 pub mod backfill;
 pub mod controller;
 pub mod copier;
+pub mod crossing;
 mod driver;
 pub mod fence;
 pub mod fleet;
+pub mod foreign;
 mod jobs;
 pub mod later;
 pub mod ledger;
+pub mod mirror;
 pub mod offline;
 pub mod opening;
 mod passthrough;
@@ -31,6 +36,7 @@ pub mod rate;
 pub mod records;
 pub mod rehearsal;
 pub mod rejects;
+mod rollback;
 pub mod router;
 mod stalls;
 pub mod status;

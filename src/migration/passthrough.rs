@@ -1,49 +1,32 @@
-//! The old store as clients see it before the migration begins, and how their watches cross over.
+//! The old store as clients see it while it alone serves: before the migration begins, and after a
+//! rollback.
 //!
-//! Requests go to the old store under the condition that there is no fence. Keys under the reserved
+//! Requests go to the old store under the condition that it is not fenced. Keys under the reserved
 //! prefix are the new store's in every phase: the switch key has to be found there.
-//!
-//! A watch that was opened here goes on when the migration begins: it delivers what the old store has
-//! up to the base revision, and from the revision behind it what the new one has. The client notices
-//! nothing.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, stream};
-use tokio::sync::{Notify, watch};
 
-use super::router::Router;
-use crate::store::{
-    GuardedStore, RequestError, Result, Status, Store, StoreError, Watch, WatchEnd, WatchItem,
-    Watching,
-};
+use crate::store::{GuardedStore, RequestError, Result, Status, Store, Watch, Watching};
 use crate::types::{
     Answer, Delete, DeleteReply, Grant, Granted, KeyRange, LeaseId, LeaseStatus, Op, Put, PutReply,
     Range, RangeReply, Reserved, Revision, Txn, TxnReply,
 };
 
-/// How long a watch waits until it asks again for its continuation.
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// The store of the passthrough phase.
 pub(super) struct Passthrough {
-    /// The old store, which has to be unfenced.
+    /// The old store, under the condition that it is not fenced.
     pub(super) old: Arc<dyn GuardedStore>,
     /// The new store, for reserved keys.
     pub(super) new: Arc<dyn GuardedStore>,
     pub(super) reserved: Reserved,
-    /// The base revision, once the old store is fenced.
-    pub(super) base: watch::Receiver<Option<Revision>>,
-    /// Where watches go on. Not owned: it owns this.
-    pub(super) onward: Weak<Router>,
 }
 
 impl Passthrough {
     /// The store that has these keys.
     fn store_of(&self, keys: &KeyRange) -> &Arc<dyn GuardedStore> {
-        if self.reserved.range().covers(keys) {
+        if self.reserved.owns(keys) {
             &self.new
         } else {
             &self.old
@@ -54,9 +37,9 @@ impl Passthrough {
     fn store_of_txn(&self, txn: &Txn) -> Result<&Arc<dyn GuardedStore>> {
         let (mut reserved, mut others) = (false, false);
         let mut see = |keys: &KeyRange| {
-            if self.reserved.range().covers(keys) {
+            if self.reserved.owns(keys) {
                 reserved = true;
-            } else {
+            } else if !keys.is_empty() {
                 others = true;
             }
         };
@@ -102,31 +85,7 @@ impl Store for Passthrough {
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
-        let store = self.store_of(&request.keys);
-        let watching = store.watch(request.clone()).await?;
-        if !Arc::ptr_eq(store, &self.old) {
-            return Ok(watching);
-        }
-        let asked = Arc::new(Notify::new());
-        let revision = watching.revision;
-        let crossing = Crossing {
-            request,
-            position: Position::Old(watching),
-            base: self.base.clone(),
-            hurried: false,
-            onward: self.onward.clone(),
-            asked: asked.clone(),
-            progress_due: false,
-        };
-        let items = stream::unfold(crossing, |mut crossing| async move {
-            let item = crossing.next().await?;
-            Some((item, crossing))
-        });
-        Ok(Watching {
-            revision,
-            items: items.boxed(),
-            progress: asked,
-        })
+        self.store_of(&request.keys).watch(request).await
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
@@ -156,139 +115,4 @@ impl Store for Passthrough {
     async fn defragment(&self) -> Result<()> {
         self.old.defragment().await
     }
-}
-
-/// A watch that begins in the old store and goes on in the new one.
-struct Crossing {
-    request: Watch,
-    position: Position,
-    base: watch::Receiver<Option<Revision>>,
-    /// The old store was asked to tell when it has delivered everything up to the base.
-    hurried: bool,
-    onward: Weak<Router>,
-    /// The client asks for progress.
-    asked: Arc<Notify>,
-    progress_due: bool,
-}
-
-/// Where the watch is.
-enum Position {
-    Old(Watching),
-    New(Watching),
-    Over,
-}
-
-/// What happened to a watch in the old store.
-enum Step {
-    Item(Option<WatchItem>),
-    Asked,
-    Fenced,
-}
-
-impl Crossing {
-    async fn next(&mut self) -> Option<WatchItem> {
-        loop {
-            match &mut self.position {
-                Position::Over => return None,
-                Position::New(watching) => {
-                    let item = tokio::select! {
-                        item = watching.items.next() => item,
-                        () = self.asked.notified() => {
-                            watching.progress.notify_one();
-                            continue;
-                        }
-                    };
-                    return Some(self.deliver(item.unwrap_or_else(lost)));
-                }
-                Position::Old(watching) => {
-                    let base = *self.base.borrow_and_update();
-                    if base.is_some() && !self.hurried {
-                        watching.progress.notify_one();
-                        self.hurried = true;
-                    }
-                    let step = tokio::select! {
-                        item = watching.items.next() => Step::Item(item),
-                        () = self.asked.notified() => Step::Asked,
-                        _ = self.base.changed(), if base.is_none() => Step::Fenced,
-                    };
-                    match step {
-                        Step::Fenced => {}
-                        Step::Asked => {
-                            self.progress_due = true;
-                            watching.progress.notify_one();
-                        }
-                        Step::Item(item) => {
-                            if let Some(item) = self.arrived(item, base).await {
-                                return Some(self.deliver(item));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn deliver(&mut self, item: WatchItem) -> WatchItem {
-        if matches!(item, WatchItem::End(_)) {
-            self.position = Position::Over;
-        }
-        item
-    }
-
-    /// What the client gets of an item of the old store's.
-    async fn arrived(
-        &mut self,
-        item: Option<WatchItem>,
-        base: Option<Revision>,
-    ) -> Option<WatchItem> {
-        let through = match &item {
-            Some(WatchItem::Events(batch)) => batch.revision,
-            Some(WatchItem::Progress(through)) => *through,
-            Some(WatchItem::End(_)) | None => return Some(item.unwrap_or_else(lost)),
-        };
-        match (item, base) {
-            // What the old store does behind the base is none of the client's business.
-            (Some(WatchItem::Events(_)), Some(base)) if through > base => self.cross(base).await,
-            (Some(WatchItem::Progress(_)), Some(base)) if through >= base => self.cross(base).await,
-            (Some(WatchItem::Progress(_)), base) => {
-                // Not there yet, unless there was nothing to be reached.
-                self.hurried = base.is_none() && self.hurried;
-                let due = std::mem::take(&mut self.progress_due);
-                due.then_some(WatchItem::Progress(through))
-            }
-            (item, _) => item,
-        }
-    }
-
-    /// Goes on in the new store; answers why not, if that is so.
-    async fn cross(&mut self, base: Revision) -> Option<WatchItem> {
-        let start = self.request.start.unwrap_or_default().max(base.next());
-        let request = Watch {
-            start: Some(start),
-            ..self.request.clone()
-        };
-        loop {
-            let Some(router) = self.onward.upgrade() else {
-                return Some(lost());
-            };
-            match router.watch(request.clone()).await {
-                Ok(watching) => {
-                    if std::mem::take(&mut self.progress_due) {
-                        watching.progress.notify_one();
-                    }
-                    self.position = Position::New(watching);
-                    return None;
-                }
-                // The phase is not open yet.
-                Err(StoreError::Unavailable(_) | StoreError::StaleEpoch) => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(error) => return Some(WatchItem::End(WatchEnd::Lost(error.to_string()))),
-            }
-        }
-    }
-}
-
-fn lost() -> WatchItem {
-    WatchItem::End(WatchEnd::Lost("the store's watch has ended".into()))
 }

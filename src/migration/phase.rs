@@ -47,6 +47,9 @@ pub enum Stage {
     Fencing,
     /// Leases and leased keys are being copied up; clients wait.
     Opening,
+    /// The way back: the new store is fenced, and what the mirror has not yet replayed is on its way
+    /// into the old one; clients wait.
+    Draining,
     /// Clients are served.
     Open,
 }
@@ -70,6 +73,10 @@ pub struct State {
     pub stage: Stage,
     /// The last revision that belongs to the old store.
     pub base: Revision,
+    /// Where the line of revisions has gone over to the other store so far, in order: bases, and
+    /// goals of rollbacks in between.
+    #[serde(default)]
+    pub borders: Vec<Revision>,
     /// What makes the old store the one it is.
     pub old: String,
     /// The new store held keys when the migration began, and the operator allowed that.
@@ -87,6 +94,21 @@ pub struct State {
     pub verified: Option<Verified>,
     /// After settle: no claims are left.
     pub claims_dropped: bool,
+    /// The old store is fenced at the start, and follows the new one's changes: there is a way back.
+    #[serde(default)]
+    pub mirror: bool,
+    /// After a rollback: the old store carries the line on, under an epoch.
+    #[serde(default)]
+    pub returned: bool,
+    /// While a rollback is under way: the phase that it began in.
+    #[serde(default)]
+    pub back_from: Option<Phase>,
+    /// Why the latest rollback was called off, if it was.
+    #[serde(default)]
+    pub called_off: Option<String>,
+    /// After a rollback: the new store still holds what the migration has left there.
+    #[serde(default)]
+    pub leftovers: bool,
     /// An offline copy: no client is served before it is settled.
     #[serde(default)]
     pub offline: bool,
@@ -99,6 +121,13 @@ pub struct Verified {
     pub epoch: Epoch,
     /// Nothing was missing, different or stray.
     pub good: bool,
+    /// What the mirror has replayed is in the old store as it is in the new one.
+    #[serde(default = "yes")]
+    pub mirrored: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A decision, and why.
@@ -133,7 +162,12 @@ pub struct Surroundings {
     pub rejects: usize,
     /// Live members that have not acknowledged the present epoch.
     pub behind: Vec<String>,
+    /// Revisions of the new store that the mirror has yet to replay; nothing, if that cannot be told.
+    pub unmirrored: Option<u64>,
 }
+
+/// A rollback waits until the mirror is this close: what is left is replayed while clients wait.
+pub const DRAINED_AT_ONCE_MAX: u64 = 500;
 
 impl State {
     /// The state in which a migration begins that lets clients work on the old store first.
@@ -142,6 +176,7 @@ impl State {
         Self {
             phase: Phase::Passthrough,
             stage: Stage::Open,
+            borders: Vec::new(),
             ..Self::begin(migration, old, Revision(0), nonempty, now)
         }
     }
@@ -156,6 +191,7 @@ impl State {
             phase: Phase::Migration,
             stage: Stage::Opening,
             base,
+            borders: vec![base],
             old,
             nonempty,
             started_ms: now,
@@ -164,7 +200,25 @@ impl State {
             all_claimed: false,
             verified: None,
             claims_dropped: false,
+            mirror: false,
+            returned: false,
+            back_from: None,
+            called_off: None,
+            leftovers: false,
             offline: false,
+        }
+    }
+
+    /// The same with a way back: the old store is fenced first, and mirrored into from then on.
+    #[must_use]
+    pub fn with_mirror(self) -> Self {
+        let begun = self.phase == Phase::Migration;
+        Self {
+            mirror: true,
+            // Known once it is fenced.
+            borders: Vec::new(),
+            stage: if begun { Stage::Fencing } else { self.stage },
+            ..self
         }
     }
 
@@ -172,13 +226,31 @@ impl State {
     /// all that the old store has is claimed, since that one is not asked for anything from then on.
     #[must_use]
     pub fn line(&self) -> Option<Line> {
-        // Before the base revision is known there is nothing to go on from.
-        let before = self.phase == Phase::Passthrough || self.stage == Stage::Fencing;
+        let before = match self.stage {
+            // Before the base revision is known there is nothing to go on from.
+            Stage::Fencing => true,
+            // Fenced by its line, but not yet let go.
+            Stage::Draining => false,
+            Stage::Opening | Stage::Open => self.phase == Phase::Passthrough,
+        };
         (self.phase != Phase::Settled && !before).then_some(Line {
             epoch: self.epoch,
             claims: !self.all_claimed,
             base: self.base,
         })
+    }
+
+    /// What every operation on the old store has to hold to while it serves clients.
+    #[must_use]
+    pub fn guard_of_old(&self) -> Guard {
+        if self.returned {
+            Guard::Epoch {
+                epoch: self.epoch,
+                claims: false,
+            }
+        } else {
+            Guard::Unfenced
+        }
     }
 
     /// What every operation on the new store has to hold to in this state.
@@ -207,6 +279,7 @@ impl State {
             epoch: self.epoch.next(),
             stage: Stage::Opening,
             base,
+            borders: [&self.borders[..], &[base]].concat(),
             changed_ms: now,
             ..self.clone()
         }
@@ -224,10 +297,69 @@ impl State {
         }
     }
 
+    /// The state in which a rollback begins: the new store is fenced.
+    #[must_use]
+    pub fn draining(&self, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            phase: Phase::Passthrough,
+            stage: Stage::Draining,
+            back_from: Some(self.phase),
+            called_off: None,
+            changed_ms: now,
+            ..self.clone()
+        }
+    }
+
+    /// The state after a rollback that could not be carried to its end: as before it began.
+    #[must_use]
+    pub fn called_off(&self, why: &str, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            phase: self.back_from.unwrap_or(Phase::Migration),
+            stage: Stage::Open,
+            back_from: None,
+            called_off: Some(why.to_owned()),
+            changed_ms: now,
+            ..self.clone()
+        }
+    }
+
+    /// The line that the old store has when it is let in again behind `goal`: that of the next epoch.
+    #[must_use]
+    pub fn line_back(&self, goal: Revision) -> Line {
+        Line {
+            epoch: self.epoch.next(),
+            claims: false,
+            base: goal,
+        }
+    }
+
+    /// The state after a rollback: everything up to `goal` is in the old store, which serves. The next
+    /// migration knows nothing of this one.
+    #[must_use]
+    pub fn returned(&self, goal: Revision, now: u64) -> Self {
+        Self {
+            epoch: self.epoch.next(),
+            phase: Phase::Passthrough,
+            stage: Stage::Open,
+            borders: [&self.borders[..], &[goal]].concat(),
+            changed_ms: now,
+            nonempty: false,
+            backfill_complete: false,
+            all_claimed: false,
+            verified: None,
+            returned: true,
+            back_from: None,
+            leftovers: true,
+            ..self.clone()
+        }
+    }
+
     /// Whether the fleet may go to `to` now.
     #[must_use]
     pub fn may_switch(&self, to: Phase, around: &Surroundings) -> Decision {
-        use Decision::{Go, NoGo};
+        use Decision::{Go, NoGo, Wait};
         if self.phase == to {
             return NoGo(format!("the phase is {to} already"));
         }
@@ -241,10 +373,13 @@ impl State {
             Phase::Normal | Phase::Settled if self.phase == Phase::Passthrough => {
                 NoGo("the migration has not begun: run `segue start` first".into())
             }
+            Phase::Migration if self.phase == Phase::Passthrough && self.leftovers => Wait(
+                "the new store is still being emptied of what the last migration has left".into(),
+            ),
             Phase::Migration if self.phase == Phase::Passthrough => {
                 Go("the old store can be fenced")
             }
-            Phase::Passthrough => NoGo("there is no way to the passthrough phase".into()),
+            Phase::Passthrough => self.may_return(around),
             Phase::Settled if self.phase != Phase::Normal => {
                 NoGo("only a migration in the normal phase can be completed: switch first".into())
             }
@@ -263,6 +398,36 @@ impl State {
             Stage::Opening => {
                 Some("the migration is still being opened: leased keys are on their way")
             }
+            Stage::Draining => Some(
+                "a rollback is under way: the last changes are on their way into the old store",
+            ),
+        }
+    }
+
+    fn may_return(&self, around: &Surroundings) -> Decision {
+        use Decision::{Go, NoGo, Wait};
+        if !self.mirror {
+            return NoGo(
+                "there is no way back: the old store does not follow the new one's changes, because it \
+                 was told not to (--no-mirror) or has no transactions (etcd v2, tables)"
+                    .into(),
+            );
+        }
+        if self.verified.is_some_and(|verified| !verified.mirrored) {
+            return NoGo(
+                "the verification found that the old store does not hold what the mirror has \
+                 replayed; see `segue verify`, which can be repeated"
+                    .into(),
+            );
+        }
+        match around.unmirrored {
+            None => {
+                Wait("it cannot be told how far the mirror is: does the old store answer?".into())
+            }
+            Some(left) if left > DRAINED_AT_ONCE_MAX => Wait(format!(
+                "the mirror is {left} changes behind, and clients would have to wait for them"
+            )),
+            Some(_) => Go("the old store holds nearly everything, and gets the rest first"),
         }
     }
 
@@ -292,9 +457,12 @@ impl State {
         }
     }
 
-    /// The state after a switch to `to`, or after settle.
+    /// The state after a switch to `to`, or after settle, or in which a rollback begins.
     #[must_use]
     pub fn switched(&self, to: Phase, now: u64) -> Self {
+        if to == Phase::Passthrough {
+            return self.draining(now);
+        }
         Self {
             epoch: self.epoch.next(),
             phase: to,
@@ -329,6 +497,7 @@ mod tests {
         state.verified = Some(Verified {
             epoch: state.epoch,
             good: true,
+            mirrored: true,
         });
         state
     }
@@ -363,6 +532,7 @@ mod tests {
             s.verified = Some(Verified {
                 epoch: s.epoch,
                 good: false,
+                mirrored: true,
             });
         };
         for (state, around, refused_for) in [
@@ -416,7 +586,7 @@ mod tests {
         check(&normal, Phase::Migration, &nothing, None);
         check(&normal, Phase::Settled, &nothing, None);
         check(&normal, Phase::Settled, &behind, Some("acknowledged"));
-        check(&normal, Phase::Passthrough, &nothing, Some("no way"));
+        check(&normal, Phase::Passthrough, &nothing, Some("no way back"));
         check(&ready(), Phase::Settled, &nothing, Some("switch first"));
         let settled = normal.switched(Phase::Settled, 4);
         check(

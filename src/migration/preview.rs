@@ -59,6 +59,15 @@ impl State {
                 "nothing; the old store is asked again for what has no claim",
                 "everything that was written in the normal phase",
             ),
+            (Phase::Migration | Phase::Normal, Phase::Passthrough) => (
+                // Fenced and drained, then open: an epoch each.
+                2,
+                "fenced   the new store, for everybody; clients wait until the last changes and all \
+                 leases are in the old store, which serves from then on"
+                    .into(),
+                "everything from the new store, once the old one serves",
+                "every write that was made in the new store: it is in the old one",
+            ),
             (Phase::Normal, Phase::Settled) => (
                 1,
                 stale("new"),
@@ -109,7 +118,7 @@ impl Controller {
             ));
         };
         let view = self.view();
-        let around = self.surroundings_of(&state, &view.fleet).await?;
+        let around = self.surroundings_of(&state, &view.fleet, to).await?;
         let (done, why) = match state.may_switch(to, &around) {
             Decision::Go(why) => (true, why.to_owned()),
             Decision::NoGo(why) | Decision::Wait(why) => (false, why),

@@ -199,6 +199,7 @@ mod tests {
             behind: vec!["b".into()],
             // Not what a rehearsal asks about.
             rejects: 7,
+            unmirrored: None,
         };
         for (state, around, refused_for) in [
             (&migration, &alone, None),
@@ -228,7 +229,13 @@ mod tests {
     fn nothing_but_the_epoch_is_new_and_what_was_verified_stays_so() {
         let mut state = State::begin("m".into(), "old".into(), Revision(9), false, 1).opened(2);
         state.backfill_complete = true;
-        let at = |epoch, good| Some(Verified { epoch, good });
+        let at = |epoch, good| {
+            Some(Verified {
+                epoch,
+                good,
+                mirrored: true,
+            })
+        };
         for (before, after, is_verified) in [
             (None, None, false),
             (at(Epoch(2), true), at(Epoch(3), true), true),

@@ -5,7 +5,7 @@
 //! the router waits for the next state and sends it there.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::crossing::{self, Stretch};
 use super::stalls::{Stall, Stalls};
 use crate::store::{Result, Status, Store, StoreError, Watch, Watching};
 use crate::types::{
@@ -26,16 +27,19 @@ use crate::types::{
 struct Route {
     epoch: Epoch,
     store: Option<Arc<dyn Store>>,
+    /// The part of the line of revisions that the store has; nothing, if it has all that comes.
+    stretch: Option<Stretch>,
     drained: CancellationToken,
     _last_one_out: DropGuard,
 }
 
 impl Route {
-    fn new(epoch: Epoch, store: Option<Arc<dyn Store>>) -> Self {
+    fn new(epoch: Epoch, store: Option<Arc<dyn Store>>, stretch: Option<Stretch>) -> Self {
         let drained = CancellationToken::new();
         Self {
             epoch,
             store,
+            stretch,
             _last_one_out: drained.clone().drop_guard(),
             drained,
         }
@@ -44,6 +48,8 @@ impl Route {
 
 /// A [`Store`] that sends every operation on by the current state of the migration.
 pub struct Router {
+    /// For watches, which are on their way for longer than a request.
+    this: Weak<Self>,
     route: ArcSwap<Route>,
     /// Changes with every route.
     turns: watch::Sender<u64>,
@@ -56,28 +62,36 @@ impl Router {
     /// A router that lets requests wait until [`Self::serve`] is called, but no longer than
     /// `patience`.
     #[must_use]
-    pub fn closed(patience: Duration) -> Self {
-        Self {
-            route: ArcSwap::from_pointee(Route::new(Epoch(0), None)),
+    pub fn closed(patience: Duration) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            route: ArcSwap::from_pointee(Route::new(Epoch(0), None, None)),
             turns: watch::Sender::new(0),
             stale: Notify::new(),
             patience,
             stalls: Stalls::default(),
-        }
+        })
     }
 
     /// A router to `store` for good.
     #[must_use]
-    pub fn to(store: Arc<dyn Store>) -> Self {
+    pub fn to(store: Arc<dyn Store>) -> Arc<Self> {
         let router = Self::closed(Duration::ZERO);
-        router.serve(Epoch(0), Some(store));
+        router.serve(Epoch(0), Some(store), None);
         router
     }
 
-    /// Sends what comes from now on to `store`; without one, lets it wait. The token that comes back
-    /// is cancelled once nothing is under way any more on the way before.
-    pub fn serve(&self, epoch: Epoch, store: Option<Arc<dyn Store>>) -> CancellationToken {
-        let before = self.route.swap(Arc::new(Route::new(epoch, store)));
+    /// Sends what comes from now on to `store`; without one, lets it wait. Watches go on behind the
+    /// border of `stretch`, if it ever has one. The token that comes back is cancelled once nothing
+    /// is under way any more on the way before.
+    pub fn serve(
+        &self,
+        epoch: Epoch,
+        store: Option<Arc<dyn Store>>,
+        stretch: Option<Stretch>,
+    ) -> CancellationToken {
+        let route = Route::new(epoch, store, stretch);
+        let before = self.route.swap(Arc::new(route));
         self.turns.send_modify(|turn| *turn += 1);
         before.drained.clone()
     }
@@ -113,12 +127,23 @@ impl Router {
     where
         F: Future<Output = Result<T>>,
     {
+        self.run_on(|store, _| operation(store)).await
+    }
+
+    /// The same, for an operation that depends on the stretch as well.
+    async fn run_on<T, F>(
+        &self,
+        operation: impl Fn(Arc<dyn Store>, &Option<Stretch>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let mut held_up: Option<Stall> = None;
         loop {
             let route = self.route.load_full();
             if let Some(store) = &route.store {
                 let sent = Instant::now();
-                match operation(Arc::clone(store)).await {
+                match operation(Arc::clone(store), &route.stretch).await {
                     Err(StoreError::StaleEpoch) => {
                         held_up.get_or_insert_with(|| self.stalls.begin(sent));
                         self.stale.notify_one();
@@ -150,6 +175,15 @@ impl Router {
                 ));
             }
         }
+    }
+
+    /// Opens a watch on the store of the present route, which ends at the stretch's border.
+    pub(super) async fn open_watch(&self, request: Watch) -> Result<(Watching, Option<Stretch>)> {
+        self.run_on(|store, stretch| {
+            let (request, stretch) = (request.clone(), stretch.clone());
+            async move { Ok((store.watch(request).await?, stretch)) }
+        })
+        .await
     }
 }
 
@@ -193,11 +227,11 @@ impl Store for Router {
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
-        self.run(|store| {
-            let request = request.clone();
-            async move { store.watch(request).await }
+        let (watching, stretch) = self.open_watch(request.clone()).await?;
+        Ok(match stretch {
+            Some(stretch) => crossing::across(request, watching, stretch, self.this.clone()),
+            None => watching,
         })
-        .await
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {

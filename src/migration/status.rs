@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::backfill::Progress;
 use super::controller::{Controller, View};
+use super::foreign::Foreign;
+use super::mirror::Standing;
 use super::phase::{Phase, Stage};
 use super::records::{Shard, Switch};
 use super::verify::Report;
@@ -16,19 +18,30 @@ use crate::overlay::Counters;
 use crate::store::Result;
 
 /// What `segue status --json` prints and `GET /status` answers.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that scripts ask for by name"
+)]
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// `passthrough`, `migration`, `normal` or `settled`.
     pub phase: String,
-    /// While clients wait: `fencing` (of the old store) or `opening` (leased keys are on their way); else
-    /// `open`.
+    /// While clients wait: `fencing` (of the old store), `opening` (leased keys are on their way) or
+    /// `draining` (the last changes are on their way back); else `open`.
     pub stage: String,
     /// Grows by one with each transition.
     pub epoch: u64,
     /// A random name for the migration; empty where there is none.
     pub migration: String,
-    /// The last revision that belongs to the old store.
+    /// Where the line of revisions last went over to the other store: the last revision that belongs to
+    /// the old one, or after a rollback to the new one.
     pub base: i64,
+    /// What a rollback would cost, if there is a way back and the stores answer.
+    pub way_back: Option<Standing>,
+    /// The old store is written to, so that there is a way back.
+    pub mirror: bool,
+    /// Why the latest rollback was called off, if it was.
+    pub called_off: Option<String>,
     /// Every key was copied or rejected.
     pub backfill_complete: bool,
     /// Keys of the old store that are in the new one.
@@ -72,6 +85,8 @@ pub struct Status {
     /// The longest that a request through this proxy has waited for a change of the phase, in
     /// milliseconds.
     pub longest_stall_ms: u64,
+    /// What others have changed in the old store past the proxies.
+    pub foreign: Foreign,
     /// What is wrong now.
     pub trouble: Option<String>,
     /// Where this proxy serves the etcd API.
@@ -130,11 +145,15 @@ impl Controller {
             stage: match state.stage {
                 Stage::Fencing => "fencing".into(),
                 Stage::Opening => "opening".into(),
+                Stage::Draining => "draining".into(),
                 Stage::Open => "open".into(),
             },
             epoch: state.epoch.0,
             migration: state.migration.clone(),
-            base: state.base.0,
+            base: state.borders.last().map_or(0, |border| border.0),
+            way_back: self.mirror(state).await.ok().flatten(),
+            mirror: state.mirror,
+            called_off: state.called_off.clone(),
             backfill_complete: state.backfill_complete,
             keys_copied: sum(|shard| shard.copied + shard.claimed),
             keys_left: left,
@@ -165,6 +184,7 @@ impl Controller {
             copy_ups: counters.copy_ups,
             longest_stall_ms: u64::try_from(self.router.longest_stall().as_millis())
                 .unwrap_or(u64::MAX),
+            foreign: (*self.foreign()).clone(),
             trouble: view
                 .trouble
                 .clone()

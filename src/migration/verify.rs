@@ -12,10 +12,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::mirror;
 use super::records::readable;
-use crate::store::{Claim, GuardedStore, OldStore, Page, Read, ReadReply, Result, StoreError};
+use crate::store::{
+    Claim, GuardedStore, NewStore, OldStore, Page, Read, ReadReply, Result, StoreError,
+};
 use crate::types::range::successor;
-use crate::types::{Content, Epoch, KeyRange, KeyValue, Range};
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
 
 /// Bytes that are to be held of either store at a time.
 const PAGE_BYTES: usize = 2 << 20;
@@ -50,6 +53,13 @@ pub struct Report {
     pub different: u64,
     /// Copies of keys that are not in the old store.
     pub stray: u64,
+    /// Keys that were changed since, and that the old store holds as the mirror has replayed them.
+    #[serde(default)]
+    pub mirrored: u64,
+    /// Keys that the old store does not hold as the mirror should have replayed them. Of importance for a
+    /// rollback only.
+    #[serde(default)]
+    pub unmirrored: u64,
     /// The first of what was found.
     pub findings: Vec<Finding>,
     /// When it ended, in milliseconds since 1970.
@@ -77,6 +87,8 @@ pub enum Kind {
     Different,
     /// Copied from nowhere.
     Stray,
+    /// Changed in the new store, and not replayed into the old one.
+    Unmirrored,
 }
 
 /// What a verification works on.
@@ -85,6 +97,8 @@ pub struct Verification {
     pub old: Arc<dyn OldStore>,
     /// The store that the data goes to, under the guard of the present epoch.
     pub new: Arc<dyn GuardedStore>,
+    /// The old store again, if it follows the new one's changes.
+    pub mirrored: Option<Arc<dyn NewStore>>,
 }
 
 impl Verification {
@@ -112,6 +126,12 @@ impl Verification {
         limits: &mut (usize, usize),
         report: &mut Report,
     ) -> Result<Option<KeyRange>> {
+        // Before the old store is read, and the new one after it: what was replayed by then and has
+        // not changed by now is the same in both.
+        let replayed = match &self.mirrored {
+            Some(old) => mirror::replayed_through(old).await?,
+            None => None,
+        };
         let mut page = self.old.scan(span.clone(), limits.0, Content::Full).await?;
         limits.0 = adapted(limits.0, page.kvs.iter());
         let old_end = page
@@ -141,7 +161,7 @@ impl Verification {
         page.rejects.retain(|(key, _)| part.contains(key));
         let claims = self.claims(part).await?;
         limits.1 = adapted(limits.1, claims.iter().filter_map(Claim::live));
-        compare(&page, &claims, report);
+        compare(&page, &claims, replayed, report);
         Ok(end.and_then(|end| match span {
             KeyRange::Span { end: last, .. } => {
                 let rest = KeyRange::span(end, last);
@@ -190,7 +210,8 @@ fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
 }
 
 /// Walks over both sides in key order.
-fn compare(page: &Page, claims: &[Claim], report: &mut Report) {
+fn compare(page: &Page, claims: &[Claim], replayed: Option<Revision>, report: &mut Report) {
+    let is_replayed = |kv: &KeyValue| replayed.is_some_and(|through| kv.mod_revision <= through);
     let mut old = page.kvs.iter().peekable();
     let mut new = claims.iter().peekable();
     loop {
@@ -207,22 +228,36 @@ fn compare(page: &Page, claims: &[Claim], report: &mut Report) {
                     report.find(Kind::Missing, &kv.key, String::new());
                 }
             }
-            Ordering::Greater => {
-                if let Some(Claim::Copied(kv)) = new.next() {
-                    if kv.lease.is_some() {
-                        report.expired += 1;
-                    } else {
-                        report.find(Kind::Stray, &kv.key, String::new());
-                    }
+            Ordering::Greater => match new.next() {
+                Some(Claim::Copied(kv)) if kv.lease.is_some() => report.expired += 1,
+                Some(Claim::Copied(kv)) => report.find(Kind::Stray, &kv.key, String::new()),
+                Some(Claim::Live(kv)) if is_replayed(kv) => {
+                    report.find(Kind::Unmirrored, &kv.key, "it is not there".into());
                 }
-            }
+                _ => {}
+            },
             Ordering::Equal => {
                 report.compared += 1;
                 match (old.next(), new.next()) {
+                    // The mirror has written it again, without its lease.
+                    (Some(old), Some(Claim::Copied(new)))
+                        if replayed.is_some() && new.lease.is_some() && old.value == new.value =>
+                    {
+                        report.equal += 1;
+                    }
                     (Some(old), Some(Claim::Copied(new))) => match difference(old, new) {
                         None => report.equal += 1,
                         Some(what) => report.find(Kind::Different, &old.key, what),
                     },
+                    (Some(old), Some(Claim::Live(new))) => {
+                        report.superseded += 1;
+                        if is_replayed(new) && old.value == new.value {
+                            report.mirrored += 1;
+                        } else if is_replayed(new) {
+                            let what = "it has another value".into();
+                            report.find(Kind::Unmirrored, &new.key, what);
+                        }
+                    }
                     _ => report.superseded += 1,
                 }
             }
@@ -269,6 +304,7 @@ impl Report {
             Kind::Missing => self.missing += 1,
             Kind::Different => self.different += 1,
             Kind::Stray => self.stray += 1,
+            Kind::Unmirrored => self.unmirrored += 1,
         }
         if self.findings.len() < LISTED {
             self.findings.push(Finding {
@@ -302,7 +338,7 @@ mod tests {
             ..Page::default()
         };
         let mut report = Report::default();
-        compare(&page, new, &mut report);
+        compare(&page, new, None, &mut report);
         report
     }
 

@@ -59,7 +59,7 @@ impl WithPast {
 
     /// Reserved keys are the new store's alone.
     fn is_reserved(&self, keys: &KeyRange) -> bool {
-        !keys.is_empty() && self.reserved.range().covers(keys)
+        self.reserved.owns(keys)
     }
 
     /// A read of nothing that fails if the base revision is compacted.

@@ -11,6 +11,7 @@ pub mod etcd2;
 pub mod etcd3;
 pub mod eval;
 pub mod feed;
+pub mod foreign;
 mod gather;
 pub mod lease;
 pub mod memory;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::foreign::ForeignChanges;
 use super::{Guard, NewStore, Result, Store, Watch, Watching};
 use crate::types::{
     Content, KeyRange, KeyValue, LeaseId, Op, Range, RangeReply, Reply, Revision, Txn,
@@ -51,6 +52,13 @@ pub trait OldStore: Send + Sync + 'static {
     /// [`Watch`] asks for.
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
         let _ = request;
+        Ok(None)
+    }
+
+    /// Tells what others than Segue change behind the revision `after`, from then on; nothing, if
+    /// the store cannot tell, or if nobody else can change it unnoticed.
+    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+        let _ = after;
         Ok(None)
     }
 

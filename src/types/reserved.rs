@@ -48,6 +48,12 @@ impl Reserved {
         &self.within
     }
 
+    /// Whether `range` is about reserved keys alone. One without any key is not.
+    #[must_use]
+    pub fn owns(&self, range: &KeyRange) -> bool {
+        !range.is_empty() && self.within.covers(range)
+    }
+
     /// Whether a request for `range` must not see `key`.
     #[must_use]
     pub fn hides(&self, range: &KeyRange, key: &[u8]) -> bool {

@@ -227,7 +227,7 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
 
     // What would be done is told, and not done.
     for (command, code, part) in [
-        ("switch", 0, "the normal phase, epoch 3"),
+        ("switch", 0, "the normal phase, epoch 4"),
         ("start", 3, "the phase is migration already"),
         ("complete", 3, "switch first"),
     ] {

@@ -235,9 +235,11 @@ impl Offline {
             start: Phase::Migration,
             allow_nonempty: false,
             offline: true,
+            mirror: false,
             parallel: self.parallel,
             control: self.control,
             auto_verify: false,
+            follow: false,
             timing: TIMING,
         }
     }

@@ -30,6 +30,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Connections kept open to each member: as many as there are requests in flight at most.
 const IDLE_CONNECTIONS: usize = 64;
 
+/// A wait for a change is asked anew after this time: a connection may be dead without saying so.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// etcd's number for "The event in requested index is outdated and cleared".
+const FORGOTTEN: u32 = 401;
+
 /// Idle connections are closed after this time.
 const IDLE: Duration = Duration::from_mins(1);
 
@@ -58,6 +64,22 @@ struct Answer {
     index: Revision,
 }
 
+/// What a wait for a change came to.
+pub(super) enum Waited {
+    /// A change, as the API tells it.
+    Event(Bytes),
+    /// There was none up to this index.
+    Nothing {
+        /// The index.
+        through: Revision,
+    },
+    /// What happened up to this index is no longer known.
+    Forgotten {
+        /// The index.
+        through: Revision,
+    },
+}
+
 /// How the API puts a refusal.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -68,6 +90,8 @@ struct Refusal {
     message: String,
     #[serde(default)]
     cause: String,
+    #[serde(default)]
+    index: i64,
 }
 
 impl Http {
@@ -135,14 +159,7 @@ impl Http {
     async fn ask_member(&self, host: &str, path: &str) -> Result<Answer> {
         // Quorum: without it a member that lags behind answers with its own past.
         let uri = format!("http://{host}/v2/keys{path}?quorum=true&recursive=false");
-        let mut request = Request::get(uri);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        let request = request
-            .body(Empty::new())
-            .map_err(|error| StoreError::Broken(format!("{path} cannot be asked for: {error}")))?;
-        let answer = timeout(SILENCE, self.client.request(request))
+        let answer = timeout(SILENCE, self.client.request(self.request(&uri)?))
             .await
             .map_err(|_| silent())?
             .map_err(|error| StoreError::Unavailable(causes(&error)))?;
@@ -203,6 +220,63 @@ impl Http {
             body: found.then_some(body),
             index: Revision(index),
         })
+    }
+
+    /// Waits for the first change at or behind the index `from`, for some time.
+    pub(super) async fn wait(&self, from: Revision) -> Result<Waited> {
+        // The member that answered last; if it is gone, ordinary requests find another one.
+        let host = &self.hosts[self.current.load(Ordering::Relaxed)];
+        let uri = format!("http://{host}/v2/keys/?wait=true&recursive=true&waitIndex={from}");
+        let answer = timeout(SILENCE, self.client.request(self.request(&uri)?)).await;
+        let Ok(Ok(answer)) = answer else {
+            // Finds a member that answers, or says why there is none.
+            let through = Revision(from.0 - 1);
+            return self.index().await.map(|_| Waited::Nothing { through });
+        };
+        let (head, mut body) = answer.into_parts();
+        let mut bytes = BytesMut::new();
+        let whole = async {
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| StoreError::Unavailable(causes(&error)))?;
+                if let Some(data) = frame.data_ref() {
+                    bytes.extend_from_slice(data);
+                }
+            }
+            Ok::<(), StoreError>(())
+        };
+        // The head came at once, and says how far the store was when it began to wait.
+        let waited = timeout(WAIT, whole).await;
+        let ended = waited.is_ok();
+        waited.unwrap_or(Ok(()))?;
+        if head.status == StatusCode::BAD_REQUEST
+            && let Ok(refusal) = serde_json::from_slice::<Refusal>(&bytes)
+            && refusal.error_code == FORGOTTEN
+        {
+            let through = Revision(refusal.index);
+            return Ok(Waited::Forgotten { through });
+        }
+        let bytes = bytes.freeze();
+        let answer = self.judge(host, head.status, &head.headers, bytes.clone())?;
+        Ok(match answer.body {
+            Some(body) if ended && !body.is_empty() => Waited::Event(body),
+            // Half an answer is none, and is asked for again.
+            _ if !bytes.is_empty() => Waited::Nothing {
+                through: Revision(from.0 - 1),
+            },
+            _ => Waited::Nothing {
+                through: answer.index,
+            },
+        })
+    }
+
+    fn request(&self, uri: &str) -> Result<Request<Empty<Bytes>>> {
+        let mut request = Request::get(uri);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request
+            .body(Empty::new())
+            .map_err(|error| StoreError::Broken(format!("{uri} cannot be asked for: {error}")))
     }
 
     fn refused(&self, host: &str, said: Option<String>) -> StoreError {

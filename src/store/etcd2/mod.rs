@@ -17,6 +17,7 @@
 //! whole, one at a time and some ahead, and never the tree at once. All reads go through a quorum.
 
 mod census;
+mod foreign;
 mod http;
 mod key;
 mod node;
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Mutex;
 
+use super::foreign::ForeignChanges;
 use super::url::Cluster;
 use super::{OldLease, OldStore, Page, Result};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
@@ -203,5 +205,10 @@ impl OldStore for Etcd2 {
         tracing::debug!(leases = leases.len(), took = ?start.elapsed(), "looked for keys that expire");
         *self.census.lock().await = Some(census);
         Ok(leases)
+    }
+
+    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+        let (tree, reserved) = (self.tree.clone(), self.reserved.clone());
+        Ok(Some(foreign::changes(tree, reserved, after)))
     }
 }

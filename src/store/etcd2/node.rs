@@ -121,6 +121,39 @@ pub(super) fn parse_directory(
     Ok(children)
 }
 
+/// A change, as an answer to a wait tells it.
+pub(super) struct Told {
+    /// What was done, in the API's words.
+    pub(super) action: String,
+    /// The cluster's index of it.
+    pub(super) index: Revision,
+    /// What it was done to.
+    pub(super) child: Child,
+    /// The same before, if it was there.
+    pub(super) before: Option<Child>,
+}
+
+/// Reads an answer to a wait.
+pub(super) fn parse_event(body: &[u8]) -> serde_json::Result<Told> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer<'a> {
+        action: String,
+        #[serde(borrow)]
+        node: Node<'a>,
+        #[serde(borrow)]
+        prev_node: Option<Node<'a>>,
+    }
+    let answer: Answer<'_> = serde_json::from_slice(body)?;
+    let before = answer.prev_node.map(|node| child(&node, None));
+    Ok(Told {
+        action: answer.action,
+        index: Revision(answer.node.modified_index),
+        child: child(&answer.node, None)?,
+        before: before.transpose()?,
+    })
+}
+
 fn child(node: &Node<'_>, dir_ttl_s: Option<i64>) -> serde_json::Result<Child> {
     let ttl_s = shorter(node.ttl, dir_ttl_s);
     let (key, key_is_mangled) = match node.key {

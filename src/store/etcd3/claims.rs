@@ -1,7 +1,8 @@
 //! What is known of claim records without asking.
 //!
 //! A claim record is written once and never changed, so what was once read stays true for as long as
-//! the line stands. That is what keeps the price of claims off the requests for busy keys.
+//! the line stands. That is what keeps the price of claims off the requests for busy keys. (A replay puts a
+//! new one in its place, with a new life of the key: see [`super::view::View::claim_of`].)
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};

@@ -14,8 +14,11 @@
 //! - **The epoch.** Every transaction and every read has the condition that the epoch still stands. etcd cannot put
 //!   grants, revokes and compactions into transactions: for these the epoch is read just before.
 //!
+//! In an old store that changes are replayed into, claims hold the numbers of what was replayed. When it goes
+//! into service again a new offset begins, and what was written before keeps the one of its time.
+//!
 //! What belongs to the store itself lies below `segue/_/` (under the reserved prefix): `epoch`, `line`,
-//! `claim/KEY` and `record/NAME`.
+//! `replaying`, `claim/KEY` and `record/NAME`.
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
@@ -29,6 +32,7 @@ mod copies;
 mod copy_up;
 mod decide;
 mod errors;
+mod foreign;
 mod late;
 mod names;
 mod numbers;
@@ -108,6 +112,7 @@ impl Shared {
             }
         };
         view.set_copied_until(line.copied_until());
+        view.set_replaying(line.replaying);
         view
     }
 

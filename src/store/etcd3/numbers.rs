@@ -3,17 +3,37 @@
 //! etcd assigns revisions by itself, so clients see them shifted by an offset that is fixed when the
 //! line is set. Keys that were copied up show the numbers that they had in the old store for as long
 //! as they live on: these numbers stand in the key's claim record.
+//!
+//! An old store that goes into service again gets another offset for what follows. What its clients have
+//! seen before keeps its own: so there is one [`Era`] for each time of service. What comes between two of
+//! them was replayed, and has its numbers in claim records.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::types::{CompareResult, KeyValue, Revision};
 
 /// How the store's revisions stand to those that clients see.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Numbers {
     /// The last revision that belongs to the old store.
     pub(super) base: Revision,
     /// What is added to etcd's revisions. May be negative: the store was used before.
+    pub(super) offset: i64,
+    /// etcd's revision behind which that holds.
+    pub(super) after: i64,
+    /// The times of service before, oldest first.
+    pub(super) earlier: Vec<Era>,
+}
+
+/// A time in which the store served clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Era {
+    /// It began behind this revision of etcd's,
+    pub(super) after: i64,
+    /// and ended with this one.
+    pub(super) through: i64,
+    /// What is added to etcd's revisions.
     pub(super) offset: i64,
 }
 
@@ -43,12 +63,48 @@ pub(super) struct Copied {
 impl Numbers {
     /// The revision that clients see for one of etcd's.
     pub(super) fn visible(&self, etcd: i64) -> Revision {
-        Revision(etcd + self.offset)
+        let era = self.eras().find(|era| etcd <= era.through);
+        // Of what comes between two eras clients see only where it leads to.
+        era.map_or(Revision(etcd), |era| {
+            Revision(etcd.max(era.after) + era.offset)
+        })
     }
 
-    /// etcd's revision for one that clients see.
+    /// etcd's revision for one at or above the base, as clients see it.
     pub(super) fn etcd(&self, visible: Revision) -> i64 {
         visible.0 - self.offset
+    }
+
+    /// Whether etcd's revision lies between two times of service: what was written then was replayed.
+    pub(super) fn is_between_eras(&self, etcd: i64) -> bool {
+        let ended = self.eras().take_while(|era| era.through < etcd).count();
+        ended > 0 && self.eras().nth(ended).is_some_and(|era| etcd <= era.after)
+    }
+
+    fn eras(&self) -> impl Iterator<Item = Era> {
+        let now = Era {
+            after: self.after,
+            through: i64::MAX,
+            offset: self.offset,
+        };
+        self.earlier.iter().copied().chain([now])
+    }
+
+    /// etcd's revision that clients see as this one; else the last one (or 0) that they see as a lower
+    /// one.
+    fn place(&self, visible: Revision) -> Result<i64, i64> {
+        let mut below = 0;
+        for era in self.eras() {
+            let etcd = visible.0 - era.offset;
+            if etcd <= era.after {
+                break;
+            }
+            if etcd <= era.through {
+                return Ok(etcd);
+            }
+            below = era.through;
+        }
+        Err(below)
     }
 
     /// Gives a pair that has etcd's numbers those that clients see.
@@ -57,7 +113,7 @@ impl Numbers {
         kv.mod_revision = self.visible(modified);
         kv.create_revision = self.visible(created);
         if let Claimed::Copied(copied) = claim
-            && copied.at == created
+            && claim.is_of_life(created)
         {
             kv.create_revision = copied.create;
             kv.version += copied.version - 1;
@@ -70,10 +126,10 @@ impl Numbers {
     /// What a comparison of a key's create or mod revision with `operand` (above 0), as clients see
     /// it, is in etcd's numbers.
     ///
-    /// Clients see a key's number at 0 (it does not exist), at the copied number, and at those above
-    /// the base. That maps onto etcd's numbers in the same order: 0, the revision of the copy-up, and
-    /// the revisions after it. So each comparison is one with a threshold; an operand between the
-    /// steps equals nothing.
+    /// Clients see a key's number at 0 (it does not exist), at the copied number, and at those of the times
+    /// of service behind it. That maps onto etcd's numbers in the same order: 0, the revision of the
+    /// copy-up, and the revisions after it. So each comparison is one with a threshold; an operand between
+    /// the steps equals nothing.
     pub(super) fn rewrite(
         &self,
         claim: Claimed,
@@ -82,7 +138,7 @@ impl Numbers {
         operand: Revision,
     ) -> Rewritten {
         use CompareResult::{Equal, Greater, Less, NotEqual};
-        let shifted = self.etcd(operand);
+        let place = self.place(operand);
         // The last of etcd's numbers that stands below the operand.
         let below = match claim {
             Claimed::Copied(copied) => {
@@ -90,17 +146,17 @@ impl Numbers {
                 if operand == copied_number {
                     return Rewritten::Compare(result, copied.at);
                 }
-                if operand > copied_number && shifted > copied.at {
-                    return Rewritten::Compare(result, shifted);
-                }
-                if operand < copied_number {
-                    copied.at - 1
-                } else {
-                    copied.at
+                match place {
+                    _ if operand < copied_number => copied.at - 1,
+                    Ok(etcd) if etcd > copied.at => return Rewritten::Compare(result, etcd),
+                    Ok(_) => copied.at,
+                    Err(below) => below.max(copied.at),
                 }
             }
-            Claimed::Here if shifted >= 1 => return Rewritten::Compare(result, shifted),
-            Claimed::Here => 0,
+            Claimed::Here => match place {
+                Ok(etcd) => return Rewritten::Compare(result, etcd),
+                Err(below) => below,
+            },
         };
         match result {
             Equal => Rewritten::Never,
@@ -123,6 +179,11 @@ pub(super) enum Rewritten {
 }
 
 impl Claimed {
+    /// Whether it is about the life of the key that began at this revision of etcd's.
+    pub(super) fn is_of_life(self, created: i64) -> bool {
+        matches!(self, Self::Copied(copied) if copied.at == created)
+    }
+
     /// Whether a pair that has etcd's numbers was copied up and has not changed since.
     pub(super) fn is_of_copy(self, kv: &KeyValue) -> bool {
         let last_change = kv.mod_revision.0;
@@ -167,6 +228,8 @@ mod tests {
     const NUMBERS: Numbers = Numbers {
         base: Revision(100),
         offset: 90,
+        after: 0,
+        earlier: Vec::new(),
     };
     const COPIED: Copied = Copied {
         at: 20,
@@ -207,52 +270,117 @@ mod tests {
         assert_eq!(Claimed::read(b"nonsense", 9), None);
     }
 
+    /// In service up to 12, up to 34 behind a line at 25, and again behind one at 45.
+    fn resumed() -> Numbers {
+        let era = |after, through, offset| Era {
+            after,
+            through,
+            offset,
+        };
+        Numbers {
+            base: Revision(120),
+            offset: 75,
+            after: 45,
+            earlier: vec![era(0, 12, 0), era(25, 34, 55)],
+        }
+    }
+
+    #[test]
+    fn each_time_of_service_keeps_its_offset() {
+        let numbers = resumed();
+        for (etcd, seen) in [(1, 1), (12, 12), (26, 81), (34, 89), (46, 121), (60, 135)] {
+            assert_eq!(numbers.visible(etcd), Revision(seen));
+            assert_eq!(numbers.place(Revision(seen)), Ok(etcd));
+            assert!(!numbers.is_between_eras(etcd), "{etcd}");
+        }
+        for (etcd, leads_to) in [(13, 80), (25, 80), (35, 120), (45, 120)] {
+            assert_eq!(numbers.visible(etcd), Revision(leads_to));
+            assert!(numbers.is_between_eras(etcd), "{etcd}");
+        }
+        for (seen, below) in [(13, 12), (80, 12), (90, 34), (120, 34)] {
+            assert_eq!(numbers.place(Revision(seen)), Err(below));
+        }
+        assert_eq!(numbers.etcd(Revision(121)), 46);
+        assert!(!NUMBERS.is_between_eras(3));
+    }
+
     /// Every comparison with every operand, on every state that a key can be in, decided in the
     /// numbers that clients see and in etcd's.
     #[test]
     fn a_rewritten_comparison_decides_as_the_client_meant_it() {
+        // etcd's create and mod revision, nothing where the key does not exist.
+        let copied_states = [None, Some((20, 20)), Some((20, 33)), Some((35, 36))];
+        let own_states = [None, Some((11, 11)), Some((20, 33))];
+        check(&NUMBERS, Claimed::Copied(COPIED), &copied_states);
+        check(&NUMBERS, Claimed::Here, &own_states);
+        let replayed = |at, create, modified| {
+            Claimed::Copied(Copied {
+                at,
+                create: Revision(create),
+                modified: Revision(modified),
+                version: 7,
+            })
+        };
+        let of_any_time = [
+            None,
+            Some((11, 12)),
+            Some((12, 26)),
+            Some((5, 50)),
+            Some((27, 34)),
+            Some((46, 46)),
+        ];
+        let of_first_replay = [
+            None,
+            Some((20, 20)),
+            Some((20, 30)),
+            Some((20, 50)),
+            Some((27, 34)),
+            Some((28, 50)),
+            Some((46, 47)),
+        ];
+        let of_second_replay = [None, Some((40, 40)), Some((40, 46)), Some((50, 51))];
+        check(&resumed(), Claimed::Here, &of_any_time);
+        check(&resumed(), replayed(20, 9, 60), &of_first_replay);
+        check(&resumed(), replayed(20, 60, 80), &of_first_replay);
+        check(&resumed(), replayed(40, 9, 99), &of_second_replay);
+        check(&resumed(), replayed(40, 99, 120), &of_second_replay);
+    }
+
+    fn check(numbers: &Numbers, claim: Claimed, states: &[Option<(i64, i64)>]) {
         let results = [
             CompareResult::Equal,
             CompareResult::Greater,
             CompareResult::Less,
             CompareResult::NotEqual,
         ];
-        // etcd's create and mod revision, nothing where the key does not exist.
-        let copied_states = [None, Some((20, 20)), Some((20, 33)), Some((35, 36))];
-        let own_states = [None, Some((11, 11)), Some((20, 33))];
-        for (claim, states) in [
-            (Claimed::Copied(COPIED), &copied_states[..]),
-            (Claimed::Here, &own_states[..]),
-        ] {
-            for state in states {
-                let (create, modified) = state.unwrap_or_default();
-                let mut seen = pair(create, modified, 1);
-                if state.is_some() {
-                    NUMBERS.translate(&mut seen, claim);
-                }
-                for (result, operand) in results
-                    .into_iter()
-                    .flat_map(|result| (1..140).map(move |operand| (result, Revision(operand))))
-                {
-                    let decide = |rewritten, number: i64| match rewritten {
-                        Rewritten::Compare(result, operand) => result.accepts(number.cmp(&operand)),
-                        Rewritten::Always => true,
-                        Rewritten::Never => false,
-                    };
-                    let context = format!("{claim:?} {state:?} {result:?} {operand}");
-                    let on_create = NUMBERS.rewrite(claim, |copied| copied.create, result, operand);
-                    assert_eq!(
-                        decide(on_create, create),
-                        result.accepts(seen.create_revision.cmp(&operand)),
-                        "create: {context}"
-                    );
-                    let on_mod = NUMBERS.rewrite(claim, |copied| copied.modified, result, operand);
-                    assert_eq!(
-                        decide(on_mod, modified),
-                        result.accepts(seen.mod_revision.cmp(&operand)),
-                        "mod: {context}"
-                    );
-                }
+        for state in states {
+            let (create, modified) = state.unwrap_or_default();
+            let mut seen = pair(create, modified, 1);
+            if state.is_some() {
+                numbers.translate(&mut seen, claim);
+            }
+            for (result, operand) in results
+                .into_iter()
+                .flat_map(|result| (1..140).map(move |operand| (result, Revision(operand))))
+            {
+                let decide = |rewritten, number: i64| match rewritten {
+                    Rewritten::Compare(result, operand) => result.accepts(number.cmp(&operand)),
+                    Rewritten::Always => true,
+                    Rewritten::Never => false,
+                };
+                let context = format!("{claim:?} {state:?} {result:?} {operand}");
+                let on_create = numbers.rewrite(claim, |copied| copied.create, result, operand);
+                assert_eq!(
+                    decide(on_create, create),
+                    result.accepts(seen.create_revision.cmp(&operand)),
+                    "create: {context}"
+                );
+                let on_mod = numbers.rewrite(claim, |copied| copied.modified, result, operand);
+                assert_eq!(
+                    decide(on_mod, modified),
+                    result.accepts(seen.mod_revision.cmp(&operand)),
+                    "mod: {context}"
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
 //! etcd v3 as the store that the data comes from. Only ever read.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,15 +9,16 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::client::Client;
 use super::names::Names;
-use super::numbers::{Claimed, Numbers};
+use super::numbers::Numbers;
 use super::reads::Reads;
-use super::records::StoredLine;
-use super::view::{READS_PER_TXN, range_op, range_request, range_response};
+use super::records::{StoredLine, line_compare};
+use super::view::{READS_PER_TXN, View, header_revision, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
+use crate::store::foreign::ForeignChanges;
 use crate::store::url::Cluster;
 use crate::store::{
-    Guard, NewStore, OldLease, OldStore, Page, RequestError, Result, Watch, Watching,
+    Guard, NewStore, OldLease, OldStore, Page, RequestError, Result, StoreError, Watch, Watching,
 };
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
@@ -29,21 +30,84 @@ const PAGE_KEYS_MAX: usize = 10_000;
 const PAGE_BYTES: usize = 4 << 20;
 /// Pairs of the first page, before any size is known.
 const FIRST_PAGE_KEYS: usize = 500;
+/// How often something is read again because the line has changed.
+const TRIES_MAX: usize = 20;
 /// Requests on their way at a time, where there is one per lease or many keys to get.
 const REQUESTS_IN_FLIGHT: usize = 16;
 
 /// An etcd cluster as an old store.
 pub struct OldEtcd3 {
     client: Client,
-    /// Reads of single keys.
-    reads: Reads,
     names: Arc<Names>,
-    /// How clients see its revisions: shifted, if it was the new store of an earlier migration.
-    numbers: Numbers,
-    /// The store as its own clients see it, for watches, and to serve them.
+    /// The store as its own clients see it, and to serve them.
     shared: Arc<Shared>,
+    /// What the line said when it was read last.
+    seen: Mutex<Arc<Seen>>,
     /// Pairs per page that fit the size of the pairs that were seen last.
     page_keys: AtomicUsize,
+}
+
+/// The store as clients see it under one line, or without any. It changes with each migration of the store's,
+/// so everything that is read holds to the line's being the same.
+struct Seen {
+    /// etcd's revision of the line; 0 where there is none.
+    written: i64,
+    /// Shifted, if the store was the new one of an earlier migration; with what was replayed.
+    view: Arc<View>,
+    /// Reads on the condition that the line is this one.
+    reads: Reads,
+}
+
+impl Seen {
+    fn new(shared: &Shared, line: Option<&StoredLine>) -> Self {
+        let written = line.map_or(0, |line| line.written);
+        let unchanged = line_compare(&shared.names, written);
+        Self {
+            written,
+            view: line.map_or_else(|| shared.plain.clone(), |line| shared.view(line)),
+            reads: Reads::new(shared.client.clone(), Some(unchanged)),
+        }
+    }
+
+    /// Whether its history is not the one that its clients saw: that of an earlier migration's new store
+    /// has the copy-ups in it.
+    fn has_copy_ups(&self) -> bool {
+        let numbers = &self.view.numbers;
+        *numbers != Numbers::default() && numbers.earlier.is_empty()
+    }
+
+    /// Reads keys one by one, each with the numbers that clients see.
+    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<KeyValue>>> {
+        let gets = keys
+            .iter()
+            .map(|key| range_op(range_request(&KeyRange::One(key.clone()))));
+        let gets: Vec<_> = gets.collect();
+        let response = if Reads::takes(&gets) {
+            self.reads.run(gets).await?
+        } else {
+            self.reads.send(gets).await?
+        };
+        let found = response.responses.into_iter().filter_map(range_response);
+        let found = found.map(|mut range| range.kvs.pop().map(KeyValue::from));
+        let mut found: Vec<_> = found.collect();
+        self.view
+            .translate(found.iter_mut().flatten().collect())
+            .await?;
+        Ok(found)
+    }
+
+    /// The same for any number of keys.
+    async fn get_all(&self, keys: &[Bytes]) -> Result<Vec<Option<KeyValue>>> {
+        let reads: Vec<_> = keys
+            .chunks(READS_PER_TXN)
+            .map(|keys| self.get(keys))
+            .collect();
+        let found: Vec<_> = stream::iter(reads)
+            .buffered(REQUESTS_IN_FLIGHT)
+            .try_collect()
+            .await?;
+        Ok(found.into_iter().flatten().collect())
+    }
 }
 
 impl OldEtcd3 {
@@ -51,10 +115,11 @@ impl OldEtcd3 {
     pub async fn open(cluster: &Cluster, reserved: Reserved) -> Result<Self> {
         let client = Client::open(cluster).await?;
         let names = Arc::new(Names::new(&reserved));
-        let line = range_request(&KeyRange::One(names.line.clone()));
-        let line = client.range(line).await?.kvs;
-        let line = line.first().map(StoredLine::read).transpose()?;
-        if line.is_some_and(|line| line.epoch.is_some()) {
+        let shared = Arc::new(Shared::new(client.clone(), names.clone()));
+        let line = shared.read_line().await?;
+        let is_new = line.as_ref().is_some_and(|line| line.epoch.is_some());
+        // Behind a fence a line says that it is an old store in service again.
+        if is_new && shared.fence().await?.is_none() {
             // Its keys show other numbers than its clients know.
             return Err(RequestError::Unacceptable(format!(
                 "the etcd at {} is the new store of a migration that is not completed: complete that \
@@ -63,15 +128,65 @@ impl OldEtcd3 {
             ))
             .into());
         }
-        let numbers = line.map_or_else(Numbers::default, |line| line.numbers());
         Ok(Self {
-            shared: Arc::new(Shared::new(client.clone(), names.clone())),
-            reads: Reads::new(client.clone(), None),
+            seen: Mutex::new(Arc::new(Seen::new(&shared, line.as_ref()))),
+            shared,
             client,
             names,
-            numbers,
             page_keys: AtomicUsize::new(FIRST_PAGE_KEYS),
         })
+    }
+
+    fn seen(&self) -> Arc<Seen> {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The store as the line says now, and etcd's revision.
+    async fn look(&self) -> Result<(Arc<Seen>, i64)> {
+        let line = range_request(&KeyRange::One(self.names.line.clone()));
+        let response = self.client.range(line).await?;
+        let revision = header_revision(response.header.as_ref());
+        let line = response.kvs.first().map(StoredLine::read).transpose()?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.written != line.as_ref().map_or(0, |line| line.written) {
+            *seen = Arc::new(Seen::new(&self.shared, line.as_ref()));
+        }
+        Ok((seen.clone(), revision))
+    }
+
+    /// Looks again before a read is repeated that failed because the line was another one; any other failure
+    /// stays one.
+    async fn look_again(&self, error: StoreError, tries: &mut usize) -> Result<()> {
+        *tries += 1;
+        match error {
+            StoreError::StaleEpoch if *tries < TRIES_MAX => self.look().await.map(drop),
+            StoreError::StaleEpoch => Err(StoreError::Unavailable(
+                "the line of the old store changes all the time".into(),
+            )),
+            error => Err(error),
+        }
+    }
+
+    /// Pairs of a range, with the numbers that clients see.
+    async fn pairs(&self, seen: &Seen, request: pb::RangeRequest) -> Result<RangeReply> {
+        let response = self.client.long_range(request).await?;
+        self.check(seen).await?;
+        let mut reply = RangeReply::from(response);
+        seen.view.translate(reply.kvs.iter_mut().collect()).await?;
+        Ok(reply)
+    }
+
+    /// Asserts that the line is still the same, for a read that etcd was not given as a transaction.
+    async fn check(&self, seen: &Seen) -> Result<()> {
+        let (now, _) = self.look().await?;
+        if now.written == seen.written {
+            Ok(())
+        } else {
+            Err(StoreError::StaleEpoch)
+        }
     }
 
     async fn one_lease(&self, id: i64) -> Result<Option<OldLease>> {
@@ -88,17 +203,6 @@ impl OldEtcd3 {
             ttl_s: status.granted_ttl,
             keys,
         }))
-    }
-
-    /// Whether its history is not the one that its clients saw: that of an earlier migration's new store
-    /// has the copy-ups in it.
-    fn has_copy_ups(&self) -> bool {
-        self.numbers != Numbers::default()
-    }
-
-    fn shown(&self, mut kv: KeyValue) -> KeyValue {
-        self.numbers.translate(&mut kv, Claimed::Here);
-        kv
     }
 
     /// How many pairs the next page may have, from what the last one weighed.
@@ -120,12 +224,12 @@ impl OldStore for OldEtcd3 {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        let revision = self.client.revision(&self.names.line).await?;
-        Ok(self.numbers.visible(revision))
+        let (seen, revision) = self.look().await?;
+        Ok(seen.view.numbers.visible(revision))
     }
 
     async fn range(&self, request: Range) -> Result<Option<RangeReply>> {
-        if self.has_copy_ups() {
+        if self.seen().has_copy_ups() {
             return Ok(None);
         }
         let shared = self.shared.clone();
@@ -134,12 +238,19 @@ impl OldStore for OldEtcd3 {
     }
 
     async fn watch(&self, request: Watch) -> Result<Option<Watching>> {
-        if self.has_copy_ups() {
+        let (seen, current) = self.look().await?;
+        if seen.has_copy_ups() {
             return Ok(None);
         }
-        let current = self.client.revision(&self.names.line).await?;
-        let watching = super::tail::open(&self.shared.plain, request, current).await?;
+        let watching = super::tail::open(&seen.view, request, current).await?;
         Ok(Some(watching))
+    }
+
+    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+        let view = self.shared.plain.clone();
+        super::foreign::changes(view, self.look().await?.0.view.numbers.clone(), after)
+            .await
+            .map(Some)
     }
 
     fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
@@ -148,35 +259,13 @@ impl OldStore for OldEtcd3 {
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
-        if let [key] = &keys[..] {
-            let read = range_op(range_request(&KeyRange::One(key.clone())));
-            let response = self.reads.run(vec![read]).await?;
-            let found = response.responses.into_iter().find_map(range_response);
-            let kv = found.and_then(|mut range| range.kvs.pop());
-            return Ok(vec![kv.map(|kv| self.shown(kv.into()))]);
+        let mut tries = 0;
+        loop {
+            match self.seen().get_all(&keys).await {
+                Ok(found) => return Ok(found),
+                Err(error) => self.look_again(error, &mut tries).await?,
+            }
         }
-        let reads: Vec<_> = keys
-            .chunks(READS_PER_TXN)
-            .map(|keys| {
-                let gets = keys
-                    .iter()
-                    .map(|key| range_op(range_request(&KeyRange::One(key.clone()))));
-                self.client.read(pb::TxnRequest {
-                    success: gets.collect(),
-                    ..pb::TxnRequest::default()
-                })
-            })
-            .collect();
-        let responses: Vec<_> = stream::iter(reads)
-            .buffered(REQUESTS_IN_FLIGHT)
-            .try_collect()
-            .await?;
-        Ok(responses
-            .into_iter()
-            .flat_map(|response| response.responses)
-            .filter_map(range_response)
-            .map(|mut range| range.kvs.pop().map(|kv| self.shown(kv.into())))
-            .collect())
     }
 
     async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
@@ -199,9 +288,15 @@ impl OldStore for OldEtcd3 {
                 content,
                 ..Range::of(range)
             };
-            let response = self.client.long_range(request.into()).await?;
-            let reply = RangeReply::from(response);
-            let kvs: Vec<_> = reply.kvs.into_iter().map(|kv| self.shown(kv)).collect();
+            let request = pb::RangeRequest::from(request);
+            let mut tries = 0;
+            let reply = loop {
+                match self.pairs(&self.seen(), request.clone()).await {
+                    Ok(reply) => break reply,
+                    Err(error) => self.look_again(error, &mut tries).await?,
+                }
+            };
+            let kvs = reply.kvs;
             if content == Content::Full {
                 self.learn_size(&kvs);
             }

@@ -76,7 +76,12 @@ impl Store for Guarded {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
         let response = session.view.client.grant(request.into()).await?;
-        session.epoch_stands_now().await?;
+        if let Err(stale) = session.epoch_stands_now().await {
+            // It will be asked for again, and must not be there already.
+            let revoke = pb::LeaseRevokeRequest { id: response.id };
+            session.view.client.revoke(revoke).await.ok();
+            return Err(stale);
+        }
         Ok(Answer {
             revision: session.revision(response.header.as_ref()),
             reply: response.into(),

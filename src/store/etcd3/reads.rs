@@ -101,7 +101,8 @@ impl Reads {
         self.send(ops).await
     }
 
-    async fn send(&self, success: Vec<pb::RequestOp>) -> Result<pb::TxnResponse> {
+    /// Carries out operations as one transaction, alone. Fails as [`Self::run`].
+    pub(super) async fn send(&self, success: Vec<pb::RequestOp>) -> Result<pb::TxnResponse> {
         let request = pb::TxnRequest {
             compare: self.epoch.iter().cloned().collect(),
             success,

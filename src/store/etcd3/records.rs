@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::names::Names;
-use super::numbers::Numbers;
+use super::numbers::{Era, Numbers};
 use super::session::Guarded;
 use super::view::{absent, compare, put_op, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
 use crate::store::{
-    Guard, GuardedStore, Line, NewStore, Record, RecordTxn, RecordWrite, Replay, Result, StoreError,
+    FENCE, Guard, GuardedStore, Line, NewStore, Record, RecordTxn, RecordWrite, Replay, Result,
+    StoreError,
 };
 use crate::types::range::successor;
 use crate::types::{Epoch, KeyRange, Revision};
@@ -30,7 +31,7 @@ const BEFORE_ALL: i64 = 1;
 const DROPPED_PER_TXN: i64 = 5_000;
 
 /// The line as it stands in etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StoredLine {
     /// The epoch. Once the migration is settled there is none: what stays is how revisions are
     /// shifted, or they would go back for the clients.
@@ -38,10 +39,15 @@ pub(super) struct StoredLine {
     pub(super) claims: bool,
     base: Revision,
     /// etcd's revision that clients see as the base: that of the line where the store held no keys
-    /// then, else the one before all of them, or they would have numbers of the old store's time.
+    /// then or goes into service again, else the one before all of them, or they would have numbers of
+    /// the old store's time.
     origin: i64,
+    /// The times of service before, of an old store that went into service again.
+    earlier: Vec<Era>,
+    /// etcd's revision since when keys are replayed: that of the fence.
+    pub(super) replaying: Option<i64>,
     /// etcd's revision of the key that holds the line; 0 where there is none.
-    written: i64,
+    pub(super) written: i64,
 }
 
 /// How the line is written down.
@@ -53,6 +59,10 @@ struct LineText {
     /// etcd's revision that is seen as `base`; nothing: the one that wrote this, which nobody knew
     /// beforehand.
     origin: Option<i64>,
+    #[serde(default)]
+    earlier: Vec<Era>,
+    #[serde(default)]
+    replaying: Option<i64>,
 }
 
 impl StoredLine {
@@ -60,14 +70,58 @@ impl StoredLine {
         Numbers {
             base: self.base,
             offset: self.base.0 - self.origin,
+            after: if self.was_in_service() {
+                self.origin
+            } else {
+                0
+            },
+            earlier: self.earlier.clone(),
+        }
+    }
+
+    /// Whether this is an old store that went into service again: what its clients see stays the same
+    /// whatever becomes of the line.
+    pub(super) fn was_in_service(&self) -> bool {
+        !self.earlier.is_empty()
+    }
+
+    /// The times of service up to a fence at this revision of etcd's.
+    fn service_until(before: Option<&Self>, fence: i64) -> Vec<Era> {
+        let numbers = before.map(Self::numbers).unwrap_or_default();
+        let mut earlier = numbers.earlier;
+        earlier.push(Era {
+            after: numbers.after,
+            through: before.and_then(|line| line.replaying).unwrap_or(fence),
+            offset: numbers.offset,
+        });
+        earlier
+    }
+
+    /// Whether there has to be a line even without an epoch, so that clients see the numbers that they
+    /// know.
+    fn has_to_stay(&self) -> bool {
+        self.base.0 != self.origin || self.was_in_service() || self.replaying.is_some()
+    }
+
+    /// What stays of a line without its epoch.
+    fn without_epoch(&self) -> LineText {
+        LineText {
+            epoch: None,
+            claims: false,
+            base: self.base,
+            origin: Some(self.origin),
+            earlier: self.earlier.clone(),
+            // What was replayed before a line has its era now.
+            replaying: self.replaying.filter(|_| self.epoch.is_none()),
         }
     }
 
     /// Where no key is copied up any more, the revision from which that holds. Without an epoch,
-    /// what was copied up is no longer told from other keys.
+    /// what was copied up is no longer told from other keys. Into an old store none ever was.
     pub(super) fn copied_until(&self) -> Option<i64> {
         match self.epoch {
             None => Some(0),
+            Some(_) if self.was_in_service() => Some(0),
             Some(_) => (!self.claims).then_some(self.written),
         }
     }
@@ -89,6 +143,8 @@ impl StoredLine {
             claims: text.claims,
             base: text.base,
             origin: text.origin.unwrap_or(kv.mod_revision),
+            earlier: text.earlier,
+            replaying: text.replaying,
             written: kv.mod_revision,
         })
     }
@@ -106,6 +162,19 @@ pub(super) fn record_compare(names: &Names, name: &str, version: i64) -> pb::Com
         CompareResult::Equal,
         TargetUnion::Version(version),
     )
+}
+
+/// The key that holds the line was written last at this revision of etcd's; 0 is "does not exist".
+pub(super) fn line_compare(names: &Names, written: i64) -> pb::Compare {
+    compare(
+        &KeyRange::One(names.line.clone()),
+        CompareResult::Equal,
+        TargetUnion::ModRevision(written),
+    )
+}
+
+fn too_many_others() -> StoreError {
+    StoreError::Unavailable("too many others change the state of the migration".into())
 }
 
 /// Writes or removes a record.
@@ -140,13 +209,85 @@ impl Shared {
         response.kvs.first().map(StoredLine::read).transpose()
     }
 
-    /// etcd's revision that a line with this base has as its origin; nothing: the one that it is
-    /// written at. The offset stays what it is for as long as the base does.
-    async fn origin(&self, before: Option<&StoredLine>, base: Revision) -> Result<Option<i64>> {
-        match before.filter(|before| before.base == base) {
-            Some(before) => Ok(Some(before.origin)),
-            None => Ok(self.plain.holds_keys().await?.then_some(BEFORE_ALL)),
+    /// etcd's revision that a line has as its origin (nothing: the one that it is written at), and the
+    /// times of service before it. The offset stays what it is for as long as the base does.
+    async fn origin(
+        &self,
+        before: Option<&StoredLine>,
+        line: Line,
+    ) -> Result<(Option<i64>, Vec<Era>)> {
+        // An old store serves again: what was copied up into a new one is claimed.
+        if !line.claims
+            && before.is_none_or(|before| before.epoch.is_none())
+            && let Some(fence) = self.fence().await?
+        {
+            return Ok((None, StoredLine::service_until(before, fence)));
         }
+        if let Some(before) = before.filter(|before| before.base == line.base) {
+            return Ok((Some(before.origin), before.earlier.clone()));
+        }
+        let origin = self.plain.holds_keys().await?.then_some(BEFORE_ALL);
+        Ok((origin, Vec::new()))
+    }
+
+    /// etcd's revision of the fence, if there is one.
+    pub(super) async fn fence(&self) -> Result<Option<i64>> {
+        let fence = range_request(&KeyRange::One(self.names.record(FENCE)));
+        let response = self.client.range(fence).await?;
+        Ok(response.kvs.first().map(|kv| kv.mod_revision))
+    }
+
+    /// Notes that keys are replayed, so that they are looked for claims: before the first, and with the
+    /// record in its version. Answers false if it is not.
+    pub(super) async fn note_replay(&self, (write, version): &(RecordWrite, i64)) -> Result<bool> {
+        for _ in 0..TRIES_MAX {
+            let before = self.read_line().await?;
+            let mut text = match &before {
+                Some(line) if line.epoch.is_some() => return Err(StoreError::StaleEpoch),
+                Some(line) if line.replaying.is_some() => return Ok(true),
+                Some(line) => line.without_epoch(),
+                None => LineText {
+                    epoch: None,
+                    claims: false,
+                    base: Revision(0),
+                    origin: Some(0),
+                    earlier: Vec::new(),
+                    replaying: None,
+                },
+            };
+            text.replaying = Some(match self.fence().await? {
+                Some(fence) => fence,
+                None => self.client.revision(&self.names.line).await?,
+            });
+            let record = record_compare(&self.names, &write.name, *version);
+            let request = pb::TxnRequest {
+                compare: vec![self.line_is(before.as_ref()), record],
+                success: vec![self.put_line(&text)?],
+                failure: Vec::new(),
+            };
+            if self.client.txn(request).await?.succeeded {
+                return Ok(true);
+            }
+            if self.read_line().await? == before {
+                return Ok(false);
+            }
+        }
+        Err(too_many_others())
+    }
+
+    /// The condition that the line is still as it was read.
+    fn line_is(&self, before: Option<&StoredLine>) -> pb::Compare {
+        line_compare(&self.names, before.map_or(0, |before| before.written))
+    }
+
+    fn put_line(&self, text: &LineText) -> Result<pb::RequestOp> {
+        let text = serde_json::to_vec(text)
+            .map_err(|error| StoreError::Broken(format!("the line cannot be written: {error}")))?;
+        Ok(put_op(pb::PutRequest {
+            key: self.names.line.clone(),
+            value: text.into(),
+            ..pb::PutRequest::default()
+        }))
     }
 
     /// The operations that set or remove the line.
@@ -156,39 +297,34 @@ impl Shared {
         line: Option<Line>,
     ) -> Result<Vec<pb::RequestOp>> {
         let names = &self.names;
-        let shifted = before.filter(|before| before.base.0 != before.origin);
-        let text = match (line, shifted) {
+        let staying = before.filter(|before| before.has_to_stay());
+        let text = match (line, staying) {
             (None, None) => {
                 return Ok([&names.line, &names.epoch]
                     .map(|key| delete_op(&KeyRange::One(key.clone())))
                     .into());
             }
-            (None, Some(before)) => LineText {
-                epoch: None,
-                claims: false,
-                base: before.base,
-                origin: Some(before.origin),
-            },
-            (Some(line), _) => LineText {
-                epoch: Some(line.epoch),
-                claims: line.claims,
-                base: line.base,
-                origin: self.origin(before, line.base).await?,
-            },
-        };
-        let text = serde_json::to_vec(&text)
-            .map_err(|error| StoreError::Broken(format!("the line cannot be written: {error}")))?;
-        let put = |key: &Bytes, value| {
-            put_op(pb::PutRequest {
-                key: key.clone(),
-                value,
-                ..pb::PutRequest::default()
-            })
+            (None, Some(before)) => before.without_epoch(),
+            (Some(line), _) => {
+                let (origin, earlier) = self.origin(before, line).await?;
+                LineText {
+                    epoch: Some(line.epoch),
+                    claims: line.claims,
+                    base: line.base,
+                    origin,
+                    earlier,
+                    replaying: None,
+                }
+            }
         };
         Ok(vec![
-            put(&names.line, text.into()),
+            self.put_line(&text)?,
             match line {
-                Some(line) => put(&names.epoch, epoch_value(line.epoch)),
+                Some(line) => put_op(pb::PutRequest {
+                    key: names.epoch.clone(),
+                    value: epoch_value(line.epoch),
+                    ..pb::PutRequest::default()
+                }),
                 None => delete_op(&KeyRange::One(names.epoch.clone())),
             },
         ])
@@ -240,12 +376,8 @@ impl NewStore for Etcd3 {
             let mut seen = None;
             if let Some(line) = txn.line {
                 let before = shared.read_line().await?;
-                let written = before.map_or(0, |before| before.written);
-                request.compare.push(compare(
-                    &line_key,
-                    CompareResult::Equal,
-                    TargetUnion::ModRevision(written),
-                ));
+                let written = before.as_ref().map_or(0, |before| before.written);
+                request.compare.push(shared.line_is(before.as_ref()));
                 request
                     .success
                     .extend(shared.line_ops(before.as_ref(), line).await?);
@@ -262,9 +394,7 @@ impl NewStore for Etcd3 {
                 return Ok(false);
             }
         }
-        Err(StoreError::Unavailable(
-            "too many others change the state of the migration".into(),
-        ))
+        Err(too_many_others())
     }
 
     async fn replay(&self, replay: Replay) -> Result<bool> {
@@ -286,6 +416,8 @@ impl NewStore for Etcd3 {
     async fn drop_claims(&self) -> Result<()> {
         let names = &self.shared.names;
         let claims = names.all_claims();
+        // The claims of an old store hold the numbers of what was replayed.
+        let no_fence = record_compare(names, FENCE, 0);
         let no_line = absent(&KeyRange::One(names.epoch.clone()));
         self.shared.forget_views();
         loop {
@@ -298,7 +430,7 @@ impl NewStore for Etcd3 {
             };
             let page = KeyRange::span(claims.start().clone(), Some(successor(&last.key)));
             let request = pb::TxnRequest {
-                compare: vec![no_line.clone()],
+                compare: vec![no_line.clone(), no_fence.clone()],
                 success: vec![delete_op(&page)],
                 failure: Vec::new(),
             };

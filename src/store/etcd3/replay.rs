@@ -18,6 +18,9 @@ impl Shared {
         for change in &replay.changes {
             self.plain.check_key(change.key())?;
         }
+        if !self.note_replay(&replay.record).await? {
+            return Ok(false);
+        }
         let weigh = |change: &Replayed| {
             2 * change.key().len() + change.live().map_or(0, |kv| kv.value.len())
         };

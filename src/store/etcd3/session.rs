@@ -16,7 +16,9 @@ use super::view::{
     View, compare, header_revision, range_op, range_request, range_response, txn_op,
 };
 use crate::proto::etcdserverpb as pb;
-use crate::store::{CopyUp, FENCE, Guard, GuardedStore, Read, ReadReply, Result, StoreError};
+use crate::store::{
+    CopyUp, FENCE, Guard, GuardedStore, Read, ReadReply, RequestError, Result, StoreError,
+};
 use crate::types::{Answer, KeyRange, KeyValue, LeaseId, Revision, Txn, TxnReply};
 use pb::compare::{CompareResult, TargetUnion};
 
@@ -67,10 +69,12 @@ impl Guarded {
         match self.guard {
             // With etcd's own numbers while a migration goes on: what is read through such a handle
             // before it begins, and by members that join later, is the same. Once it is settled, with
-            // those that clients are used to.
+            // those that clients are used to, and so in an old store that went into service again.
             Guard::None | Guard::Unfenced => {
                 let view = match line {
-                    Some(line) if line.epoch.is_none() => self.shared.view(&line),
+                    Some(line) if line.epoch.is_none() || line.was_in_service() => {
+                        self.shared.view(&line)
+                    }
                     _ => self.shared.plain.clone(),
                 };
                 let unfenced = (self.guard == Guard::Unfenced)
@@ -266,13 +270,20 @@ impl Session {
         let (request, plan) = rewriting.txn(txn)?;
         let failure_may_run = plan.failure_only_reads() || request.compare.is_empty();
         let within = !decided.guards.is_empty() || (self.epoch.is_some() && !failure_may_run);
+        let before_base = rewriting.before_base;
         let sent = if within {
             self.run_within(request, decided.guards, &plan, writes)
-                .await?
+                .await
         } else {
-            Some(self.run_beside(request, &plan, writes).await?)
+            self.run_beside(request, &plan, writes).await.map(Some)
         };
-        let Some((revision, mut reply)) = sent else {
+        let sent = sent.map_err(|error| match error {
+            StoreError::Request(RequestError::FutureRevision) if before_base => {
+                RequestError::Compacted(self.view.numbers.base).into()
+            }
+            error => error,
+        });
+        let Some((revision, mut reply)) = sent? else {
             return Ok(None);
         };
         self.finish(&plan, &mut reply).await?;

@@ -4,7 +4,7 @@
 //! every revision, so what it has handed out is all there was: no progress requests are needed
 //! upstream (etcd before 3.4.25 answers these too early). All events of a revision arrive together,
 //! which tells copy-ups from changes: the claim record that holds the copied numbers is written in the
-//! same revision as the key.
+//! same revision as the key. So are replayed keys; where some are removed, a key that says so is written.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -218,7 +218,7 @@ async fn follow(
 }
 
 /// A watch on all keys of etcd.
-struct Upstream {
+pub(super) struct Upstream {
     /// Closing it would end the stream.
     _requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
@@ -228,7 +228,7 @@ struct Upstream {
 
 impl Upstream {
     /// Watches from etcd's revision `start`; 0 is from now.
-    async fn open(view: &View, start: i64) -> Result<Self> {
+    pub(super) async fn open(view: &View, start: i64) -> Result<Self> {
         let (key, range_end) = KeyRange::all().to_etcd();
         let create = pb::WatchCreateRequest {
             key,
@@ -255,6 +255,17 @@ impl Upstream {
     /// The changes that come next, as clients see them, and the last of etcd's revisions that is
     /// among them.
     async fn batches(&mut self, view: &View) -> Result<(Vec<Arc<EventBatch>>, i64)> {
+        let (events, through) = self.events(view).await?;
+        let batches = translate(view, events).await?;
+        self.next = through + 1;
+        Ok((batches, through))
+    }
+
+    /// What etcd says next, whole revisions, and the last of them.
+    pub(super) async fn events(
+        &mut self,
+        view: &View,
+    ) -> Result<(Vec<crate::proto::mvccpb::Event>, i64)> {
         loop {
             let response = match self.responses.message().await {
                 Ok(Some(response)) => response,
@@ -264,12 +275,9 @@ impl Upstream {
             if response.canceled || response.compact_revision > 0 {
                 return Err(refused(view, &response));
             }
-            let Some(through) = last_revision(&response) else {
-                continue;
-            };
-            let batches = translate(view, response.events).await?;
-            self.next = through + 1;
-            return Ok((batches, through));
+            if let Some(through) = last_revision(&response) {
+                return Ok((response.events, through));
+            }
         }
     }
 }
@@ -340,9 +348,13 @@ async fn translate(
 ) -> Result<Vec<Arc<EventBatch>>> {
     let mut batches: Vec<EventBatch> = Vec::new();
     let mut copied: HashSet<(i64, Bytes)> = HashSet::new();
+    let mut replaying: HashSet<i64> = HashSet::new();
     for event in events {
         let Some(kv) = &event.kv else { continue };
         if view.names.is_own(&kv.key) {
+            if kv.key == view.names.replaying {
+                replaying.insert(kv.mod_revision);
+            }
             if view.names.claimed(&kv.key).is_some()
                 && event.r#type() == crate::proto::mvccpb::event::EventType::Put
             {
@@ -375,6 +387,7 @@ async fn translate(
             batch.events.retain(shown);
         }
     }
+    batches.retain(|batch| !replaying.contains(&batch.revision.0));
     let mut pairs = Vec::new();
     for event in batches.iter_mut().flat_map(|batch| &mut batch.events) {
         if let Change::Put(kv) = &mut event.change {

@@ -65,7 +65,12 @@ pub(super) struct Writer<'a> {
     pub(super) decided: &'a HashMap<usize, bool>,
     /// Conditions so far.
     compares: usize,
+    /// It reads what lies before the base, which is told of as [`NEVER`] if it comes to that.
+    pub(super) before_base: bool,
 }
+
+/// A revision that etcd does not have: it refuses the transaction that comes to such a read.
+const NEVER: i64 = i64::MAX;
 
 impl<'a> Writer<'a> {
     pub(super) fn new(
@@ -80,6 +85,7 @@ impl<'a> Writer<'a> {
             claims,
             decided,
             compares: 0,
+            before_base: false,
         }
     }
 
@@ -146,7 +152,19 @@ impl<'a> Writer<'a> {
         Ok((requests, branch))
     }
 
-    fn range(&self, range: Range, requests: &mut Vec<pb::RequestOp>) -> Result<Shape> {
+    fn range(&mut self, range: Range, requests: &mut Vec<pb::RequestOp>) -> Result<Shape> {
+        if is_before_base(self.view, &range) {
+            // An error, but only if this branch is the one that runs, which etcd decides.
+            self.before_base = true;
+            requests.push(range_op(pb::RangeRequest {
+                revision: NEVER,
+                ..range_request(&nothing())
+            }));
+            return Ok(Shape::Range {
+                parts: 1,
+                rest: None,
+            });
+        }
         let (parts, rest) = range_parts(self.view, range)?;
         let shape = Shape::Range {
             parts: parts.len(),
@@ -277,6 +295,11 @@ pub(super) fn delete_parts(view: &View, delete: &Delete) -> Vec<pb::DeleteRangeR
     parts.into_iter().map(part).collect()
 }
 
+/// Whether this store never had what is asked for.
+fn is_before_base(view: &View, range: &Range) -> bool {
+    view.known.is_some() && range.at.is_some_and(|at| at < view.numbers.base)
+}
+
 /// The reads that a client's is made of and, unless etcd's answer is the final one, what is left to
 /// be done.
 pub(super) fn range_parts(
@@ -287,13 +310,10 @@ pub(super) fn range_parts(
     if parts.is_empty() {
         parts.push(nothing());
     }
-    let at = match range.at {
-        Some(at) if view.known.is_some() && at < view.numbers.base => {
-            return Err(RequestError::Compacted(view.numbers.base).into());
-        }
-        Some(at) => Some(view.numbers.etcd(at)),
-        None => None,
-    };
+    if is_before_base(view, &range) {
+        return Err(RequestError::Compacted(view.numbers.base).into());
+    }
+    let at = range.at.map(|at| view.numbers.etcd(at));
     let late = at.is_some_and(|at| view.copied_after(at));
     let by_number = range.filter != RevisionFilter::default()
         || !matches!(range.sort, SortTarget::Key | SortTarget::Value);

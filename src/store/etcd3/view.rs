@@ -38,23 +38,22 @@ pub(super) struct View {
     pub(super) known: Option<KnownClaims>,
     /// No key is copied up behind this revision of etcd's.
     copied_until: AtomicI64,
+    /// Keys are replayed behind this revision of etcd's.
+    replaying: AtomicI64,
 }
 
 impl View {
     /// The store as it is, without a line.
     pub(super) fn plain(client: Client, names: Arc<Names>) -> Self {
-        let numbers = Numbers {
-            base: Revision(0),
-            offset: 0,
-        };
         Self {
             client,
             reserved: names.reserved().clone(),
             names,
-            numbers,
+            numbers: Numbers::default(),
             tail: Tail::default(),
             known: None,
             copied_until: AtomicI64::new(0),
+            replaying: AtomicI64::new(i64::MAX),
         }
     }
 
@@ -68,6 +67,7 @@ impl View {
             tail: Tail::default(),
             known: Some(KnownClaims::new()),
             copied_until: AtomicI64::new(i64::MAX),
+            replaying: AtomicI64::new(i64::MAX),
         }
     }
 
@@ -75,6 +75,25 @@ impl View {
     pub(super) fn set_copied_until(&self, etcd_revision: Option<i64>) {
         let until = etcd_revision.unwrap_or(i64::MAX);
         self.copied_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Says that keys are replayed behind this revision of etcd's; nothing: that none are.
+    pub(super) fn set_replaying(&self, etcd_revision: Option<i64>) {
+        let since = etcd_revision.unwrap_or(i64::MAX);
+        self.replaying.store(since, Ordering::Relaxed);
+    }
+
+    /// Whether what etcd wrote at this revision was replayed. A key that began its life then has a claim of
+    /// that very revision, which a later replay takes the place of.
+    fn is_replayed(&self, etcd_revision: i64) -> bool {
+        etcd_revision > self.replaying.load(Ordering::Relaxed)
+            || self.numbers.is_between_eras(etcd_revision)
+    }
+
+    /// Whether claims do not change, nor are made: neither by copy-ups nor by replays.
+    fn claims_stand(&self) -> bool {
+        self.copied_until.load(Ordering::Relaxed) == 0
+            && self.replaying.load(Ordering::Relaxed) == i64::MAX
     }
 
     /// Whether keys may have been copied up behind this revision of etcd's.
@@ -87,6 +106,10 @@ impl View {
         let Some(known) = &self.known else {
             return Some(Claimed::Here);
         };
+        if self.is_replayed(kv.create_revision.0) {
+            let of_life = |claim: &Claimed| claim.is_of_life(kv.create_revision.0);
+            return known.get(&kv.key).filter(of_life);
+        }
         // A life that began after the last copy-up began here.
         if kv.create_revision.0 > self.copied_until.load(Ordering::Relaxed) {
             return Some(Claimed::Here);
@@ -114,9 +137,50 @@ impl View {
         }
         let keys: Vec<_> = unknown.iter().map(|kv| kv.key.clone()).collect();
         let claims = self.read_claims(keys).await?;
+        let mut replaced = Vec::new();
         for kv in unknown {
+            let created = kv.create_revision.0;
+            let of_life = |claim: &Claimed| claim.is_of_life(created);
+            if self.is_replayed(created) && !claims.get(&kv.key).is_some_and(of_life) {
+                replaced.push(kv);
+                continue;
+            }
             // A key without a claim came past the proxy: its numbers are this store's.
             let claim = claims.get(&kv.key).copied().unwrap_or(Claimed::Here);
+            self.numbers.translate(kv, claim);
+        }
+        for chunk in replaced.chunks_mut(READS_PER_TXN) {
+            self.translate_replaced(chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for pairs of the past whose claims were replaced since: by those of their own time.
+    async fn translate_replaced(&self, kvs: &mut [&mut KeyValue]) -> Result<()> {
+        let claims_at = |oldest: i64| {
+            let reads = kvs.iter().map(|kv| {
+                let mut request = range_request(&KeyRange::One(self.names.claim(&kv.key)));
+                request.revision = kv.mod_revision.0.max(oldest);
+                range_op(request)
+            });
+            self.client.read(pb::TxnRequest {
+                success: reads.collect(),
+                ..pb::TxnRequest::default()
+            })
+        };
+        let response = match claims_at(0).await {
+            // What a change superseded may be older than what can be read.
+            Err(StoreError::Request(RequestError::Compacted(_))) => {
+                claims_at(self.client.compacted(&self.names.line).await?).await?
+            }
+            response => response?,
+        };
+        let claims = response.responses.into_iter().filter_map(range_response);
+        for (kv, records) in kvs.iter_mut().zip(claims) {
+            let claim = match records.kvs.first() {
+                Some(record) => self.read_claim(record)?.1,
+                None => Claimed::Here,
+            };
             self.numbers.translate(kv, claim);
         }
         Ok(())
@@ -127,7 +191,7 @@ impl View {
         let Some(known) = &self.known else {
             return Ok(HashMap::new());
         };
-        if self.copied_until.load(Ordering::Relaxed) == 0 {
+        if self.claims_stand() && self.numbers.earlier.is_empty() {
             return Ok(keys.into_iter().map(|key| (key, Claimed::Here)).collect());
         }
         let mut claims = HashMap::with_capacity(keys.len());
@@ -141,7 +205,12 @@ impl View {
             }
         }
         if !unknown.is_empty() {
-            claims.extend(self.read_claims(unknown).await?);
+            claims.extend(self.read_claims(unknown.clone()).await?);
+        }
+        if self.claims_stand() {
+            for key in unknown.iter().filter(|key| !claims.contains_key(*key)) {
+                self.learn(key, Claimed::Here);
+            }
         }
         Ok(claims)
     }

@@ -183,6 +183,10 @@ old_store_contract!(
     old_mariadb,
     crate::contract::stores::unfenced(crate::contract::stores::Kind::MariaDb)
 );
+old_store_contract!(
+    old_etcd,
+    crate::contract::stores::unfenced(crate::contract::stores::Kind::Etcd)
+);
 
 /// Stores without a migration.
 pub fn plain(kind: Kind) -> Ready<Fixed> {

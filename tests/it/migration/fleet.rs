@@ -36,6 +36,16 @@ impl Stores {
         Self::to(Arc::new(Memory::new())).await
     }
 
+    /// From a store in memory that there is a way back to.
+    pub async fn both_ways() -> Self {
+        let source = Arc::new(Memory::new());
+        Self {
+            old: Arc::new(AsOld::of(source.clone()).await.unwrap()),
+            source,
+            new: Arc::new(Memory::new()),
+        }
+    }
+
     /// From memory to `new`.
     pub async fn to(new: Arc<dyn NewStore>) -> Self {
         let source = Arc::new(Memory::new());
@@ -85,9 +95,11 @@ impl Stores {
             reserved: Reserved::default(),
             allow_nonempty: false,
             offline: false,
+            mirror: true,
             parallel: 3,
             control: Control::default(),
             auto_verify: true,
+            follow: false,
             timing: TIMING,
         };
         change(&mut options);
@@ -160,7 +172,9 @@ impl Member {
             let acknowledged = |member: &segue::migration::status::MemberStatus| {
                 member.acknowledged == status.epoch
             };
-            status.phase == phase.to_string() && status.members.iter().all(acknowledged)
+            status.phase == phase.to_string()
+                && status.stage == "open"
+                && status.members.iter().all(acknowledged)
         })
         .await
     }

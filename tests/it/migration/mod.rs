@@ -5,6 +5,7 @@ mod fleet;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
 mod rehearsal;
+mod rollback;
 mod scenarios;
 mod switch;
 #[allow(unreachable_pub, reason = "as in the toolbox")]

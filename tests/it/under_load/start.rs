@@ -1,5 +1,6 @@
-//! The passthrough phase and its end: applications work on the old store through the proxies, and
-//! notice nothing when the migration begins.
+//! The passthrough phase, its end, and the way back to it: applications work on the old store through
+//! the proxies, and notice nothing when the migration begins, nor when it is rolled back and begun
+//! anew.
 
 use etcd_client::{Client, PutOptions};
 use serde_json::Value;
@@ -7,6 +8,8 @@ use serde_json::Value;
 use super::load::Load;
 use super::old::fill_v3;
 use super::{assert_good, switch_when_ready};
+use crate::support::mariadb::database;
+use crate::support::postgres::schema;
 use crate::support::segue::Segue;
 use crate::support::{Etcd, eventually};
 
@@ -46,7 +49,15 @@ async fn all_phases(old: &str, new: &str, proxies: usize) {
     assert_eq!(started.code, 0, "{started:?}");
     println!("{}", started.out.trim());
     load.round(ROUND).await;
+    roll_back(first).await;
+    load.round(ROUND).await;
+    let again = first.run(["start"]).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    println!("{}", again.out.trim());
+    load.round(ROUND).await;
     switch_when_ready(first).await;
+    load.round(ROUND).await;
+    roll_back(first).await;
     load.round(ROUND).await;
     let recorder = load.recorder.clone();
     let history = load.finish(&endpoints[0], base, initial).await;
@@ -57,6 +68,20 @@ async fn all_phases(old: &str, new: &str, proxies: usize) {
     let stall = |status: &Value| status["longest_stall_ms"].as_u64();
     let status = first.status().await.unwrap();
     assert!(stall(&status).is_some(), "{status}");
+}
+
+/// Goes back to the old store with the command.
+async fn roll_back(segue: &Segue) {
+    segue
+        .until("the mirror is close behind", |status| {
+            status["way_back"]["behind"]
+                .as_u64()
+                .is_some_and(|behind| behind < 400)
+        })
+        .await;
+    let back = segue.run(["rollback"]).await;
+    assert_eq!(back.code, 0, "{back:?}");
+    println!("{}", back.out.trim());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,6 +110,13 @@ async fn from_sqlite_to_etcd_nobody_notices_the_start() {
     let old = format!("sqlite:{}", dir.path().join("old.db").display());
     drop(Segue::start(["--new", old.as_str()]).await);
     all_phases(&old, &new.url(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_postgresql_to_mariadb_nobody_notices_the_start() {
+    let (old, new) = tokio::join!(schema(), database());
+    drop(Segue::start(["--new", old.as_str()]).await);
+    all_phases(&old, &new, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

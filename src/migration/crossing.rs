@@ -1,0 +1,204 @@
+//! How watches go over from one store to the other.
+//!
+//! The line of revisions runs through both stores: through the old one up to the base revision, from
+//! there through the new one, and back if the migration is rolled back. What lies between two such
+//! borders is a *stretch*. A watch delivers what the store of its stretch has up to the border, and goes
+//! on behind it in the store that is served then. The client notices nothing.
+//!
+//! From the moment in which a store is fenced until the border is known, watches stand still: what the
+//! store does behind the fence, such as to end leases that live on in the other one, is none of
+//! their clients' business.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::{Notify, watch};
+
+use super::router::Router;
+use crate::store::{StoreError, Watch, WatchEnd, WatchItem, Watching};
+use crate::types::{KeyRange, Reserved, Revision};
+
+/// How long a watch waits until it asks again for its continuation.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How far the store of a stretch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// It is served.
+    Open,
+    /// It is fenced; where its part of the line ends is not known yet.
+    Closing,
+    /// Its part of the line ends with this revision.
+    At(Revision),
+}
+
+/// A part of the line of revisions that belongs to one store.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// How far it goes.
+    pub border: watch::Receiver<Border>,
+    /// Keys that are the new store's on every stretch: watches of them do not go over.
+    pub reserved: Reserved,
+}
+
+impl Stretch {
+    /// Whether a watch of `keys` goes over at the border.
+    fn concerns(&self, keys: &KeyRange) -> bool {
+        !self.reserved.range().covers(keys)
+    }
+}
+
+/// Lets `watching`, which was opened on `stretch`, go over to where `onward` leads then.
+pub(super) fn across(
+    request: Watch,
+    watching: Watching,
+    stretch: Stretch,
+    onward: Weak<Router>,
+) -> Watching {
+    if !stretch.concerns(&request.keys) {
+        return watching;
+    }
+    let asked = Arc::new(Notify::new());
+    let revision = watching.revision;
+    let crossing = Crossing {
+        request,
+        watching: Some(watching),
+        stretch: Some(stretch),
+        hurried: false,
+        onward,
+        asked: asked.clone(),
+        progress_due: false,
+    };
+    let items = stream::unfold(crossing, |mut crossing| async move {
+        let item = crossing.next().await?;
+        Some((item, crossing))
+    });
+    Watching {
+        revision,
+        items: items.boxed(),
+        progress: asked,
+    }
+}
+
+/// A watch that goes over from store to store.
+struct Crossing {
+    request: Watch,
+    /// The watch in the store where it is; nothing behind its end.
+    watching: Option<Watching>,
+    /// Where it is; nothing where no border can come.
+    stretch: Option<Stretch>,
+    /// The store was asked to tell when it has delivered everything up to the border.
+    hurried: bool,
+    onward: Weak<Router>,
+    /// The client asks for progress.
+    asked: Arc<Notify>,
+    progress_due: bool,
+}
+
+/// What happened to a watch.
+enum Step {
+    Item(Option<WatchItem>),
+    Asked,
+    Border,
+}
+
+impl Crossing {
+    async fn next(&mut self) -> Option<WatchItem> {
+        loop {
+            let border = match &mut self.stretch {
+                Some(stretch) => *stretch.border.borrow_and_update(),
+                None => Border::Open,
+            };
+            let watching = self.watching.as_mut()?;
+            if matches!(border, Border::At(_)) && !self.hurried {
+                watching.progress.notify_one();
+                self.hurried = true;
+            }
+            let step = tokio::select! {
+                item = watching.items.next(), if border != Border::Closing => Step::Item(item),
+                () = self.asked.notified() => Step::Asked,
+                () = moved(&mut self.stretch), if !matches!(border, Border::At(_)) => Step::Border,
+            };
+            let item = match step {
+                Step::Border => continue,
+                Step::Asked => {
+                    self.progress_due = true;
+                    watching.progress.notify_one();
+                    continue;
+                }
+                Step::Item(item) => item.unwrap_or_else(lost),
+            };
+            let item = match border {
+                Border::At(last) => self.before(last, item).await,
+                Border::Open | Border::Closing => Some(item),
+            };
+            match item {
+                None => continue,
+                Some(WatchItem::End(_)) => self.watching = None,
+                Some(WatchItem::Progress(_)) => self.progress_due = false,
+                Some(WatchItem::Events(_)) => {}
+            }
+            return item;
+        }
+    }
+
+    /// What the client gets of an item when `last` is the last revision of the stretch.
+    async fn before(&mut self, last: Revision, item: WatchItem) -> Option<WatchItem> {
+        match item {
+            WatchItem::Events(batch) if batch.revision <= last => Some(WatchItem::Events(batch)),
+            WatchItem::Events(_) => self.go_over(last).await,
+            WatchItem::Progress(through) if through >= last => self.go_over(last).await,
+            WatchItem::Progress(_) => {
+                // Not there yet.
+                self.hurried = false;
+                None
+            }
+            end @ WatchItem::End(_) => Some(end),
+        }
+    }
+
+    /// Goes on behind `last`; answers why not, if that is so.
+    async fn go_over(&mut self, last: Revision) -> Option<WatchItem> {
+        let start = self.request.start.unwrap_or_default().max(last.next());
+        let request = Watch {
+            start: Some(start),
+            ..self.request.clone()
+        };
+        loop {
+            let Some(router) = self.onward.upgrade() else {
+                return Some(lost());
+            };
+            match router.open_watch(request.clone()).await {
+                Ok((watching, stretch)) => {
+                    if self.progress_due {
+                        watching.progress.notify_one();
+                    }
+                    self.watching = Some(watching);
+                    self.stretch = stretch;
+                    self.hurried = false;
+                    return None;
+                }
+                // The phase is not open yet.
+                Err(StoreError::Unavailable(_) | StoreError::StaleEpoch) => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Some(WatchItem::End(WatchEnd::Lost(error.to_string()))),
+            }
+        }
+    }
+}
+
+/// Returns when the border has moved; never, if it cannot.
+async fn moved(stretch: &mut Option<Stretch>) {
+    if let Some(stretch) = stretch
+        && stretch.border.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn lost() -> WatchItem {
+    WatchItem::End(WatchEnd::Lost("the store's watch has ended".into()))
+}

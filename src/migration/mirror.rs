@@ -1,0 +1,438 @@
+//! The mirror: the new store's changes, replayed into the old one, so that there is a way back.
+//!
+//! Changes are replayed in the order of their revisions, many at a time, of each key the latest. The
+//! *position* (everything up to here is in the old store) is a record there, compared and put in the
+//! transaction of the changes: a mirror that was stalled while another member carried on is refused,
+//! and what is replayed twice is the same. Whatever is replayed is claimed in the new store, so no
+//! read of the overlay sees it.
+//!
+//! Keys are replayed without their leases, which would run out in the old store while the new one
+//! alone decides about them. A rollback attaches them again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::controller::now_ms;
+use super::ledger::{Entry, Ledger, write};
+use super::phase::State;
+use crate::store::{
+    Claim, Guard, GuardedStore, NewStore, Read, ReadReply, Replay, Replayed, Result, StoreError,
+    Watch, WatchEnd, WatchItem, Watching,
+};
+use crate::types::range::successor;
+use crate::types::{
+    Change, EventBatch, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn,
+};
+
+/// The record in the old store that holds the [`Position`].
+pub const MIRROR: &str = "mirror";
+/// Keys that are replayed in one transaction, at most.
+const KEYS_MAX: usize = 1000;
+/// Bytes of keys and values that are replayed in one transaction, unless a single pair has more.
+const BYTES_MAX: usize = 4 << 20;
+/// While the mirror is close behind, it rests for as long as a replay has taken, but no longer than
+/// this: half of what the old store can do is left to others.
+const REST: Duration = Duration::from_millis(20);
+/// A position that has moved only because nothing concerned the old store is noted this often.
+const NOTED_EVERY: Duration = Duration::from_secs(2);
+/// Keys that are read in one transaction: etcd's limit on operations.
+const READ_KEYS_MAX: usize = 100;
+
+/// How far the mirror is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Whose mirror it is.
+    pub migration: String,
+    /// The base revision that it began behind; another one is another turn of the migration.
+    pub base: Revision,
+    /// Every change up to this revision is in the old store.
+    pub through: Revision,
+    /// Keys that had leases at the beginning were detached from them in the old store.
+    pub detached: bool,
+    /// When it was so, in milliseconds since 1970. For people only.
+    pub at_ms: u64,
+}
+
+/// What a rollback would cost now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The revision that the old store follows up to.
+    pub through: i64,
+    /// Revisions of the new store that are not in the old one.
+    pub behind: u64,
+    /// For how long that has been so, in milliseconds.
+    pub behind_ms: u64,
+}
+
+/// The mirror of one epoch.
+pub struct Mirror {
+    /// The store that is written to. Fenced: nobody else writes there.
+    pub old: Arc<dyn NewStore>,
+    /// The store whose changes are replayed, under the guard of the present epoch.
+    pub new: Arc<dyn GuardedStore>,
+    /// The present state.
+    pub state: State,
+}
+
+/// Why a watch of the new store has ended.
+enum Followed {
+    /// Everything up to the goal was replayed.
+    Reached,
+    /// History is gone that was not replayed yet.
+    Gap,
+}
+
+/// Changes on their way.
+#[derive(Default)]
+struct Batch {
+    changes: HashMap<Bytes, Replayed>,
+    bytes: usize,
+    through: Option<Revision>,
+}
+
+impl Batch {
+    fn add(&mut self, batch: EventBatch) {
+        self.through = Some(batch.revision);
+        for event in batch.events {
+            let key = event.key().clone();
+            self.bytes += key.len();
+            let change = match event.change {
+                Change::Put(kv) => {
+                    self.bytes += kv.value.len();
+                    Replayed::Put(detached(kv))
+                }
+                Change::Delete { key, revision } => Replayed::Delete { key, revision },
+            };
+            self.changes.insert(key, change);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.len() >= KEYS_MAX || self.bytes >= BYTES_MAX
+    }
+}
+
+fn detached(kv: KeyValue) -> KeyValue {
+    KeyValue {
+        lease: LeaseId::NONE,
+        ..kv
+    }
+}
+
+/// How far the mirror of `state` is behind `new`, if there is one and the stores answer.
+pub async fn standing(
+    old: &Arc<dyn NewStore>,
+    new: &Arc<dyn GuardedStore>,
+    state: &State,
+) -> Result<Option<Standing>> {
+    let position = Ledger::new(old.clone()).get::<Position>(MIRROR).await?;
+    let position = position.map(|entry| entry.value);
+    let Some(position) = position.filter(|position| position.is_of(state)) else {
+        return Ok(None);
+    };
+    let head = new.status().await?.revision;
+    let behind = u64::try_from(head.0 - position.through.0).unwrap_or_default();
+    Ok(Some(Standing {
+        through: position.through.0,
+        behind,
+        behind_ms: if behind == 0 {
+            0
+        } else {
+            now_ms().saturating_sub(position.at_ms)
+        },
+    }))
+}
+
+/// Everything up to the answer is in the old store, if there is a mirror.
+pub async fn replayed_through(old: &Arc<dyn NewStore>) -> Result<Option<Revision>> {
+    let position = Ledger::new(old.clone()).get::<Position>(MIRROR).await?;
+    Ok(position.map(|entry| entry.value.through))
+}
+
+impl Position {
+    fn is_of(&self, state: &State) -> bool {
+        self.migration == state.migration && self.base == state.base
+    }
+}
+
+impl Mirror {
+    /// Where the mirror stands; at the base, where it has not begun.
+    pub async fn position(&self) -> Result<Entry<Position>> {
+        let ledger = Ledger::new(self.old.clone());
+        let entry = ledger.get::<Position>(MIRROR).await?.unwrap_or_default();
+        if entry.value.is_of(&self.state) {
+            return Ok(entry);
+        }
+        Ok(Entry {
+            value: Position {
+                migration: self.state.migration.clone(),
+                base: self.state.base,
+                through: self.state.base,
+                detached: false,
+                at_ms: now_ms(),
+            },
+            version: entry.version,
+        })
+    }
+
+    /// Replays every change up to `goal`; without one, it goes on until it is stopped. Answers where
+    /// it stands then.
+    ///
+    /// Fails with [`StoreError::StaleEpoch`] if another mirror has carried on in the meantime.
+    pub async fn run(&self, goal: Option<Revision>) -> Result<Entry<Position>> {
+        let mut at = self.position().await?;
+        if !at.value.detached {
+            self.detach(&mut at).await?;
+        }
+        loop {
+            if goal.is_some_and(|goal| at.value.through >= goal) {
+                return Ok(at);
+            }
+            let start = Some(at.value.through.next());
+            let mut watching = self.new.watch(Watch::of(KeyRange::all(), start)).await?;
+            match self.follow(&mut watching, &mut at, goal).await? {
+                Followed::Reached => return Ok(at),
+                Followed::Gap => self.compare(&mut at).await?,
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        watching: &mut Watching,
+        at: &mut Entry<Position>,
+        goal: Option<Revision>,
+    ) -> Result<Followed> {
+        let mut noted = Instant::now();
+        watching.progress.notify_one();
+        loop {
+            let mut batch = Batch::default();
+            let mut end = None;
+            let mut next = tokio::time::timeout(NOTED_EVERY, watching.items.next()).await;
+            if next.is_err() {
+                watching.progress.notify_one();
+                continue;
+            }
+            while let Ok(item) = next {
+                match item {
+                    // What comes behind the goal is not to be told of.
+                    Some(WatchItem::Events(events))
+                        if goal.is_some_and(|goal| events.revision > goal) =>
+                    {
+                        batch.through = goal;
+                    }
+                    Some(WatchItem::Events(events)) => batch.add(events),
+                    Some(WatchItem::Progress(through)) => {
+                        let through = goal.map_or(through, |goal| through.min(goal));
+                        batch.through = batch.through.max(Some(through));
+                    }
+                    Some(WatchItem::End(why)) => end = Some(why),
+                    None => end = Some(WatchEnd::Lost("the watch has ended".into())),
+                }
+                let reached = goal.is_some() && batch.through >= goal;
+                if end.is_some() || reached || batch.is_full() {
+                    break;
+                }
+                match watching.items.next().now_or_never() {
+                    Some(item) => next = Ok(item),
+                    None => break,
+                }
+            }
+            let through = batch.through.unwrap_or(at.value.through);
+            let reached = goal.is_some_and(|goal| through >= goal);
+            let idle = batch.changes.is_empty();
+            if !idle || reached || (through > at.value.through && noted.elapsed() >= NOTED_EVERY) {
+                let begun = Instant::now();
+                let close = !batch.is_full();
+                self.replay(at, batch.changes.into_values().collect(), through)
+                    .await?;
+                noted = Instant::now();
+                if goal.is_none() && close {
+                    tokio::time::sleep(begun.elapsed().min(REST)).await;
+                }
+            }
+            if reached {
+                return Ok(Followed::Reached);
+            }
+            match end {
+                None if goal.is_some() => watching.progress.notify_one(),
+                None => {}
+                Some(WatchEnd::Compacted(_)) => return Ok(Followed::Gap),
+                Some(WatchEnd::Lost(why)) => return Err(StoreError::Unavailable(why)),
+            }
+        }
+    }
+
+    /// Writes `changes` into the old store, and that everything up to `through` is there.
+    pub(super) async fn replay(
+        &self,
+        at: &mut Entry<Position>,
+        changes: Vec<Replayed>,
+        through: Revision,
+    ) -> Result<()> {
+        let position = Position {
+            through,
+            at_ms: now_ms(),
+            ..at.value.clone()
+        };
+        let record = (write(MIRROR, &position), at.version);
+        if !self.old.replay(Replay { changes, record }).await? {
+            // Another member carries on.
+            return Err(StoreError::StaleEpoch);
+        }
+        at.value = position;
+        at.version += 1;
+        Ok(())
+    }
+
+    /// Writes the keys that have leases into the old store without them.
+    async fn detach(&self, at: &mut Entry<Position>) -> Result<()> {
+        if self.state.nonempty {
+            // Keys that the new store held before have won over the old store's.
+            self.compare(at).await?;
+        }
+        let mut keys = Vec::new();
+        for id in self.new.leases().await?.reply {
+            let status = self.new.time_to_live(id, true).await?.reply;
+            keys.extend(status.map(|status| status.keys).unwrap_or_default());
+        }
+        let through = at.value.through;
+        for some in keys.chunks(READ_KEYS_MAX) {
+            let pairs = pairs(&self.new, some, None).await?;
+            let changes = pairs.into_iter().map(detached).map(Replayed::Put).collect();
+            self.replay(at, changes, through).await?;
+        }
+        at.value.detached = true;
+        self.replay(at, Vec::new(), through).await?;
+        if !keys.is_empty() {
+            info!(
+                keys = keys.len(),
+                "leased keys are in the old store without their leases"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the old store as the new one where the history in between is gone: everything that the
+    /// new store has claimed is compared.
+    async fn compare(&self, at: &mut Entry<Position>) -> Result<()> {
+        let target = self.new.status().await?.revision;
+        warn!(through = %at.value.through, %target, "the mirror compares both stores: there is no history to replay");
+        let mut rest = Some(KeyRange::all());
+        while let Some(span) = rest.take() {
+            let page = Range {
+                limit: KEYS_MAX,
+                content: crate::types::Content::KeysOnly,
+                ..Range::of(span.clone())
+            };
+            let page = self.new.range(page).await?.reply;
+            let last = page.kvs.last().filter(|_| page.more);
+            let part = match last {
+                Some(last) => KeyRange::span(span.start().clone(), Some(successor(&last.key))),
+                None => span.clone(),
+            };
+            rest = last.and_then(|last| span.after(&last.key));
+            let changes = self.differences(part, target).await?;
+            let through = at.value.through;
+            for some in chunks(changes) {
+                self.replay(at, some, through).await?;
+            }
+        }
+        self.replay(at, Vec::new(), target).await
+    }
+
+    /// What has to be written in `part` of the old store.
+    async fn differences(&self, part: KeyRange, target: Revision) -> Result<Vec<Replayed>> {
+        let old = self.old.guarded(Guard::None);
+        let keys_only = Range {
+            content: crate::types::Content::KeysOnly,
+            ..Range::of(part.clone())
+        };
+        let there = old.range(keys_only).await?.reply.kvs;
+        let mut there: HashMap<Bytes, KeyValue> =
+            there.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
+        let read = Read::Claims {
+            keys: part,
+            values: usize::MAX,
+        };
+        let claims = match self.new.snapshot(None, vec![read]).await?.reply.pop() {
+            Some(ReadReply::Claims(claims)) => claims,
+            _ => Vec::new(),
+        };
+        let mut changes = Vec::new();
+        for claim in claims {
+            let present = there.remove(claim.key()).is_some();
+            match claim {
+                Claim::Live(kv) => changes.push(Replayed::Put(detached(kv))),
+                Claim::Copied(kv) if !present => changes.push(Replayed::Put(detached(kv))),
+                Claim::Whiteout(key) if present => changes.push(Replayed::Delete {
+                    key,
+                    revision: target,
+                }),
+                Claim::Copied(_) | Claim::Whiteout(_) => {}
+            }
+        }
+        if self.state.all_claimed {
+            // Nothing is left there that the new store does not know.
+            let strays = there.into_keys();
+            changes.extend(strays.map(|key| Replayed::Delete {
+                key,
+                revision: target,
+            }));
+        }
+        Ok(changes)
+    }
+}
+
+/// Cuts changes into pieces of one transaction each.
+fn chunks(changes: Vec<Replayed>) -> Vec<Vec<Replayed>> {
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    for change in changes {
+        bytes += match &change {
+            Replayed::Put(kv) => kv.key.len() + kv.value.len(),
+            Replayed::Delete { key, .. } => key.len(),
+        };
+        chunk.push(change);
+        if chunk.len() >= KEYS_MAX || bytes >= BYTES_MAX {
+            chunks.push(std::mem::take(&mut chunk));
+            bytes = 0;
+        }
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+/// The pairs of these keys that exist, at a revision or the latest, in one snapshot per
+/// [`READ_KEYS_MAX`].
+pub(super) async fn pairs(
+    store: &Arc<dyn GuardedStore>,
+    keys: &[Bytes],
+    at: Option<Revision>,
+) -> Result<Vec<KeyValue>> {
+    let mut pairs = Vec::with_capacity(keys.len());
+    for some in keys.chunks(READ_KEYS_MAX) {
+        let ops = some.iter().map(|key| {
+            Op::Range(Range {
+                at,
+                ..Range::key(key.clone())
+            })
+        });
+        let replies = store.txn(Txn::of(ops.collect())).await?.reply.replies;
+        pairs.extend(replies.into_iter().flat_map(|reply| match reply {
+            Reply::Range(range) => range.kvs,
+            _ => Vec::new(),
+        }));
+    }
+    Ok(pairs)
+}

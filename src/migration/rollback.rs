@@ -1,0 +1,308 @@
+//! The way back: what happens between the fence in the new store and the first request that the old
+//! one serves again.
+//!
+//! The new store is fenced by its line (the transition into [`super::phase::Stage::Draining`]), so the
+//! *goal*, its revision then, is the last that belongs to it. What the mirror has not replayed yet is
+//! replayed, leases are granted anew with the keys attached to them, and then one transaction in the
+//! old store lets it be served behind the goal, under the next epoch. Until that one, everything may be repeated
+//! or called off; behind it, there is only the transition of the state left to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::controller::{Controller, now_ms};
+use super::ledger::{Entry, write};
+use super::mirror::{MIRROR, Mirror, Position, pairs};
+use super::phase::{Stage, State};
+use super::records::{REJECTS, SHARDS, STATE, SURVEY, Survey, VERIFY};
+use crate::store::{
+    Guard, GuardedStore, NewStore, RecordTxn, RecordWrite, Replay, Replayed, RequestError, Result,
+    StoreError,
+};
+use crate::types::{Content, Grant, KeyRange, KeyValue, LeaseId, Range, Revision};
+
+/// A rollback that takes longer is called off: clients wait for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The record that counts the pages that were removed from the new store.
+const CLEARED: &str = "cleared";
+/// Keys that are removed at a time.
+const PAGE: usize = 1000;
+
+/// A lease of the new store as the rollback found it.
+struct Held {
+    id: LeaseId,
+    ttl_s: i64,
+}
+
+/// What came of an attempt.
+enum Attempt {
+    /// The old store is open behind this revision.
+    Open(Revision),
+    /// It must not be opened.
+    CallOff(String),
+}
+
+/// Carries a rollback to its end, or calls it off.
+pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) -> Result<()> {
+    let Some(old) = shared.fenceable().await? else {
+        return call_off(shared, state, None, "the old store cannot be fenced").await;
+    };
+    let mirror = Mirror {
+        old: old.clone(),
+        new: shared.new.guarded(state.guard()),
+        state: state.clone(),
+    };
+    // Whoever was here before may have come to the end of it.
+    let opened = |line: Option<crate::store::Line>| {
+        line.filter(|line| line.epoch == state.epoch.next())
+            .map(|line| line.base)
+    };
+    let goal = match opened(old.line().await?) {
+        Some(goal) => goal,
+        None => match attempt(&mirror).await {
+            Ok(Attempt::Open(goal)) => goal,
+            Ok(Attempt::CallOff(why)) => {
+                return call_off(shared, state, Some(&mirror), &why).await;
+            }
+            Err(error) if begun.elapsed() > PATIENCE && error != StoreError::StaleEpoch => {
+                let why = format!("a store has failed: {error}");
+                return call_off(shared, state, Some(&mirror), &why).await;
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+        return Ok(());
+    };
+    if entry.value.epoch == state.epoch
+        && shared
+            .transit(&entry, &entry.value.returned(goal, now_ms()), None)
+            .await?
+    {
+        info!(%goal, "rolled back: the old store serves again");
+    }
+    Ok(())
+}
+
+async fn attempt(mirror: &Mirror) -> Result<Attempt> {
+    let Mirror { old, new, state } = mirror;
+    // Before the goal is taken: whatever ends behind it, ends in the old store.
+    let (held, keys) = hold_leases(new).await?;
+    let goal = new.status().await?.revision;
+    let mut at = mirror.run(Some(goal)).await?;
+    grant(old, &held).await?;
+    attach(mirror, &mut at, &keys, goal).await?;
+    if let Some(why) = difference(mirror, goal).await? {
+        return Ok(Attempt::CallOff(why));
+    }
+    // They were granted for as long as ever, but this may have taken a while.
+    let plain = old.guarded(Guard::None);
+    for lease in &held {
+        if plain.keep_alive(lease.id).await?.reply.is_none() {
+            return Err(StoreError::Unavailable(
+                "a lease has run out in the old store while it was being brought back".into(),
+            ));
+        }
+    }
+    let done = Position {
+        at_ms: now_ms(),
+        ..at.value
+    };
+    let txn = RecordTxn {
+        expect: vec![(MIRROR.to_owned(), at.version)],
+        // Whoever still mirrors finds another version.
+        writes: vec![write(MIRROR, &done)],
+        line: Some(Some(state.line_back(goal))),
+    };
+    if old.write_records(txn).await? {
+        Ok(Attempt::Open(goal))
+    } else {
+        Err(StoreError::Unavailable(
+            "another member carries the rollback on".into(),
+        ))
+    }
+}
+
+/// Begins the time of every lease anew, and answers all, with the keys attached to any.
+async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Bytes>)> {
+    let (mut held, mut keys) = (Vec::new(), Vec::new());
+    for id in new.leases().await?.reply {
+        if new.keep_alive(id).await?.reply.is_none() {
+            continue;
+        }
+        if let Some(status) = new.time_to_live(id, true).await?.reply {
+            held.push(Held {
+                id,
+                ttl_s: status.granted_ttl_s,
+            });
+            keys.extend(status.keys);
+        }
+    }
+    Ok((held, keys))
+}
+
+/// Makes the leases of the old store those of the new one.
+async fn grant(old: &Arc<dyn NewStore>, held: &[Held]) -> Result<()> {
+    let plain = old.guarded(Guard::None);
+    for id in plain.leases().await?.reply {
+        // Those that go on are granted anew, since their time to live may be another one. No key is
+        // attached to any: the mirror has seen to that.
+        match plain.revoke(id).await {
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for lease in held {
+        let grant = Grant {
+            id: Some(lease.id),
+            ttl_s: lease.ttl_s,
+        };
+        plain.grant(grant).await?;
+    }
+    Ok(())
+}
+
+/// Attaches the keys to their leases again, as they were at the goal.
+async fn attach(
+    mirror: &Mirror,
+    at: &mut Entry<Position>,
+    keys: &[Bytes],
+    goal: Revision,
+) -> Result<()> {
+    let mut kvs = pairs(&mirror.new, keys, Some(goal)).await?;
+    kvs.retain(|kv| kv.lease.is_some());
+    // A store that assigns revisions by itself then has them in the order in which locks and
+    // elections queue.
+    kvs.sort_by_key(|kv| kv.create_revision);
+    if !kvs.is_empty() {
+        // Called off from here on, they have to be detached again.
+        at.value.detached = false;
+    }
+    for some in kvs.chunks(100) {
+        let changes = some.iter().cloned().map(Replayed::Put).collect();
+        mirror.replay(at, changes, goal).await?;
+    }
+    Ok(())
+}
+
+/// Whether the old store is seen not to hold what the new one does. Clients wait, so only numbers of
+/// keys are compared here; every key and value is by `segue verify` beforehand.
+async fn difference(mirror: &Mirror, goal: Revision) -> Result<Option<String>> {
+    if !mirror.state.backfill_complete {
+        // The new store has only a part.
+        return Ok(None);
+    }
+    let count = |at| Range {
+        at,
+        content: Content::CountOnly,
+        ..Range::of(KeyRange::all())
+    };
+    let new = mirror.new.range(count(Some(goal))).await?.reply.count;
+    let plain = mirror.old.guarded(Guard::None);
+    let old = plain.range(count(None)).await?.reply.count;
+    Ok((old != new).then(|| {
+        format!("the old store has {old} keys and the new one {new}; `segue verify` says which")
+    }))
+}
+
+/// Goes back to the phase that the rollback began in.
+async fn call_off(
+    shared: &Controller,
+    state: &State,
+    mirror: Option<&Mirror>,
+    why: &str,
+) -> Result<()> {
+    if let Some(mirror) = mirror {
+        // Nobody who is still at it can open the old store then.
+        let mut at = mirror.position().await?;
+        at.value.detached = false;
+        let through = at.value.through;
+        mirror.replay(&mut at, Vec::new(), through).await?;
+    }
+    let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+        return Ok(());
+    };
+    if entry.value.epoch == state.epoch
+        && shared
+            .transit(&entry, &entry.value.called_off(why, now_ms()), None)
+            .await?
+    {
+        warn!(why, "the rollback is called off");
+    }
+    Ok(())
+}
+
+/// Empties the new store of what a migration that was rolled back has left there, so that the next one
+/// finds it as the first one did.
+///
+/// No revision is taken for that: it could be one of the next migration's.
+pub(super) async fn clear(shared: &Controller, goal: Revision) -> Result<()> {
+    let plain = shared.new.guarded(Guard::None);
+    loop {
+        let page = Range {
+            limit: PAGE,
+            content: Content::KeysOnly,
+            ..Range::of(KeyRange::all())
+        };
+        let page = plain.range(page).await?.reply.kvs;
+        if page.is_empty() {
+            break;
+        }
+        let entry = shared.ledger.get::<u64>(CLEARED).await?.unwrap_or_default();
+        let gone = |kv: KeyValue| Replayed::Delete {
+            key: kv.key,
+            revision: goal,
+        };
+        let replay = Replay {
+            changes: page.into_iter().map(gone).collect(),
+            record: (write(CLEARED, &(entry.value + 1)), entry.version),
+        };
+        shared.new.replay(replay).await?;
+    }
+    for id in plain.leases().await?.reply {
+        match plain.revoke(id).await {
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    shared.new.drop_claims().await?;
+    let revision = plain.status().await?.revision;
+    match plain.compact(revision).await {
+        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => {}
+        Err(error) => return Err(error),
+    }
+    for prefix in [SHARDS, REJECTS, VERIFY] {
+        for record in shared.new.records(prefix).await? {
+            let txn = RecordTxn {
+                writes: vec![RecordWrite {
+                    name: record.name,
+                    value: None,
+                }],
+                ..RecordTxn::default()
+            };
+            shared.ledger.write(txn).await?;
+        }
+    }
+    let survey = Survey {
+        expected: shared.old.count(KeyRange::all()).await? as u64,
+        ..Survey::default()
+    };
+    let txn = RecordTxn {
+        writes: vec![write(SURVEY, &survey)],
+        ..RecordTxn::default()
+    };
+    shared.ledger.write(txn).await?;
+    let cleared = |now: &mut State| {
+        let ours = now.leftovers && now.stage == Stage::Open;
+        now.leftovers &= !ours;
+        ours
+    };
+    if shared.amend(cleared).await? {
+        info!("the new store is empty again");
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The way back.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use segue::migration::phase::Phase;
+use segue::migration::switch::Request;
+use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
+use segue::tasks::spawn_owned;
+use segue::types::{
+    Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, LeaseId, Op, Put, Range,
+    Revision, Txn,
+};
+
+use super::fleet::{Member, Stores, get, grant, key, put, put_leased};
+use crate::support::eventually;
+
+fn to(phase: Phase) -> Request {
+    Request {
+        to: phase,
+        when_ready: false,
+    }
+}
+
+async fn roll_back(member: &Member) {
+    member
+        .until("the mirror is close", |status| {
+            status
+                .way_back
+                .is_some_and(|standing| standing.behind < 100)
+        })
+        .await;
+    member.controller.rollback().await.unwrap().unwrap();
+    member.until_phase(Phase::Passthrough).await;
+    member.controller.ready().await;
+}
+
+async fn delete(store: &dyn Store, key: &str) {
+    let delete = Delete {
+        keys: KeyRange::One(key.to_owned().into()),
+        prev_kv: false,
+    };
+    assert_eq!(store.delete(delete).await.unwrap().reply.deleted, 1);
+}
+
+async fn swap(store: &dyn Store, key: &str, seen: Revision) -> bool {
+    let txn = Txn {
+        compares: vec![Compare {
+            keys: KeyRange::One(key.to_owned().into()),
+            result: CompareResult::Equal,
+            target: CompareTarget::Mod(seen),
+        }],
+        success: vec![Op::Put(Put::new(key.to_owned(), "swapped"))],
+        failure: vec![],
+    };
+    store.txn(txn).await.unwrap().reply.succeeded
+}
+
+/// Fails with what differs, which is shorter than everything.
+fn same(now: &[KeyValue], before: &[KeyValue], when: &str) {
+    let only = |of: &[KeyValue], other: &[KeyValue]| -> Vec<String> {
+        let only = of.iter().filter(|kv| !other.contains(kv)).take(5);
+        only.map(|kv| format!("{kv:?}")).collect()
+    };
+    let differences = (only(now, before), only(before, now));
+    assert_eq!(differences, (vec![], vec![]), "{when}");
+}
+
+/// Everything that a client can tell, but for the remaining time of leases.
+async fn everything(store: &dyn Store) -> Vec<KeyValue> {
+    let range = Range::of(KeyRange::all());
+    store.range(range).await.unwrap().reply.kvs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_on_the_way_back_and_numbers_stay() {
+    let stores = Stores::both_ways().await;
+    stores.fill(300).await;
+    grant(&*stores.source, 77, 600).await;
+    put_leased(&*stores.source, "leased", 77).await;
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let member = stores.join_as("a", passthrough).await.unwrap();
+    let store = member.store();
+
+    for turn in 0..3_u64 {
+        member.until("empty", |status| status.stage == "open").await;
+        member
+            .until("begun", |status| status.phase == "passthrough")
+            .await;
+        let before = everything(&*store).await;
+        loop {
+            match member.controller.go_to(Phase::Migration).await.unwrap() {
+                Ok(()) => break,
+                Err(why) => assert!(why.contains("emptied"), "{why}"),
+            }
+        }
+        member.until_phase(Phase::Migration).await;
+        same(
+            &everything(&*store).await,
+            &before,
+            &format!("turn {turn}: at the start"),
+        );
+        put(&*store, &key(1), "changed").await;
+        let seen = put(&*store, "fresh", "made in the new store").await;
+        delete(&*store, &key(2)).await;
+        put(&*store, &key(2), "again").await;
+        delete(&*store, &key(3 + usize::try_from(turn).unwrap())).await;
+        grant(&*store, 88, 600).await;
+        put_leased(&*store, "leased anew", 88).await;
+        if turn > 0 {
+            member.until_verified().await;
+            member.controller.switch(to(Phase::Normal)).await.unwrap();
+            member.until_phase(Phase::Normal).await;
+            put(&*store, "in normal", "1").await;
+            put(&*store, "gone", "1").await;
+            delete(&*store, "gone").await;
+        }
+        let at_goal = everything(&*store).await;
+        roll_back(&member).await;
+        same(
+            &everything(&*store).await,
+            &at_goal,
+            &format!("turn {turn}: on the way back"),
+        );
+        assert!(
+            swap(&*store, "fresh", seen).await,
+            "a number of before the rollback is good"
+        );
+        assert!(!swap(&*store, "fresh", seen).await);
+        for id in [77, 88] {
+            let lease = store
+                .time_to_live(LeaseId(id), true)
+                .await
+                .unwrap()
+                .reply
+                .unwrap();
+            assert_eq!(lease.keys.len(), 1, "{lease:?}");
+            assert!(lease.remaining_ttl_s > 500, "{lease:?}");
+        }
+        store.revoke(LeaseId(88)).await.unwrap();
+        assert_eq!(get(&*store, "leased anew").await, None);
+    }
+    assert_eq!(
+        stores.content().await,
+        [],
+        "nothing is left in the new store"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_across_every_border() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let member = stores.join_as("a", passthrough).await.unwrap();
+    member.controller.ready().await;
+    let store = member.store();
+    let mut watching = store
+        .watch(Watch::of(KeyRange::prefix("w/"), None))
+        .await
+        .unwrap();
+    let collected = spawn_owned(async move {
+        let mut seen = Vec::new();
+        while seen.len() < 100 {
+            match watching.items.next().await.expect("no end") {
+                WatchItem::Events(batch) => seen.push(batch.revision),
+                WatchItem::Progress(_) => {}
+                WatchItem::End(end) => panic!("{end:?} after {seen:?}"),
+            }
+        }
+        seen
+    });
+    let mut revisions = Vec::new();
+    let mut write = async |store: &dyn Store| {
+        for n in 0..20 {
+            revisions.push(put(store, &format!("w/{n}"), "1").await);
+        }
+    };
+    write(&*store).await;
+    for _ in 0..2 {
+        eventually("it starts", async || {
+            member.controller.go_to(Phase::Migration).await.unwrap()
+        })
+        .await;
+        member.until_phase(Phase::Migration).await;
+        write(&*store).await;
+        roll_back(&member).await;
+        write(&*store).await;
+    }
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    let count = revisions.len();
+    let seen = tokio::time::timeout(Duration::from_secs(10), collected).await;
+    let seen = seen.expect("every event arrives").unwrap();
+    assert_eq!(count, 100);
+    assert_eq!(seen, revisions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_believes_in_an_earlier_phase_is_refused_by_the_store() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let member = stores.join_as("a", passthrough).await.unwrap();
+    member.controller.ready().await;
+    let fenceable = stores.old.fenceable().unwrap();
+    let first = fenceable.guarded(Guard::Unfenced);
+    first.put(Put::new("k", "1")).await.unwrap();
+    member
+        .controller
+        .go_to(Phase::Migration)
+        .await
+        .unwrap()
+        .unwrap();
+    member.until_phase(Phase::Migration).await;
+    let migration = stores
+        .new
+        .guarded(member.controller.view().state.value.guard());
+    migration.put(Put::new("k", "2")).await.unwrap();
+    roll_back(&member).await;
+    let again = fenceable.guarded(member.controller.view().state.value.guard_of_old());
+    again.put(Put::new("k", "3")).await.unwrap();
+    for (whose, stale) in [
+        ("the first passthrough", &first),
+        ("the migration", &migration),
+    ] {
+        let done = stale.put(Put::new("k", "lost")).await;
+        assert_eq!(done.err(), Some(StoreError::StaleEpoch), "{whose}");
+        let read = stale.range(Range::key("k")).await;
+        assert_eq!(read.err(), Some(StoreError::StaleEpoch), "{whose}");
+    }
+    assert_eq!(get(&*member.store(), "k").await.unwrap().value, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mirror_there_is_no_way_back_and_nothing_is_written_to_the_old_store() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    let without = |options: &mut segue::migration::Options| options.mirror = false;
+    let member = stores.join_as("a", without).await.unwrap();
+    member.until_phase(Phase::Migration).await;
+    put(&*member.store(), &key(1), "new").await;
+    let told = member.controller.rollback().await.unwrap().unwrap_err();
+    assert!(told.contains("--no-mirror"), "{told}");
+    let fenceable = stores.old.fenceable().unwrap();
+    assert_eq!(fenceable.records("").await.unwrap(), []);
+    assert_eq!(get(&*stores.source, &key(1)).await.unwrap().value, "old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_member_carries_the_mirror_and_the_rollback_on() {
+    let stores = Stores::both_ways().await;
+    stores.fill(50).await;
+    let first = stores.join("a").await.unwrap();
+    first.until_phase(Phase::Migration).await;
+    let second = stores.join("b").await.unwrap();
+    second.until_phase(Phase::Migration).await;
+    put(&*second.store(), "a", "1").await;
+    first.kill().await;
+    for n in 0..200 {
+        put(&*second.store(), &key(n), "by the second").await;
+    }
+    roll_back(&second).await;
+    assert_eq!(everything(&*second.store()).await.len(), 201);
+    assert_eq!(
+        get(&*stores.source, &key(7)).await.unwrap().value,
+        "by the second"
+    );
+}
