@@ -1,5 +1,6 @@
 //! Requests as data, and what a server answers in a form that can be compared.
 
+use pb::request_op::Request;
 use segue::proto::etcdserverpb as pb;
 use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
@@ -7,9 +8,12 @@ use segue::proto::etcdserverpb::watch_client::WatchClient;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+/// What a lease loses while it is asked about.
+const SLACK_S: i64 = 3;
+
 /// A request that has one answer.
 #[derive(Clone, Debug)]
-pub(super) enum Ask {
+pub(crate) enum Ask {
     Range(pb::RangeRequest),
     Put(pb::PutRequest),
     Delete(pb::DeleteRangeRequest),
@@ -20,6 +24,27 @@ pub(super) enum Ask {
     TimeToLive(pb::LeaseTimeToLiveRequest),
     Leases(pb::LeaseLeasesRequest),
     KeepAlive(pb::LeaseKeepAliveRequest),
+}
+
+impl Ask {
+    /// Visits all reads, those within transactions too.
+    pub(crate) fn visit_ranges(&mut self, visit: &mut impl FnMut(&mut pb::RangeRequest)) {
+        match self {
+            Self::Range(range) => visit(range),
+            Self::Txn(txn) => visit_txn(txn, visit),
+            _ => {}
+        }
+    }
+}
+
+fn visit_txn(txn: &mut pb::TxnRequest, visit: &mut impl FnMut(&mut pb::RangeRequest)) {
+    for op in txn.success.iter_mut().chain(&mut txn.failure) {
+        match &mut op.request {
+            Some(Request::RequestRange(range)) => visit(range),
+            Some(Request::RequestTxn(txn)) => visit_txn(txn, visit),
+            _ => {}
+        }
+    }
 }
 
 macro_rules! asks {
@@ -47,25 +72,28 @@ asks! {
 
 /// One server, through the generated stubs, so that nothing of an answer is lost.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     pub kv: KvClient<Channel>,
     pub lease: LeaseClient<Channel>,
     pub watch: WatchClient<Channel>,
+    /// A lease that has lost no more than this counts as full.
+    pub slack_s: i64,
 }
 
 impl Client {
-    pub(super) async fn connect(endpoint: &str) -> Self {
+    pub(crate) async fn connect(endpoint: &str) -> Self {
         let endpoint = Endpoint::from_shared(endpoint.to_owned()).unwrap();
         let channel = endpoint.connect().await.unwrap();
         Self {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             lease: LeaseClient::new(channel.clone()),
             watch: WatchClient::new(channel).max_decoding_message_size(usize::MAX),
+            slack_s: SLACK_S,
         }
     }
 
     /// The answer without what differs between any two servers.
-    pub(super) async fn ask(&mut self, ask: &Ask) -> String {
+    pub(crate) async fn ask(&mut self, ask: &Ask) -> String {
         match ask.clone() {
             Ask::Range(request) => plain(self.kv.range(request).await, |r| &mut r.header),
             Ask::Put(request) => plain(self.kv.put(request).await, |r| &mut r.header),
@@ -78,9 +106,10 @@ impl Client {
             }
             Ask::TimeToLive(request) => {
                 let answer = self.lease.lease_time_to_live(request).await;
+                let slack_s = self.slack_s;
                 plain(answer, |response| {
                     // Time passes: a lease that is full or nearly so counts as full.
-                    if response.ttl > 0 && response.granted_ttl - response.ttl <= 3 {
+                    if response.ttl > 0 && response.granted_ttl - response.ttl <= slack_s {
                         response.ttl = response.granted_ttl;
                     }
                     // etcd answers them in the order of a map.
@@ -124,7 +153,7 @@ fn plain<T: std::fmt::Debug>(
 }
 
 /// Removes what differs between any two servers, and sees that it is there.
-pub(super) fn strip(header: &mut Option<pb::ResponseHeader>) {
+pub(crate) fn strip(header: &mut Option<pb::ResponseHeader>) {
     let header = header.as_mut().expect("every response has a header");
     assert_ne!((header.cluster_id, header.member_id), (0, 0));
     assert_ne!(header.raft_term, 0);

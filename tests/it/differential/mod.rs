@@ -4,11 +4,11 @@
 //! Left out of the comparison is what differs between two etcds as well: ids in headers, the term,
 //! and how much of a lease's time has passed.
 
-mod ask;
+pub(crate) mod ask;
 mod below;
-mod random;
-mod script;
-mod watches;
+pub(crate) mod random;
+pub(crate) mod script;
+pub(crate) mod watches;
 
 use segue::store::{Guard, Store, StoreUrl, open};
 use segue::types::Reserved;

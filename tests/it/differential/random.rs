@@ -19,15 +19,32 @@ const ASKED: usize = 800;
 /// The seed that is used unless the environment names another one in `SEED`.
 const SEED: u64 = 1;
 
-struct Random {
-    rng: StdRng,
+/// Requests that nobody thought of.
+pub(crate) struct Random {
+    pub(crate) rng: StdRng,
+    /// What they are about.
+    pub(crate) keys: Vec<String>,
     /// About how far the revisions are.
-    revision: i64,
+    pub(crate) revision: i64,
+    /// How much further those are that are asked for.
+    pub(crate) ahead: i64,
+    /// Only behind this one is history read or compacted.
+    pub(crate) floor: i64,
 }
 
 impl Random {
-    fn key(&mut self) -> &'static str {
-        KEYS[self.rng.random_range(0..KEYS.len())]
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            keys: KEYS.map(str::to_owned).to_vec(),
+            revision: 1,
+            ahead: 2,
+            floor: 0,
+        }
+    }
+
+    fn key(&mut self) -> String {
+        self.keys[self.rng.random_range(0..self.keys.len())].clone()
     }
 
     fn one_in(&mut self, n: u32) -> bool {
@@ -35,7 +52,17 @@ impl Random {
     }
 
     fn revision(&mut self) -> i64 {
-        self.rng.random_range(-1..=self.revision + 2)
+        self.rng.random_range(-1..=self.revision + self.ahead)
+    }
+
+    /// One whose state is asked for.
+    fn past(&mut self) -> i64 {
+        let revision = self.revision();
+        if (1..=self.floor).contains(&revision) {
+            0
+        } else {
+            revision
+        }
     }
 
     fn lease(&mut self) -> i64 {
@@ -48,12 +75,12 @@ impl Random {
 
     fn range(&mut self) -> pb::RangeRequest {
         let (key, end) = (self.key(), self.rng.random_range(0..ENDS.len()));
-        let mut request = range(key, ENDS[end]);
+        let mut request = range(&key, ENDS[end]);
         if self.one_in(3) {
             request.limit = self.rng.random_range(-1..5);
         }
         if self.one_in(4) {
-            request.revision = self.revision();
+            request.revision = self.past();
         }
         if self.one_in(3) {
             request.sort_order = self.rng.random_range(0..3);
@@ -126,7 +153,7 @@ impl Random {
         };
         let result = CompareResult::try_from(self.rng.random_range(0..4)).unwrap();
         let end = self.rng.random_range(0..ENDS.len());
-        compare(self.key(), ENDS[end], result, target, operand)
+        compare(&self.key(), ENDS[end], result, target, operand)
     }
 
     fn ops(&mut self, depth: u32) -> Vec<pb::RequestOp> {
@@ -156,6 +183,12 @@ impl Random {
             .collect()
     }
 
+    fn compaction(&mut self) -> i64 {
+        let last = self.revision + self.ahead.min(1);
+        let first = self.floor + 1;
+        self.rng.random_range(first..=last.max(first))
+    }
+
     fn txn(&mut self, depth: u32) -> pb::TxnRequest {
         let compares = self.rng.random_range(0..3);
         pb::TxnRequest {
@@ -165,7 +198,7 @@ impl Random {
         }
     }
 
-    fn ask(&mut self) -> Ask {
+    pub(crate) fn ask(&mut self) -> Ask {
         let id = self.rng.random_range(1..=LEASES);
         match self.rng.random_range(0..100) {
             0..25 => self.range().into(),
@@ -180,7 +213,7 @@ impl Random {
             98 => Ask::Range(range("\0", "\0")),
             // etcd takes a compaction at 0 once and refuses it from then on.
             _ => pb::CompactionRequest {
-                revision: self.rng.random_range(1..=self.revision + 1),
+                revision: self.compaction(),
                 physical: true,
             }
             .into(),
@@ -192,10 +225,7 @@ impl Random {
 pub(super) async fn random_requests_answer_alike(mut pair: Pair) {
     let seed = std::env::var("SEED").map_or(SEED, |seed| seed.parse().unwrap());
     println!("SEED={seed}");
-    let mut random = Random {
-        rng: StdRng::seed_from_u64(seed),
-        revision: 1,
-    };
+    let mut random = Random::new(seed);
     for _ in 0..ASKED {
         let ask = random.ask();
         let said = pair.ask(ask).await;
@@ -207,7 +237,7 @@ pub(super) async fn random_requests_answer_alike(mut pair: Pair) {
 }
 
 /// The revision in the header of an answer.
-fn revision_of(said: &str) -> Option<i64> {
+pub(crate) fn revision_of(said: &str) -> Option<i64> {
     let (_, rest) = said.split_once("revision: ")?;
     rest.split(|c: char| !c.is_ascii_digit())
         .next()?

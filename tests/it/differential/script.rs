@@ -6,7 +6,7 @@ use super::Pair;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
 
-pub(super) fn range(key: &str, range_end: &str) -> pb::RangeRequest {
+pub(crate) fn range(key: &str, range_end: &str) -> pb::RangeRequest {
     pb::RangeRequest {
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
@@ -14,7 +14,7 @@ pub(super) fn range(key: &str, range_end: &str) -> pb::RangeRequest {
     }
 }
 
-pub(super) fn put(key: &str, value: &str) -> pb::PutRequest {
+pub(crate) fn put(key: &str, value: &str) -> pb::PutRequest {
     pb::PutRequest {
         key: key.to_owned().into(),
         value: value.to_owned().into(),
@@ -22,7 +22,7 @@ pub(super) fn put(key: &str, value: &str) -> pb::PutRequest {
     }
 }
 
-pub(super) fn delete(key: &str, range_end: &str) -> pb::DeleteRangeRequest {
+pub(crate) fn delete(key: &str, range_end: &str) -> pb::DeleteRangeRequest {
     pb::DeleteRangeRequest {
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
@@ -30,14 +30,14 @@ pub(super) fn delete(key: &str, range_end: &str) -> pb::DeleteRangeRequest {
     }
 }
 
-pub(super) fn compact(revision: i64) -> pb::CompactionRequest {
+pub(crate) fn compact(revision: i64) -> pb::CompactionRequest {
     pb::CompactionRequest {
         revision,
         physical: true,
     }
 }
 
-pub(super) fn compare(
+pub(crate) fn compare(
     key: &str,
     range_end: &str,
     result: CompareResult,
@@ -53,7 +53,7 @@ pub(super) fn compare(
     }
 }
 
-pub(super) trait IntoOp {
+pub(crate) trait IntoOp {
     fn op(self) -> pb::RequestOp;
 }
 
@@ -74,7 +74,7 @@ ops! {
     TxnRequest => RequestTxn,
 }
 
-pub(super) fn txn(
+pub(crate) fn txn(
     compare: Vec<pb::Compare>,
     success: Vec<pb::RequestOp>,
     failure: Vec<pb::RequestOp>,
@@ -98,7 +98,7 @@ async fn with_keys(pair: &mut Pair) {
 
 /// Without an order, etcd sorts by another target than the key only what is within the limit, and
 /// one pair more. Segue sorts first, as it is documented: the one answer that is knowingly different.
-pub(super) fn sorts_within_the_limit(request: &pb::RangeRequest) -> bool {
+pub(crate) fn sorts_within_the_limit(request: &pb::RangeRequest) -> bool {
     request.limit > 0 && request.sort_order == 0 && request.sort_target != 0
 }
 

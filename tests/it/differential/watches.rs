@@ -16,12 +16,12 @@ use super::script::{IntoOp, compact, delete, put, txn};
 use pb::watch_request::RequestUnion;
 
 /// How long a response that should come may take.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// How long it is waited for one that should not come.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// One stream of watches on one server.
-struct Stream {
+pub(crate) struct Stream {
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Responses,
     /// How many responses said that they are a part.
@@ -49,7 +49,7 @@ impl Responses {
 }
 
 impl Stream {
-    fn open(client: &Client) -> Self {
+    pub(crate) fn open(client: &Client) -> Self {
         let (requests, receiver) = mpsc::channel(16);
         let mut client = client.watch.clone();
         let opening = async move { client.watch(ReceiverStream::new(receiver)).await };
@@ -60,14 +60,14 @@ impl Stream {
         }
     }
 
-    async fn send(&self, request: RequestUnion) {
+    pub(crate) async fn send(&self, request: RequestUnion) {
         let request = pb::WatchRequest {
             request_union: Some(request),
         };
         self.requests.send(request).await.unwrap();
     }
 
-    async fn next(&mut self, within: Duration) -> Option<pb::WatchResponse> {
+    pub(crate) async fn next(&mut self, within: Duration) -> Option<pb::WatchResponse> {
         let response = tokio::time::timeout(within, self.responses.message()).await;
         let mut response = response.ok()?;
         strip(&mut response.header);
@@ -75,7 +75,7 @@ impl Stream {
     }
 
     /// Events until there are `count`, whatever responses they come in, and the others with them.
-    async fn events(&mut self, count: usize) -> Vec<(i64, mvccpb::Event)> {
+    pub(crate) async fn events(&mut self, count: usize) -> Vec<(i64, mvccpb::Event)> {
         let mut events = Vec::new();
         while events.len() < count {
             let response = self.next(SOON).await.expect("there are more events");
@@ -135,7 +135,7 @@ impl Streams {
     }
 }
 
-fn watch(key: &str, range_end: &str) -> pb::WatchCreateRequest {
+pub(crate) fn watch(key: &str, range_end: &str) -> pb::WatchCreateRequest {
     pb::WatchCreateRequest {
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
@@ -143,7 +143,7 @@ fn watch(key: &str, range_end: &str) -> pb::WatchCreateRequest {
     }
 }
 
-fn from(start_revision: i64, request: pb::WatchCreateRequest) -> pb::WatchCreateRequest {
+pub(crate) fn from(start_revision: i64, request: pb::WatchCreateRequest) -> pb::WatchCreateRequest {
     pb::WatchCreateRequest {
         start_revision,
         ..request

@@ -1,0 +1,309 @@
+//! One script, put to a real etcd that never migrates and to Segue, which goes through all phases
+//! meanwhile: every answer, every error and every event has to be the same.
+//!
+//! Revisions may have gaps: at each transition, and with etcd as the new store everywhere, since
+//! copy-ups take revisions there. They are told by the changes that they belong to; what is left out is
+//! counted. Not asked is for what is knowingly different: `differential::script` names it.
+
+mod lines;
+mod watching;
+
+use std::env::var;
+
+use segue::proto::etcdserverpb as pb;
+use segue::tasks::spawn_owned;
+use tempfile::TempDir;
+
+use self::lines::Lines;
+use self::watching::Watches;
+use crate::differential::ask::{Ask, Client};
+use crate::differential::random::{Random, revision_of};
+use crate::differential::script::{put, range};
+use crate::support::Etcd;
+use crate::support::mariadb::database;
+use crate::support::postgres::schema;
+use crate::support::segue::{Segue, run};
+
+/// Requests in each phase, unless the environment names another number in `TWIN_ASKS`.
+const ASKS: usize = 40;
+
+/// The seed, unless the environment names another one in `SEED`.
+const SEED: u64 = 1;
+
+/// Requests between two looks at the watches.
+const UNWATCHED: usize = 15;
+
+/// Keys that stand between the busy ones, so that the backfill takes a while.
+const QUIET: usize = 28;
+
+/// What the backfill may copy per second.
+const RATE: &str = "20";
+
+/// A lease that a migration has given its full time again counts like one that was left alone.
+const SLACK_S: i64 = 600;
+
+/// Most requests that a transition may take.
+const PATIENCE: usize = 20_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sqlite,
+    Postgres,
+    Mariadb,
+    Etcd,
+}
+
+/// A store that runs for as long as this.
+struct Home {
+    url: String,
+    _etcd: Option<Etcd>,
+    _dir: TempDir,
+}
+
+impl Kind {
+    async fn start(self) -> Home {
+        let dir = tempfile::tempdir().unwrap();
+        let etcd = match self {
+            Self::Etcd => Some(Etcd::start().await),
+            Self::Sqlite | Self::Postgres | Self::Mariadb => None,
+        };
+        let url = match (self, &etcd) {
+            (Self::Sqlite, _) => format!("sqlite:{}", dir.path().join("store.db").display()),
+            (Self::Postgres, _) => schema().await,
+            (Self::Mariadb, _) => database().await,
+            (Self::Etcd, etcd) => etcd.as_ref().expect("just started").url(),
+        };
+        Home {
+            url,
+            _etcd: etcd,
+            _dir: dir,
+        }
+    }
+}
+
+/// A transition: the command, and the phase that it leads to.
+type Transition = (&'static [&'static str], &'static str);
+
+const START: Transition = (&["start"], "migration");
+const NORMAL: Transition = (&["switch", "normal", "--when-ready", "--wait"], "normal");
+const MIGRATION: Transition = (&["switch", "migration", "--wait"], "migration");
+const COMPLETE: Transition = (&["complete"], "settled");
+
+/// The way of every migration.
+const WAY: [Transition; 5] = [START, NORMAL, MIGRATION, NORMAL, COMPLETE];
+
+/// The one that never migrates, and Segue.
+struct Twins {
+    twin: Client,
+    segue: Client,
+    proxy: Segue,
+    random: Random,
+    lines: Lines,
+    watches: Watches,
+    /// The twin's compacted revision.
+    compacted: i64,
+    /// What lies before this one is the old store's to tell.
+    base: i64,
+    /// The oldest revision that a watch begins at.
+    oldest_watch: i64,
+    /// Segue may leave out revisions now.
+    may_leave_out: bool,
+    left_out: i64,
+    asked: Vec<String>,
+    asked_for: usize,
+    phase: String,
+}
+
+impl Twins {
+    /// Asks both and compares.
+    async fn ask(&mut self, ask: impl Into<Ask>) {
+        let ask = ask.into();
+        let to_segue = self.lines.ask(ask.clone());
+        let (twin, segue) = tokio::join!(self.twin.ask(&ask), self.segue.ask(&to_segue));
+        self.asked.push(format!("{ask:?}\n    {twin}"));
+        if let (Some(twin), Some(segue)) = (revision_of(&twin), revision_of(&segue)) {
+            let left_out = self.lines.note(twin, segue);
+            assert!(
+                left_out == 0 || self.may_leave_out,
+                "{left_out} revisions are missing before {segue}\n{}",
+                self.context()
+            );
+            self.left_out += left_out;
+            self.random.revision = twin;
+        }
+        let said = self.lines.to_twin(&segue);
+        assert_eq!(
+            twin,
+            said,
+            "etcd on the left, segue on the right (it said {segue})\n{}",
+            self.context()
+        );
+        if let Ask::Compact(request) = ask
+            && twin.starts_with("CompactionResponse")
+        {
+            self.compacted = request.revision;
+        }
+    }
+
+    /// What one has to know to understand a difference.
+    fn context(&self) -> String {
+        let last = self.asked.len().saturating_sub(4);
+        format!(
+            "{}, after {} requests, the last of them\n{}",
+            self.phase,
+            self.asked.len(),
+            self.asked[last..].join("\n")
+        )
+    }
+
+    /// Asks so many random things.
+    async fn ask_around(&mut self, asks: usize) {
+        for number in 1..=asks {
+            let mut ask = self.random.ask();
+            ask.visit_ranges(&mut sort_few);
+            self.ask(ask).await;
+            if number % UNWATCHED == 0 {
+                self.compare_watches().await;
+            }
+        }
+    }
+
+    /// Goes to another phase, while requests go on.
+    async fn go(&mut self, (command, phase): Transition) {
+        self.phase = format!("on the way to {phase}");
+        let could = std::mem::replace(&mut self.may_leave_out, true);
+        let admin = self.proxy.admin();
+        let args = command.iter().copied().chain(["--admin", &admin]);
+        let args: Vec<_> = args.map(str::to_owned).collect();
+        let running = spawn_owned(async move { run(args).await });
+        let mut asks = 0;
+        while !running.is_finished() {
+            self.ask_around(1).await;
+            asks += 1;
+            assert!(asks < PATIENCE, "{}", self.context());
+        }
+        let outcome = running.await.unwrap();
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let is = |status: &serde_json::Value| status["phase"] == phase;
+        self.proxy.until("the phase is reached", is).await;
+        // The first change behind the transition.
+        self.ask(put("z", phase)).await;
+        self.may_leave_out = could;
+        if command == START.0 {
+            self.base = self.lines.newest() - 1;
+        }
+        phase.clone_into(&mut self.phase);
+    }
+}
+
+/// Where pairs are alike in what they are sorted by, etcd leaves their order to chance if there are more
+/// than a dozen.
+fn sort_few(range: &mut pb::RangeRequest) {
+    if range.sort_target != 0 && !range.range_end.is_empty() {
+        let letter = range.key.first().copied().unwrap_or(b'a').max(b'a');
+        range.key = vec![letter].into();
+        range.range_end = vec![letter + 1].into();
+    }
+}
+
+async fn nobody_can_tell_them_apart(old: Kind, new: Kind) {
+    let number = |name, otherwise: u64| var(name).map_or(otherwise, |text| text.parse().unwrap());
+    let (seed, asks) = (number("SEED", SEED), number("TWIN_ASKS", ASKS as u64));
+    let asks = usize::try_from(asks).unwrap();
+    println!("SEED={seed} TWIN_ASKS={asks}");
+    let (twin, old_home, new_home) = tokio::join!(Etcd::start(), old.start(), new.start());
+    if old != Kind::Etcd {
+        // An old store that waits has to be one.
+        drop(Segue::start(["--new", &old_home.url]).await);
+    }
+    let args = ["--old", &old_home.url, "--new", &new_home.url];
+    let more = ["--start", "passthrough", "--rate-keys", RATE];
+    let proxy = Segue::start(args.into_iter().chain(more)).await;
+    let connect = async |endpoint: String| Client {
+        slack_s: SLACK_S,
+        ..Client::connect(&endpoint).await
+    };
+    let mut twins = Twins {
+        twin: connect(twin.endpoint()).await,
+        segue: connect(proxy.endpoint()).await,
+        proxy,
+        random: Random {
+            ahead: 0,
+            ..Random::new(seed)
+        },
+        lines: Lines::new(),
+        watches: Watches::default(),
+        compacted: 0,
+        base: 0,
+        oldest_watch: 2,
+        may_leave_out: false,
+        left_out: 0,
+        asked: Vec::new(),
+        asked_for: 0,
+        phase: "passthrough".into(),
+    };
+    twins.watch_all().await;
+    for quiet in 0..QUIET {
+        let key = format!("{}{quiet:02}", ["a", "b", "c", "d"][quiet % 4]);
+        twins.ask(put(&key, "quiet")).await;
+        if quiet % 7 == 0 {
+            twins.random.keys.push(key);
+        }
+    }
+    twins.ask_around(asks).await;
+    for transition in WAY {
+        if transition == COMPLETE {
+            // Then nobody has the old store's history any more, and etcd gives copied keys numbers
+            // of its own.
+            twins.random.floor = twins.base;
+            twins.oldest_watch = twins.base + 1;
+            if new == Kind::Etcd {
+                break;
+            }
+        }
+        twins.go(transition).await;
+        twins.may_leave_out = new == Kind::Etcd;
+        twins.ask_around(asks).await;
+    }
+    twins.ask(range("\0", "\0")).await;
+    twins.ask(pb::LeaseLeasesRequest {}).await;
+    println!(
+        "{} requests and {} events alike; {} revisions left out",
+        twins.asked.len(),
+        twins.watches.compared,
+        twins.left_out
+    );
+}
+
+macro_rules! pairs {
+    ($($module:ident: $old:ident { $($name:ident: $new:ident)* })*) => {
+        $(mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::nobody_can_tell_them_apart(super::Kind::$old, super::Kind::$new).await;
+                }
+            )*
+        })*
+    };
+}
+
+macro_rules! matrix {
+    ($($module:ident: $old:ident)*) => {
+        pairs! {
+            $($module: $old {
+                to_sqlite: Sqlite
+                to_postgres: Postgres
+                to_mariadb: Mariadb
+                to_etcd: Etcd
+            })*
+        }
+    };
+}
+
+matrix! {
+    from_sqlite: Sqlite
+    from_postgres: Postgres
+    from_mariadb: Mariadb
+    from_etcd: Etcd
+}
