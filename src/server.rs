@@ -245,7 +245,8 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
     let terms = Terms {
         reserved: Reserved::new(config.reserved_prefix.clone()),
         allow_lossy: config.allow_lossy,
-        serves: config.start == Phase::Passthrough,
+        // Fenced at the start of a migration, it ends no lease until it serves again.
+        serves: config.mirror || config.start == Phase::Passthrough,
     };
     let old = match config.old.clone() {
         Some(url) => Some((url.clone(), open::open_old_on(&url, &terms).await)),

@@ -110,18 +110,21 @@ fn render(status: &Report) -> String {
         line(&mut out, "migration", "none: the new store is served alone");
         return out.trim_end().to_owned();
     }
-    line(&mut out, "backfill", &backfill(status));
-    let verified = match (status.verifying, status.verified) {
-        (Some(keys), _) => format!("under way: {} keys compared", number(keys)),
-        (None, true) => "yes: both stores agree".into(),
-        (None, false) => "no".into(),
-    };
-    line(&mut out, "verified", &verified);
-    let rejects = match status.rejects {
-        0 => "none".into(),
-        count => format!("{} (`segue rejects` lists them)", number(count)),
-    };
-    line(&mut out, "rejects", &rejects);
+    // Before the migration begins there is nothing to tell of.
+    if status.phase != "passthrough" {
+        line(&mut out, "backfill", &backfill(status));
+        let verified = match (status.verifying, status.verified) {
+            (Some(keys), _) => format!("under way: {} keys compared", number(keys)),
+            (None, true) => "yes: both stores agree".into(),
+            (None, false) => "no".into(),
+        };
+        line(&mut out, "verified", &verified);
+        let rejects = match status.rejects {
+            0 => "none".into(),
+            count => format!("{} (`segue rejects` lists them)", number(count)),
+        };
+        line(&mut out, "rejects", &rejects);
+    }
     line(
         &mut out,
         "reads here",

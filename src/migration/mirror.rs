@@ -188,6 +188,9 @@ impl Mirror {
     /// Fails with [`StoreError::StaleEpoch`] if another mirror has carried on in the meantime.
     pub async fn run(&self, goal: Option<Revision>) -> Result<Entry<Position>> {
         let mut at = self.position().await?;
+        // Whatever another mirror still has under way is refused from here on.
+        let through = at.value.through;
+        self.replay(&mut at, Vec::new(), through).await?;
         if !at.value.detached {
             self.detach(&mut at).await?;
         }

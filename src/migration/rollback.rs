@@ -131,9 +131,9 @@ async fn attempt(mirror: &Mirror) -> Result<Attempt> {
 async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Bytes>)> {
     let (mut held, mut keys) = (Vec::new(), Vec::new());
     for id in new.leases().await?.reply {
-        if new.keep_alive(id).await?.reply.is_none() {
-            continue;
-        }
+        // One whose time is over, and that nobody has ended yet, lives on with the others: its keys are
+        // there at the goal.
+        new.keep_alive(id).await?;
         if let Some(status) = new.time_to_live(id, true).await?.reply {
             held.push(Held {
                 id,

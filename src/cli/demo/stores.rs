@@ -90,7 +90,11 @@ impl Stores {
         let own = survey.keys.is_empty();
         if !own {
             return Ok(Self {
-                config,
+                // Somebody's data is read and never written to.
+                config: Config {
+                    mirror: false,
+                    ..config
+                },
                 survey,
                 own,
             });

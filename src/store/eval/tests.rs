@@ -19,8 +19,9 @@ impl Rows for Fixed {
         Box::new(self.rows.range::<[u8], _>(keys.bounds()).map(|(_, kv)| kv))
     }
 
-    fn past(&self, _: &KeyRange, _: Revision) -> Vec<KeyValue> {
-        Vec::new()
+    fn past(&self, keys: &KeyRange, at: Revision) -> Vec<KeyValue> {
+        let was_there = self.range(keys).filter(|kv| kv.mod_revision <= at);
+        was_there.cloned().collect()
     }
 
     fn is_claimed(&self, key: &[u8]) -> bool {

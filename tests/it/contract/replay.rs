@@ -483,7 +483,7 @@ pub async fn leases_end_only_while_the_store_serves(fixture: &dyn NewFixture) {
         // In its place stands one that whoever goes the way back grants.
         plain.wait_until_gone("short").await;
         let id = Some(LeaseId(4711));
-        let grant = segue::types::Grant { id, ttl_s: 3 };
+        let grant = segue::types::Grant { id, ttl_s: 8 };
         plain.store.grant(grant).await.unwrap();
     } else {
         // Its time is over, while there is always something written, as by a mirror.

@@ -185,7 +185,7 @@ old_store_contract!(
 );
 old_store_contract!(
     old_etcd,
-    crate::contract::stores::unfenced(crate::contract::stores::Kind::Etcd)
+    crate::contract::stores::claiming(crate::contract::stores::Kind::Etcd)
 );
 
 /// Stores without a migration.

@@ -195,7 +195,7 @@ impl Twins {
         let rng = &mut self.random.rng;
         let (key, end) =
             [("\0", "\0"), ("a", "b"), ("a", ""), ("b", "d"), ("c", "\0")][rng.random_range(0..5)];
-        let mut start = if rng.random_ratio(1, 3) {
+        let mut start = if oldest > newest || rng.random_ratio(1, 3) {
             0
         } else {
             rng.random_range(oldest..=newest)
