@@ -325,6 +325,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let verification = Verification {
         old: shared.old.clone(),
         new,
+        all_claimed: state.all_claimed,
         mirrored: if state.mirror {
             shared.fenceable().await?
         } else {

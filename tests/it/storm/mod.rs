@@ -90,7 +90,6 @@ async fn blow(plan: &Plan) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "known to fail: not everybody recovers in time, with the mirror or without it"]
 async fn a_storm_between_postgres_and_etcd_breaks_no_promise() {
     storm(1, LENGTH).await;
 }
