@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::router::Router;
 use crate::store::{StoreError, Watch, WatchEnd, WatchItem, Watching};
@@ -33,16 +34,43 @@ pub enum Border {
     At(Revision),
 }
 
-/// A part of the line of revisions that belongs to one store.
+/// A part of the line of revisions that belongs to one store. Requests and watches that are on it hold a
+/// clone each, so that the last one that is dropped tells that it is left.
 #[derive(Clone, Debug)]
 pub struct Stretch {
     /// How far it goes.
-    pub border: watch::Receiver<Border>,
+    border: watch::Receiver<Border>,
     /// Keys that are the new store's on every stretch: watches of them do not go over.
-    pub reserved: Reserved,
+    reserved: Reserved,
+    left: CancellationToken,
+    last_one_out: Arc<DropGuard>,
 }
 
 impl Stretch {
+    /// A stretch that nobody is on yet.
+    #[must_use]
+    pub fn new(border: watch::Receiver<Border>, reserved: Reserved) -> Self {
+        let left = CancellationToken::new();
+        Self {
+            border,
+            reserved,
+            last_one_out: Arc::new(left.clone().drop_guard()),
+            left,
+        }
+    }
+
+    /// Is cancelled once nothing is on the stretch any more.
+    #[must_use]
+    pub fn left(&self) -> CancellationToken {
+        self.left.clone()
+    }
+
+    /// Whether it is the same one, and not only one of the same kind.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.last_one_out, &other.last_one_out)
+    }
+
     /// Whether a watch of `keys` goes over at the border.
     fn concerns(&self, keys: &KeyRange) -> bool {
         !self.reserved.range().covers(keys)
@@ -65,6 +93,7 @@ pub(super) fn across(
         request,
         watching: Some(watching),
         stretch: Some(stretch),
+        leaving: None,
         hurried: false,
         onward,
         asked: asked.clone(),
@@ -88,6 +117,8 @@ struct Crossing {
     watching: Option<Watching>,
     /// Where it is; nothing where no border can come.
     stretch: Option<Stretch>,
+    /// Where it was, until it has seen what the store has behind the border: that could be compacted.
+    leaving: Option<Stretch>,
     /// The store was asked to tell when it has delivered everything up to the border.
     hurried: bool,
     onward: Weak<Router>,
@@ -135,8 +166,17 @@ impl Crossing {
             };
             match item {
                 None => continue,
-                Some(WatchItem::End(_)) => self.watching = None,
-                Some(WatchItem::Progress(_)) => self.progress_due = false,
+                Some(WatchItem::End(_)) => {
+                    self.watching = None;
+                    self.leaving = None;
+                }
+                Some(WatchItem::Progress(_)) => {
+                    let for_ourselves = self.leaving.take().is_some() && !self.progress_due;
+                    if for_ourselves {
+                        continue;
+                    }
+                    self.progress_due = false;
+                }
                 Some(WatchItem::Events(_)) => {}
             }
             return item;
@@ -171,11 +211,9 @@ impl Crossing {
             };
             match router.open_watch(request.clone()).await {
                 Ok((watching, stretch)) => {
-                    if self.progress_due {
-                        watching.progress.notify_one();
-                    }
+                    watching.progress.notify_one();
                     self.watching = Some(watching);
-                    self.stretch = stretch;
+                    self.leaving = std::mem::replace(&mut self.stretch, stretch);
                     self.hurried = false;
                     return None;
                 }

@@ -25,6 +25,7 @@ use super::records::{
     CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Stall, Switch,
 };
 use super::rehearsal::millis;
+use super::router::Router;
 use super::status::add;
 use super::switch::{KEY, LOOK, seen};
 use crate::overlay::{Overlay, WithPast};
@@ -49,12 +50,14 @@ pub(super) struct Driver {
     shared: Arc<Controller>,
     jobs: Jobs,
     fleet: Fleet,
-    /// Ways that requests went before the present one, while something may be under way on them.
+    /// Ways that requests went before the present one, until nothing is under way on any of them.
     draining: Vec<CancellationToken>,
     /// The epoch that requests are sent by.
     routed: Option<Epoch>,
-    /// How far the store goes that requests are sent to, and how many borders lie before.
-    stretch: (usize, watch::Sender<Border>),
+    /// The part of the line that requests are sent to, and how many borders lie before.
+    stretch: Stretch,
+    border: watch::Sender<Border>,
+    borders: usize,
     /// The spans are all published and will not change.
     published: bool,
     own: Entry<Member>,
@@ -65,6 +68,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(shared: Arc<Controller>) -> Self {
         let options = &shared.options;
+        let border = watch::Sender::new(Border::Open);
         let own = Entry {
             value: Member {
                 name: options.name.clone(),
@@ -76,15 +80,17 @@ impl Driver {
         };
         Self {
             jobs: Jobs::new(shared.tasks.clone()),
-            shared,
             fleet: Fleet::default(),
             draining: Vec::new(),
             routed: None,
-            stretch: (0, watch::Sender::new(Border::Open)),
+            stretch: Stretch::new(border.subscribe(), options.reserved.clone()),
+            border,
+            borders: 0,
             published: false,
             own,
             joined: false,
             begun: Instant::now(),
+            shared,
         }
     }
 
@@ -105,7 +111,7 @@ impl Driver {
                 () = shared.router.stale() => {}
                 () = shared.wake.notified() => {}
                 () = self.jobs.finished() => {}
-                () = drained(&self.draining) => {}
+                () = drained(&self.draining, &shared.router) => {}
                 () = switch.changed(&shared) => {}
             }
         }
@@ -214,26 +220,26 @@ impl Driver {
     /// Tells the watches that are open how far the store that they are in goes, and answers what is to
     /// be told to those that come.
     fn stretch_of(&mut self, state: &State) -> Option<Stretch> {
-        let (before, border) = &mut self.stretch;
-        if *before < state.borders.len() {
-            border.send_replace(Border::At(state.borders[*before]));
-            self.stretch = (state.borders.len(), watch::Sender::new(Border::Open));
+        if let Some(last) = state.borders.get(self.borders) {
+            self.border.send_replace(Border::At(*last));
+            self.borders = state.borders.len();
+            self.border = watch::Sender::new(Border::Open);
+            let reserved = self.shared.options.reserved.clone();
+            self.stretch = Stretch::new(self.border.subscribe(), reserved);
         } else if matches!(state.stage, Stage::Fencing | Stage::Draining) {
-            border.send_replace(Border::Closing);
+            self.border.send_replace(Border::Closing);
         } else {
             // As it was, if a rollback is called off.
-            border.send_replace(Border::Open);
+            self.border.send_replace(Border::Open);
         }
-        (state.phase != Phase::Settled).then(|| Stretch {
-            border: self.stretch.1.subscribe(),
-            reserved: self.shared.options.reserved.clone(),
-        })
+        (state.phase != Phase::Settled).then(|| self.stretch.clone())
     }
 
     /// Shows that this member lives, and which epoch it has nothing before of.
     async fn beat(&mut self) -> Result<()> {
-        self.draining.retain(|drained| !drained.is_cancelled());
-        if self.draining.is_empty() {
+        let drained = self.draining.iter().all(CancellationToken::is_cancelled);
+        if drained && self.shared.router.has_crossed() {
+            self.draining.clear();
             let epoch = self.routed.unwrap_or_default();
             self.own.value.acknowledged = epoch;
             if let Some(stall) = self.shared.router.stall_of(epoch) {
@@ -445,14 +451,15 @@ impl Driver {
     }
 }
 
-/// Returns when all are drained, unless there is none.
-async fn drained(draining: &[CancellationToken]) {
+/// Returns when all are drained and watches have gone over, unless there is none.
+async fn drained(draining: &[CancellationToken], router: &Router) {
     if draining.is_empty() {
         std::future::pending::<()>().await;
     }
     for token in draining {
         token.cancelled().await;
     }
+    router.crossed().await;
 }
 
 /// A watch on the switch key, opened again when it ends. Only to be quick: the key is read in every

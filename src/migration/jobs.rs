@@ -23,9 +23,6 @@ use crate::types::Epoch;
 /// How long a job waits when a store has failed, before it tries again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks of the members at the state for which a new store that was rolled back keeps what it has.
-const LOOKS_TO_GO_OVER: u32 = 4;
-
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -259,8 +256,11 @@ pub(super) async fn drain(shared: Arc<Controller>, state: State) {
 /// Empties the new store after a rollback.
 pub(super) async fn clear(shared: Arc<Controller>, state: State) {
     let goal = state.borders.last().copied().unwrap_or_default();
-    // Watches go over when they have read what was there.
-    tokio::time::sleep(shared.options.timing.look * LOOKS_TO_GO_OVER).await;
+    // Members acknowledge when their watches have read what was there and gone over.
+    let epoch = state.epoch;
+    shared
+        .wait_until(|view| view.fleet.behind(epoch).is_empty())
+        .await;
     until_done(&shared, "emptying the new store", || {
         rollback::clear(&shared, goal)
     })

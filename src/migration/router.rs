@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -46,6 +46,16 @@ impl Route {
     }
 }
 
+/// How long watches are waited for that are on their way to another store. One whose client does not read
+/// may take for ever.
+const CROSSING_MAX: Duration = Duration::from_secs(2);
+
+/// Watches that are on their way to the store that serves now.
+struct Crossings {
+    left: CancellationToken,
+    deadline: Instant,
+}
+
 /// A [`Store`] that sends every operation on by the current state of the migration.
 pub struct Router {
     /// For watches, which are on their way for longer than a request.
@@ -53,6 +63,8 @@ pub struct Router {
     route: ArcSwap<Route>,
     /// Changes with every route.
     turns: watch::Sender<u64>,
+    /// Those of the latest border, if there was one.
+    crossings: ArcSwapOption<Crossings>,
     stale: Notify,
     patience: Duration,
     stalls: Stalls,
@@ -67,6 +79,7 @@ impl Router {
             this: this.clone(),
             route: ArcSwap::from_pointee(Route::new(Epoch(0), None, None)),
             turns: watch::Sender::new(0),
+            crossings: ArcSwapOption::empty(),
             stale: Notify::new(),
             patience,
             stalls: Stalls::default(),
@@ -90,6 +103,16 @@ impl Router {
         store: Option<Arc<dyn Store>>,
         stretch: Option<Stretch>,
     ) -> CancellationToken {
+        let present = self.route.load();
+        if let (Some(before), Some(next)) = (&present.stretch, &stretch)
+            && !before.is(next)
+        {
+            self.crossings.store(Some(Arc::new(Crossings {
+                left: before.left(),
+                deadline: Instant::now() + CROSSING_MAX,
+            })));
+        }
+        drop(present);
         let route = Route::new(epoch, store, stretch);
         let before = self.route.swap(Arc::new(route));
         self.turns.send_modify(|turn| *turn += 1);
@@ -114,6 +137,23 @@ impl Router {
     #[must_use]
     pub fn stall_of(&self, epoch: Epoch) -> Option<Duration> {
         self.stalls.of(epoch)
+    }
+
+    /// Whether all watches have gone over to the store that serves now, or were waited for long enough.
+    #[must_use]
+    pub fn has_crossed(&self) -> bool {
+        let crossings = self.crossings.load();
+        crossings.as_ref().is_none_or(|crossings| {
+            crossings.left.is_cancelled() || Instant::now() >= crossings.deadline
+        })
+    }
+
+    /// Returns when that is so.
+    pub async fn crossed(&self) {
+        if let Some(crossings) = self.crossings.load_full() {
+            let left = crossings.left.cancelled();
+            let _ = tokio::time::timeout_at(crossings.deadline, left).await;
+        }
     }
 
     /// Returns when a request has learnt that its epoch is over.
@@ -222,6 +262,8 @@ impl Store for Router {
     }
 
     async fn compact(&self, at: Revision) -> Result<Answer<()>> {
+        // Those that are on their way have to find what they have not seen yet.
+        self.crossed().await;
         self.run(|store| async move { store.compact(at).await })
             .await
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use segue::migration::phase::Phase;
+use segue::migration::status::Status;
 use segue::migration::switch::Request;
 use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
 use segue::tasks::spawn_owned;
@@ -193,6 +194,42 @@ async fn a_watch_goes_on_across_every_border() {
     let seen = seen.expect("every event arrives").unwrap();
     assert_eq!(count, 100);
     assert_eq!(seen, revisions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_waits_for_watches_that_are_on_their_way_to_the_other_store() {
+    let stores = Stores::both_ways().await;
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let member = stores.join_as("a", passthrough).await.unwrap();
+    member.controller.ready().await;
+    let store = member.store();
+    // Its client does not read for a while.
+    let watch = Watch::of(KeyRange::prefix("w/"), None);
+    let mut watching = store.watch(watch).await.unwrap();
+    let before = put(&*store, "w/a", "1").await;
+    let started = member.controller.go_to(Phase::Migration).await.unwrap();
+    assert_eq!(started, Ok(()));
+    let begun = |status: &Status| status.phase == "migration" && status.stage == "open";
+    member.until("begun", begun).await;
+    let behind = put(&*store, "w/b", "1").await;
+    let last = put(&*store, "w/c", "1").await;
+    let compacting = spawn_owned({
+        let store = store.clone();
+        async move { store.compact(last).await }
+    });
+    let mut seen = Vec::new();
+    // The events from before the border come from the store that is left.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!compacting.is_finished());
+    while seen.last() != Some(&last) {
+        match watching.items.next().await.expect("no end") {
+            WatchItem::Events(batch) => seen.push(batch.revision),
+            WatchItem::Progress(_) => {}
+            WatchItem::End(end) => panic!("{end:?} after {seen:?}"),
+        }
+    }
+    assert_eq!(seen, [before, behind, last]);
+    compacting.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
