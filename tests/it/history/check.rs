@@ -69,6 +69,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         checker.watch_alone(watch);
     }
     checker.acknowledged_writes();
+    checker.unseen_but_read();
     let changes = std::mem::take(&mut checker.changes);
     let states = States::new(history.base, &history.initial, changes.values());
     for watch in &history.watches {
@@ -199,6 +200,33 @@ impl Checker<'_> {
                 let event = self.reconstruct(revision, key, value, &operation.call);
                 self.changes.insert(at, event);
             }
+        }
+    }
+
+    /// Changes that a read shows, in a time of which no watcher knows: whoever made them was not answered.
+    fn unseen_but_read(&mut self) {
+        let history = self.history;
+        let replies = history.operations.iter().filter_map(|operation| {
+            let Outcome::Done(reply) = &operation.outcome else {
+                return None;
+            };
+            Some(&reply.pairs)
+        });
+        for pair in replies.flatten() {
+            let (key, revision) = (&pair.key, pair.modified);
+            let watched = |watch: &WatchLog| covers(watch, key, revision);
+            if revision <= history.base || history.watches.iter().any(watched) {
+                continue;
+            }
+            let event = || Event {
+                revision,
+                key: key.clone(),
+                pair: Some(pair.clone()),
+                prev: None,
+            };
+            self.changes
+                .entry((revision, key.clone()))
+                .or_insert_with(event);
         }
     }
 

@@ -119,30 +119,38 @@ impl Recorder {
 
     /// Watches the keys that begin with `prefix` from `start` on until `end` is cancelled and
     /// everything up to the newest revision of that moment was seen. Comes back where it was when
-    /// it is cut off, at the next one of the proxies.
+    /// it is cut off, at the next one of the proxies. If `relists`, it begins a new log where it is told
+    /// that the history before is gone.
     pub async fn watch(
         &self,
         name: &str,
         endpoints: &[String],
         prefix: &str,
         start: i64,
+        relists: bool,
         end: CancellationToken,
-    ) -> WatchLog {
-        let mut log = WatchLog {
+    ) -> Vec<WatchLog> {
+        let log_from = |start| WatchLog {
             name: name.to_owned(),
             prefix: prefix.to_owned(),
             start,
             through: start - 1,
             ..WatchLog::default()
         };
+        let mut logs = Vec::new();
+        let mut log = log_from(start);
         for endpoint in endpoints.iter().cycle() {
             match self.watch_once(&mut log, endpoint, &end).await {
                 Ok(()) => break,
                 Err(Cut::Off(_)) => tokio::time::sleep(PAUSE).await,
-                Err(Cut::Refused(why)) => panic!("{name}: the watch was cancelled: {why}"),
+                Err(Cut::Compacted(oldest)) if relists => {
+                    logs.push(std::mem::replace(&mut log, log_from(oldest)));
+                }
+                Err(cut) => panic!("{name}: the watch was cancelled: {cut:?}"),
             }
         }
-        log
+        logs.push(log);
+        logs
     }
 
     async fn watch_once(
@@ -183,11 +191,10 @@ impl Recorder {
                 return Err(Cut::Off("the stream has ended".into()));
             };
             if answer.canceled() {
-                return Err(Cut::Refused(format!(
-                    "{} (compacted {})",
-                    answer.cancel_reason(),
-                    answer.compact_revision()
-                )));
+                return Err(match answer.compact_revision() {
+                    0 => Cut::Refused(answer.cancel_reason().to_owned()),
+                    oldest => Cut::Compacted(oldest),
+                });
             }
             note(log, &answer, self.inner.clock.elapsed());
         }
@@ -195,9 +202,13 @@ impl Recorder {
 }
 
 /// Why a watch does not go on.
+#[derive(Debug)]
+#[expect(dead_code, reason = "for whoever debugs a test")]
 enum Cut {
     /// The connection is gone.
-    Off(#[expect(dead_code, reason = "for whoever debugs a test")] String),
+    Off(String),
+    /// The history is gone before this revision.
+    Compacted(i64),
     /// The store ended it.
     Refused(String),
 }

@@ -93,8 +93,10 @@ async fn a_rehearsal_is_refused_where_a_switch_would_wait_and_waits_for_the_dead
     let member = stores.join("a").await.unwrap();
     let dead = stores.join("b").await.unwrap();
     member.until_verified().await;
-    let both = member.until_phase(Phase::Migration).await;
-    assert_eq!(both.members.len(), 2);
+    member.until_phase(Phase::Migration).await;
+    member
+        .until("both are there", |status| status.members.len() == 2)
+        .await;
     dead.kill().await;
     let request = Request {
         to: Phase::Normal,

@@ -10,6 +10,7 @@ mod parties;
 mod plan;
 mod server;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use self::operator::Operator;
@@ -68,12 +69,17 @@ async fn blow(plan: &Plan) {
     let history = load.finish(&endpoints[0], base, initial).await;
     let (done, failed, unknown) = recorder.counts();
     println!("{done} requests, {failed} failed, {unknown} cut off or given up");
+    let watchers: HashSet<_> = history.watches.iter().map(|log| &log.name).collect();
+    let anew = history.watches.len() - watchers.len();
+    println!("{anew} times a watcher had to begin anew");
     for operation in &history.operations {
         if let Outcome::Failed(what) | Outcome::Unknown(what) = &operation.outcome {
             let code = what.to_lowercase();
             let known = [
                 "unavailable",
                 "transport error",
+                // Of the client's own connection.
+                "h2 protocol error",
                 "deadline",
                 "no answer",
                 "cancel",

@@ -54,6 +54,7 @@ impl Operator {
             Transition::Start => (&["start"], "migration"),
             Transition::Normal => (&["switch", "normal"], "normal"),
             Transition::Migration => (&["switch", "migration"], "migration"),
+            Transition::Back => (&["rollback"], "passthrough"),
         };
         loop {
             self.command(args).await;

@@ -29,13 +29,19 @@ pub(super) enum Transition {
     Normal,
     /// `segue switch migration`.
     Migration,
+    /// `segue rollback`.
+    Back,
 }
 
-/// The way that every fleet goes.
-const TRANSITIONS: [Transition; 4] = [
+/// The way that every fleet goes: back to the old store from either phase, and on in the end.
+const TRANSITIONS: [Transition; 8] = [
     Transition::Start,
     Transition::Normal,
     Transition::Migration,
+    Transition::Back,
+    Transition::Start,
+    Transition::Back,
+    Transition::Start,
     Transition::Normal,
 ];
 

@@ -20,7 +20,7 @@ pub(crate) struct Load {
     /// Ends the watchers, once there is nothing more to come.
     over: CancellationToken,
     workers: JoinSet<()>,
-    watchers: JoinSet<WatchLog>,
+    watchers: JoinSet<Vec<WatchLog>>,
 }
 
 /// Who is set to work.
@@ -30,7 +30,8 @@ pub(crate) struct Crew {
     pub(crate) mixers: u64,
     /// What they choose by.
     pub(crate) seed: u64,
-    /// They go to another proxy when a request has failed, and often do not wait for an answer.
+    /// They go to another proxy when a request has failed, and often do not wait for an answer; those who
+    /// watch begin anew where they are told that the history is gone.
     pub(crate) restless: bool,
 }
 
@@ -86,6 +87,7 @@ impl Load {
         };
         for (name, prefix) in [
             ("all", "/"),
+            ("everything", "/"),
             ("d1", "/d1"),
             ("hot", "/hot/"),
             ("new", "/new/"),
@@ -93,7 +95,7 @@ impl Load {
             let (recorder, endpoints, over) = (recorder.clone(), next(), load.over.clone());
             load.watchers.spawn(async move {
                 recorder
-                    .watch(name, &endpoints, prefix, base + 1, over)
+                    .watch(name, &endpoints, prefix, base + 1, crew.restless, over)
                     .await
             });
         }
@@ -145,7 +147,7 @@ impl Load {
         self.over.cancel();
         let mut watches = Vec::new();
         while let Some(log) = self.watchers.join_next().await {
-            watches.push(log.unwrap());
+            watches.extend(log.unwrap());
         }
         History {
             initial,
