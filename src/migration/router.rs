@@ -262,10 +262,12 @@ impl Store for Router {
     }
 
     async fn compact(&self, at: Revision) -> Result<Answer<()>> {
-        // Those that are on their way have to find what they have not seen yet.
-        self.crossed().await;
-        self.run(|store| async move { store.compact(at).await })
-            .await
+        self.run(|store| async move {
+            // Watches that are on their way have to find what they have not seen yet.
+            self.crossed().await;
+            store.compact(at).await
+        })
+        .await
     }
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
