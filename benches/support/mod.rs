@@ -26,6 +26,7 @@ pub mod report;
 pub mod rounds;
 pub mod segue;
 pub mod usage;
+pub mod waits;
 pub mod watch;
 
 #[allow(unused_imports, reason = "the toolbox offers more than is needed here")]
