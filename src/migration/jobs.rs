@@ -211,7 +211,7 @@ pub(super) async fn open(shared: Arc<Controller>, state: State) {
             // Before anything is copied up, leased keys included.
             new.claim_present().await?;
         }
-        let keys = opening::copy_leased(&shared.ledger, &shared.old, &new).await?;
+        let keys = opening::copy_leased(&shared.ledger, &shared.old, &new, state.base).await?;
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
         };

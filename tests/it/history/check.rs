@@ -70,6 +70,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     }
     checker.acknowledged_writes();
     checker.unseen_but_read();
+    checker.unseen_deletes();
     let changes = std::mem::take(&mut checker.changes);
     let states = States::new(history.base, &history.initial, changes.values());
     for watch in &history.watches {
@@ -214,8 +215,7 @@ impl Checker<'_> {
         });
         for pair in replies.flatten() {
             let (key, revision) = (&pair.key, pair.modified);
-            let watched = |watch: &WatchLog| covers(watch, key, revision);
-            if revision <= history.base || history.watches.iter().any(watched) {
+            if history.unwatched(key, revision, revision).is_none() {
                 continue;
             }
             let event = || Event {
@@ -227,6 +227,56 @@ impl Checker<'_> {
             self.changes
                 .entry((revision, key.clone()))
                 .or_insert_with(event);
+        }
+    }
+
+    /// Deletes in a time of which no watcher knows: by leases that ended, and by those who were not
+    /// answered. They are known by reads and writes that found nothing.
+    fn unseen_deletes(&mut self) {
+        let history = self.history;
+        let states = States::new(history.base, &history.initial, self.changes.values());
+        let mut missed: BTreeMap<(String, i64), i64> = BTreeMap::new();
+        let mut miss = |pair: &Pair, through: i64| {
+            if let Some(at) = history.unwatched(&pair.key, pair.modified + 1, through) {
+                let known = missed.entry((pair.key.clone(), pair.modified));
+                known
+                    .and_modify(|known| *known = at.min(*known))
+                    .or_insert(at);
+            }
+        };
+        for event in self.changes.values() {
+            let begins = event.pair.as_ref().is_some_and(|pair| pair.version == 1);
+            if let Some(before) = states.at(&event.key, event.revision - 1)
+                && begins
+            {
+                miss(before, event.revision - 1);
+            }
+        }
+        for operation in &history.operations {
+            let Outcome::Done(reply) = &operation.outcome else {
+                continue;
+            };
+            let expected = match &operation.call {
+                Call::Get { key } => states.at(key, reply.revision).into_iter().collect(),
+                Call::List { prefix } => states.list(prefix, reply.revision),
+                _ => continue,
+            };
+            let shown: HashSet<_> = reply.pairs.iter().map(|pair| &pair.key).collect();
+            for pair in expected
+                .into_iter()
+                .filter(|pair| !shown.contains(&pair.key))
+            {
+                miss(pair, reply.revision);
+            }
+        }
+        for ((key, _), revision) in missed {
+            let event = Event {
+                revision,
+                key: key.clone(),
+                pair: None,
+                prev: None,
+            };
+            self.changes.entry((revision, key)).or_insert(event);
         }
     }
 
@@ -572,6 +622,17 @@ fn written(call: &Call) -> Vec<(&str, Option<&str>)> {
             .collect(),
         Call::Swap { key, value, .. } => vec![(key, Some(value))],
         Call::Delete { key } => vec![(key, None)],
+    }
+}
+
+impl History {
+    /// The last revision among these, behind the base, of which no watcher knows what became of the key.
+    fn unwatched(&self, key: &str, first: i64, last: i64) -> Option<i64> {
+        let mut at = last;
+        while let Some(watch) = self.watches.iter().find(|watch| covers(watch, key, at)) {
+            at = watch.start - 1;
+        }
+        (at >= first.max(self.base + 1)).then_some(at)
     }
 }
 

@@ -397,6 +397,31 @@ fn a_write_that_nobody_watched_is_known_from_its_answer() {
 }
 
 #[test]
+fn what_happened_while_nobody_watched_is_known_from_reads() {
+    let mut history = good();
+    let leased = Pair {
+        lease: 5,
+        ..pair("/leased", "l", 5, 5, 1)
+    };
+    // It ended with its lease, unseen, between two reads.
+    history.initial.push(leased.clone());
+    reply(&mut history, 10).pairs.insert(1, leased);
+    for watch in &mut history.watches {
+        watch.start = 17;
+        watch.batches.clear();
+    }
+    let read = operation(7, (900, 910), get("/leased"), done(17, false, vec![]));
+    history.operations.push(read);
+    history.last.as_mut().unwrap().0 = 17;
+    assert!(check(&history).is_empty(), "{:#?}", check(&history));
+    // But not where somebody watched.
+    for watch in &mut history.watches {
+        (watch.start, watch.through) = (11, 17);
+    }
+    assert!(!check(&history).is_empty());
+}
+
+#[test]
 fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     let mut history = good();
     let leased = Pair {
