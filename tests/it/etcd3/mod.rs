@@ -2,6 +2,7 @@
 
 mod against_memory;
 mod decided;
+mod ended;
 mod failures;
 mod old;
 mod quiet;
