@@ -11,7 +11,7 @@ use super::copies::Copies;
 use super::decide::Decided;
 use super::reads::Reads;
 use super::records::delete_op;
-use super::txn::{Plan, Writer, finish_range, pairs, written_keys};
+use super::txn::{Plan, Writer, finish_range, is_harmless, pairs, written_keys};
 use super::view::{
     View, compare, header_revision, range_op, range_request, range_response, txn_op,
 };
@@ -268,7 +268,7 @@ impl Session {
     ) -> Result<Option<Answer<TxnReply>>> {
         let mut rewriting = Writer::new(&self.view, leave_claims, &decided.claims, &decided.truths);
         let (request, plan) = rewriting.txn(txn)?;
-        let failure_may_run = plan.failure_only_reads() || request.compare.is_empty();
+        let failure_may_run = request.compare.is_empty() || is_harmless(&request.failure);
         let within = !decided.guards.is_empty() || (self.epoch.is_some() && !failure_may_run);
         let before_base = rewriting.before_base;
         let sent = if within {
@@ -291,7 +291,8 @@ impl Session {
     }
 
     /// Runs a transaction with the epoch as one more condition. Where it fails, the failure branch
-    /// runs whether the epoch stands or not, so it may only read.
+    /// runs whether the epoch stands or not, so it has to be harmless. One without conditions has none:
+    /// only the epoch could lead there.
     async fn run_beside(
         &self,
         mut request: pb::TxnRequest,
@@ -303,6 +304,8 @@ impl Session {
             request.compare.push(epoch.clone());
             if conditional {
                 request.failure.push(self.epoch_op());
+            } else {
+                request.failure.clear();
             }
         }
         let mut response = self.send(request, writes).await?;

@@ -242,6 +242,15 @@ fn never() -> pb::Compare {
     compare(&nobody, CompareResult::Less, TargetUnion::Version(0))
 }
 
+/// Whether a branch may run for nothing: it reads what is there now, which changes nothing and cannot
+/// fail. A read of the past can, and the transaction with it.
+pub(super) fn is_harmless(branch: &[pb::RequestOp]) -> bool {
+    branch.iter().all(|op| match &op.request {
+        Some(Request::RequestRange(range)) => range.revision == 0,
+        _ => false,
+    })
+}
+
 /// Claims `key` for this store unless it is claimed already, and tells what is the case.
 pub(super) fn claim_op(view: &View, key: &[u8]) -> pb::RequestOp {
     let record = view.names.claim(key);
@@ -385,12 +394,6 @@ impl Plan {
                 _ => {}
             }
         }
-    }
-
-    /// Whether all that the failure branch does is to read.
-    pub(super) fn failure_only_reads(&self) -> bool {
-        let is_read = |shape: &Shape| matches!(shape, Shape::Range { .. });
-        self.failure.ops.iter().all(is_read)
     }
 }
 

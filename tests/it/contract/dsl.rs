@@ -336,6 +336,40 @@ pub fn missing(key: &str) -> Compare {
     compare(one(key), CompareResult::Equal, CompareTarget::Version(0))
 }
 
+/// Transactions that a store may take the wrong way when a guard does not hold: each with one branch that
+/// writes `key`, and one that does something else, or fails. Without conditions, with one that holds and with
+/// one that does not.
+pub fn txns_about(key: &str) -> Vec<Txn> {
+    let keep_missing = Op::Put(Put {
+        value: None,
+        ..Put::new("missing", "")
+    });
+    let others = [
+        vec![],
+        vec![get_op(key)],
+        vec![delete_op(KeyRange::all())],
+        vec![Op::Txn(Txn::of(vec![put_op(key, "nested")]))],
+        vec![Op::Range(at(Revision(1), one(key)))],
+        vec![Op::Range(at(Revision(i64::from(i32::MAX)), one(key)))],
+        vec![keep_missing],
+    ];
+    let exists = compare(one(key), CompareResult::Greater, CompareTarget::Version(0));
+    let mut txns = Vec::new();
+    for compares in [vec![], vec![missing(key)], vec![exists]] {
+        for other in &others {
+            let put = vec![put_op(key, "written")];
+            for (success, failure) in [(put.clone(), other.clone()), (other.clone(), put)] {
+                txns.push(Txn {
+                    compares: compares.clone(),
+                    success,
+                    failure,
+                });
+            }
+        }
+    }
+    txns
+}
+
 pub fn range_reply(reply: &Reply) -> &RangeReply {
     match reply {
         Reply::Range(range) => range,

@@ -1,10 +1,10 @@
 //! The fence of a store that serves clients until a migration takes it over.
 
 use segue::store::{FENCE, Guard, RecordTxn, RecordWrite, StoreError};
-use segue::types::{Delete, Grant, KeyRange, LeaseId, Put, Range, Txn};
+use segue::types::{Delete, Grant, KeyRange, LeaseId, Put, Range};
 
 use super::NewFixture;
-use super::dsl::record;
+use super::dsl::{record, txns_about};
 
 pub async fn nothing_is_done_behind_a_fence(fixture: &dyn NewFixture) {
     let new = fixture.new_store().await;
@@ -33,11 +33,12 @@ pub async fn nothing_is_done_behind_a_fence(fixture: &dyn NewFixture) {
         keys: KeyRange::all(),
         prev_kv: false,
     };
-    let txn = Txn::of(vec![segue::types::Op::Put(Put::new("b", "1"))]);
     let stale = Some(StoreError::StaleEpoch);
     assert_eq!(serving.put(Put::new("a", "2")).await.err(), stale);
     assert_eq!(serving.delete(delete()).await.err(), stale);
-    assert_eq!(serving.txn(txn).await.err(), stale);
+    for txn in txns_about("a") {
+        assert_eq!(serving.txn(txn.clone()).await.err(), stale, "{txn:?}");
+    }
     assert_eq!(serving.range(Range::key("a")).await.err(), stale);
     assert_eq!(serving.range(Range::of(KeyRange::all())).await.err(), stale);
     assert_eq!(serving.grant(grant(8)).await.err(), stale);

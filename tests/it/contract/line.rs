@@ -67,8 +67,12 @@ async fn fails_everywhere(stale: &dyn GuardedStore, lease: segue::types::LeaseId
     check(stale.range(Range::of(KeyRange::all())).await);
     check(stale.put(Put::new("a", "stale")).await);
     check(stale.put(leased("a", "stale", lease)).await);
-    check(stale.txn(Txn::of(vec![put_op("a", "stale")])).await);
     check(stale.txn(Txn::of(vec![get_op("a")])).await);
+    for txn in txns_about("a") {
+        let result = stale.txn(txn.clone()).await;
+        assert_eq!(result, Err(StoreError::StaleEpoch), "{txn:?}");
+        check(stale.txn_over(vec![old("b", "stale")], txn).await);
+    }
     let delete = segue::types::Delete {
         keys: KeyRange::all(),
         prev_kv: false,
