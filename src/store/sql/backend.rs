@@ -152,6 +152,9 @@ pub enum LogKind {
     Delete,
     /// The key was written.
     Put,
+    /// The key was written, and removed again in the same revision, whose last entry of the key is a
+    /// delete. An event, but no state.
+    Brief,
     /// The state in which the key was copied up, kept when it was first changed, or one that was
     /// replayed. History, but no event.
     Copy,

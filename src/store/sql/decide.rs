@@ -254,26 +254,22 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
                 Change::Put(kv) => (LogKind::Put, kv.clone()),
                 Change::Delete { key, revision } => (LogKind::Delete, whiteout(key, *revision)),
             };
-            let entry = LogEntry {
+            let mut entry = LogEntry {
                 kind,
                 prev_revision: prev_revision(event.prev.as_ref(), last.get(&kv.key), table, &kv),
                 kv,
             };
             let key = entry.kv.key.clone();
-            match last.get(&key) {
-                // A key that one transaction changes twice keeps only its last state of the two.
-                Some((revision, index)) if *revision == batch.revision => {
-                    let prev_revision = changes.log[*index].prev_revision;
-                    changes.log[*index] = LogEntry {
-                        prev_revision,
-                        ..entry
-                    };
-                }
-                _ => {
-                    last.insert(key, (batch.revision, changes.log.len()));
-                    changes.log.push(entry);
-                }
+            if let Some((revision, index)) = last.get(&key)
+                && *revision == batch.revision
+            {
+                // Written and removed by one transaction.
+                let brief = &mut changes.log[*index];
+                entry.prev_revision = std::mem::take(&mut brief.prev_revision);
+                brief.kind = LogKind::Brief;
             }
+            last.insert(key, (batch.revision, changes.log.len()));
+            changes.log.push(entry);
         }
     }
     let claims = changes.head.leaves_claims();

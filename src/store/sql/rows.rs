@@ -152,6 +152,7 @@ impl<'a> Batches<'a> {
             None
         };
         let change = if row.int(2)? == log_kind::DELETE {
+            self.complete_brief(&key, prev.as_ref());
             Change::Delete { key, revision }
         } else {
             Change::Put(KeyValue {
@@ -171,6 +172,15 @@ impl<'a> Batches<'a> {
         });
         batch.events.push(Event { change, prev });
         Ok(true)
+    }
+
+    /// Gives what was written in the same revision as it was removed the pair before that revision, which
+    /// only the delete names.
+    fn complete_brief(&mut self, key: &Bytes, prev: Option<&KeyValue>) {
+        let events = self.open.iter_mut().flat_map(|batch| &mut batch.events);
+        for event in events.filter(|event| event.key() == key) {
+            event.prev = prev.cloned();
+        }
     }
 
     /// Notes that entries behind `reached`, or some of them, were not looked at.

@@ -342,8 +342,8 @@ fn claim(row: Row) -> Claim {
             live: true,
             logged: true,
             kv,
-        } => Claim::Live(kv),
-        Row { live: true, kv, .. } => Claim::Copied(kv),
+        } => Claim::Copied(kv),
+        Row { live: true, kv, .. } => Claim::Live(kv),
         Row { kv, .. } => Claim::Whiteout(kv.key),
     }
 }

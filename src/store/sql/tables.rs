@@ -17,8 +17,11 @@
 //! exactly one entry of the chain has `prev_revision <= r < revision`; the state is the entry that
 //! `prev_revision` names, found by `(revision, key)`. 0 names none: the key had no row at `r`.
 //!
+//! A key that one transaction writes and removes again has two entries of that revision. The first is
+//! *brief*: watches are told of it, and it is no part of the chain.
+//!
 //! Compaction at `c` may forget what nobody at or above `c` can see: entries named by the
-//! `prev_revision` of an entry at or below `c`, and deletes below `c` (a watch may still start at `c`
+//! `prev_revision` of an entry at or below `c`, and deletes and brief entries below `c` (a watch may still start at `c`
 //! itself). So for `r >= c` the entry that is looked for exists, except that a delete may be gone:
 //! a name that leads nowhere therefore means "deleted, and still a claim".
 //!
@@ -28,11 +31,25 @@
 //! 1970 of the store's clock. The head row has the version of the tables: a program that knows
 //! another one keeps its hands off.
 
-/// How [`super::backend::LogKind`] is written.
+use super::backend::LogKind;
+
+/// How [`LogKind`] is written.
 pub(super) mod log_kind {
+    use super::LogKind;
+
     pub(in super::super) const DELETE: i64 = 0;
     pub(in super::super) const PUT: i64 = 1;
     pub(in super::super) const COPY: i64 = 2;
+    pub(in super::super) const BRIEF: i64 = 3;
+
+    pub(in super::super) fn of(kind: LogKind) -> i64 {
+        match kind {
+            LogKind::Delete => DELETE,
+            LogKind::Put => PUT,
+            LogKind::Copy => COPY,
+            LogKind::Brief => BRIEF,
+        }
+    }
 }
 
 /// Log entries that one step of a sweep looks at: some ten milliseconds.

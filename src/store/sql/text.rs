@@ -164,6 +164,15 @@ pub(super) fn span(
     )
 }
 
+/// Joins the entry `p` that an entry `l` superseded, if it is still there.
+pub(super) fn join_prev(dialect: &impl Dialect, p: &str) -> String {
+    format!(
+        "LEFT JOIN {p}log p ON p.revision = l.prev_revision AND {same_key} AND p.kind <> {brief}",
+        same_key = dialect.same_key("p.", "l."),
+        brief = log_kind::BRIEF,
+    )
+}
+
 /// Number of rows of a span, less the whiteouts among them. Both come from indices alone.
 pub(super) fn count(dialect: &impl Dialect, p: &str, open_end: bool) -> String {
     let keys = dialect.keys("", open_end);
@@ -180,11 +189,12 @@ pub(super) fn count_at(dialect: &impl Dialect, p: &str, open_end: bool) -> Strin
          (SELECT count(*) FROM {p}log l JOIN {p}log p \
          ON p.revision = l.prev_revision AND {same_key} \
          WHERE l.revision > ?3 AND l.prev_revision BETWEEN 1 AND ?3 AND {log_keys} \
-         AND p.kind <> {delete})",
+         AND p.kind NOT IN ({delete}, {brief}))",
         kv_keys = dialect.keys("", open_end),
         log_keys = dialect.keys_unindexed("l.", open_end),
         same_key = dialect.same_key("p.", "l."),
         delete = log_kind::DELETE,
+        brief = log_kind::BRIEF,
     )
 }
 

@@ -63,6 +63,46 @@ pub async fn the_changes_of_one_revision_come_together_and_in_order(fixture: &dy
     }
 }
 
+pub async fn what_one_transaction_writes_and_removes_is_told_of_later_too(fixture: &dyn Fixture) {
+    let subject = Subject::of(fixture).await;
+    let before = subject.put("a", "0").await;
+    let watch = |start| Watch {
+        prev_kv: true,
+        ..Watch::of(KeyRange::all(), start)
+    };
+    let mut live = subject.watching(watch(None)).await;
+    let puts = Txn::of(["a", "b", "c"].map(|key| put_op(key, "1")).into());
+    let delete = Txn::of(vec![delete_op(span("a", "c"))]);
+    let both = Txn::of([puts, delete].map(segue::types::Op::Txn).into());
+    let revision = subject.store.txn(both).await.unwrap().revision;
+    subject.put("a", "2").await;
+    let mut past = subject.watching(watch(Some(before.next()))).await;
+    for watched in [&mut live, &mut past] {
+        let batch = watched.batch().await;
+        assert_eq!(batch.revision, revision);
+        let expected = ["put a=1", "put b=1", "put c=1", "delete a", "delete b"];
+        assert_eq!(words(&batch), expected);
+        let prevs = batch.events.iter().map(|event| event.prev.as_ref());
+        let prevs: Vec<_> = prevs.map(|prev| prev.map(|kv| text(&kv.value))).collect();
+        let zero = Some("0".to_owned());
+        assert_eq!(prevs, [zero.clone(), None, None, zero, None]);
+        let next = watched.batch().await;
+        assert_eq!(
+            (words(&next), &next.events[0].prev),
+            (vec!["put a=2".into()], &None)
+        );
+    }
+    let then = async |revision| {
+        let found = subject.range(at(revision, KeyRange::all())).await;
+        (keys_of(&found), found.count)
+    };
+    assert_eq!(then(before).await, (vec!["a".into()], 1));
+    assert_eq!(then(revision).await, (vec!["c".into()], 1));
+    subject.store.compact(revision).await.unwrap();
+    assert_eq!(then(revision).await, (vec!["c".into()], 1));
+    assert_eq!(subject.all().await, ["a", "c"]);
+}
+
 pub async fn the_past_is_delivered_before_the_present(fixture: &dyn Fixture) {
     let subject = Subject::of(fixture).await;
     let mut revisions = Vec::new();

@@ -141,7 +141,8 @@ pub(super) fn superseded<'a>(
 pub(super) fn join_prev(p: &str, join: &str) -> String {
     format!(
         "{join} {p}log p FORCE INDEX (PRIMARY) ON p.revision = l.prev_revision AND p.hash = l.hash \
-         AND p.`key` = l.`key`"
+         AND p.`key` = l.`key` AND p.kind <> {}",
+        log_kind::BRIEF
     )
 }
 

@@ -162,22 +162,18 @@ fn write_log(scripts: &mut Scripts, p: &str, log: &[LogEntry]) {
                 kv,
                 prev_revision,
             } = entry;
-            let (kind, seq, value) = match kind {
-                LogKind::Delete => (log_kind::DELETE, index, None),
-                LogKind::Put => (log_kind::PUT, index, Some(&kv.value[..])),
+            let value = (*kind != LogKind::Delete).then_some(&kv.value[..]);
+            let seq = match kind {
                 // Its place within a revision of the past means nothing, and must not be taken.
-                LogKind::Copy => (
-                    log_kind::COPY,
-                    rand::random_range(0..=i64::MAX),
-                    Some(&kv.value[..]),
-                ),
+                LogKind::Copy => rand::random_range(0..=i64::MAX),
+                _ => index,
             };
             let size = kv.key.len() + value.map_or(0, <[u8]>::len);
             let numbers = [
                 kv.mod_revision.0,
                 hash(&kv.key),
                 seq,
-                kind,
+                log_kind::of(*kind),
                 kv.create_revision.0,
                 kv.version,
                 kv.lease.0,

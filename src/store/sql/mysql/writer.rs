@@ -257,7 +257,8 @@ impl Writer {
             // Deletes at `until` itself stay until the next sweep, which begins with them.
             script.next(&format!("DELETE FROM {p}log WHERE revision >= "));
             script.int(swept.0).say(" AND revision < ").int(until);
-            script.say(" AND kind = ").int(log_kind::DELETE);
+            script.say(" AND kind IN (").int(log_kind::DELETE);
+            script.say(", ").int(log_kind::BRIEF).say(")");
             script.next(&format!("UPDATE {p}head SET swept = ")).int(until);
             script.say(" WHERE one = 1");
             Ok(script)

@@ -267,8 +267,9 @@ impl Sql {
                 dialect.same_key("p.", "l.")
             )),
             sweep_deletes: n(format!(
-                "DELETE FROM {p}log WHERE revision >= ?1 AND revision < ?2 AND kind = {}",
-                log_kind::DELETE
+                "DELETE FROM {p}log WHERE revision >= ?1 AND revision < ?2 AND kind IN ({}, {})",
+                log_kind::DELETE,
+                log_kind::BRIEF
             )),
             drop_whiteouts: n(format!(
                 "DELETE FROM {p}kv WHERE live = 0 AND (\"key\", key_rest) IN \
@@ -373,9 +374,9 @@ impl Sql {
              coalesce(p.create_revision, 0), l.prev_revision, coalesce(p.version, 0), \
              coalesce(p.lease, 0), CASE WHEN {past_live} THEN 1 ELSE 0 END, \
              CASE WHEN coalesce(p.kind, 0) = {copy} THEN 0 ELSE 1 END \
-             FROM {p}log l LEFT JOIN {p}log p ON p.revision = l.prev_revision AND {same_key} \
+             FROM {p}log l {join} \
              WHERE {later} AND {log_keys}{only_past_live} {order}){claimed_later}",
-            same_key = dialect.same_key("p.", "l."),
+            join = text::join_prev(&dialect, p),
             copy = log_kind::COPY,
         )
     }
@@ -388,10 +389,7 @@ impl Sql {
         let (prev, join) = if prev_kv {
             (
                 "p.kind, p.value, p.create_revision, p.version, p.lease",
-                format!(
-                    "LEFT JOIN {p}log p ON p.revision = l.prev_revision AND {} ",
-                    dialect.same_key("p.", "l.")
-                ),
+                text::join_prev(&dialect, p) + " ",
             )
         } else {
             (

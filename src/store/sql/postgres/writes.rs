@@ -125,11 +125,7 @@ fn log<'a>(sql: &Sql, log: &'a [LogEntry], steps: &mut Vec<Step<'a>>) {
         list((0i32..).take(log.len())),
         list(kvs().map(|kv| split(&kv.key).0)),
         list(kvs().map(|kv| split(&kv.key).1)),
-        list(log.iter().map(|entry| match entry.kind {
-            LogKind::Delete => log_kind::DELETE,
-            LogKind::Put => log_kind::PUT,
-            LogKind::Copy => log_kind::COPY,
-        })),
+        list(log.iter().map(|entry| log_kind::of(entry.kind))),
         list(log.iter().map(|entry| {
             let value = &entry.kv.value[..];
             (entry.kind != LogKind::Delete).then_some(value)

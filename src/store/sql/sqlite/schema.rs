@@ -39,7 +39,7 @@ pub(super) struct Sql {
     pub(super) update_row: String,
     pub(super) delete_row: String,
     pub(super) insert_log: String,
-    pub(super) replace_log: String,
+    pub(super) delete_log: String,
     pub(super) put_lease: String,
     pub(super) put_record: String,
     pub(super) any: String,
@@ -64,7 +64,7 @@ impl Sql {
             ),
             delete_row: format!("DELETE FROM {p}kv WHERE rowid = ?1"),
             insert_log: format!("INSERT INTO {p}log {LOG_VALUES}"),
-            replace_log: format!("INSERT OR REPLACE INTO {p}log {LOG_VALUES}"),
+            delete_log: format!("DELETE FROM {p}log WHERE revision = ?1 AND key = ?2"),
             put_lease: format!(
                 "INSERT INTO {p}lease (id, ttl_s, deadline_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) \
                  DO UPDATE SET ttl_s = excluded.ttl_s, deadline_ms = excluded.deadline_ms"
@@ -80,8 +80,9 @@ impl Sql {
                  WHERE l.revision > ?1 AND l.revision <= ?2 AND l.prev_revision > 0)"
             ),
             sweep_deletes: format!(
-                "DELETE FROM {p}log WHERE revision >= ?1 AND revision < ?2 AND kind = {}",
-                log_kind::DELETE
+                "DELETE FROM {p}log WHERE revision >= ?1 AND revision < ?2 AND kind IN ({}, {})",
+                log_kind::DELETE,
+                log_kind::BRIEF
             ),
             drop_whiteouts: format!(
                 "DELETE FROM {p}kv WHERE rowid IN (SELECT rowid FROM {p}kv WHERE live = 0 LIMIT ?1)"
@@ -138,9 +139,10 @@ impl Sql {
              UNION ALL \
              SELECT l.key, {past_value}, coalesce(p.create_revision, 0), l.prev_revision, \
              coalesce(p.version, 0), coalesce(p.lease, 0), {past_live}, {past_logged}, 0 \
-             FROM {p}log l LEFT JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key \
+             FROM {p}log l {join} \
              WHERE l.revision > ?4 AND l.prev_revision BETWEEN 1 AND ?4 AND {log_keys}{only_past_live} \
-             {claimed_later}ORDER BY 1 LIMIT ?3"
+             {claimed_later}ORDER BY 1 LIMIT ?3",
+            join = text::join_prev(&SqliteDialect, p),
         )
     }
 
@@ -150,7 +152,7 @@ impl Sql {
         let (prev, join) = if prev_kv {
             (
                 "p.kind, p.value, p.create_revision, p.version, p.lease",
-                format!("LEFT JOIN {p}log p ON p.revision = l.prev_revision AND p.key = l.key "),
+                text::join_prev(&SqliteDialect, p) + " ",
             )
         } else {
             ("NULL, NULL, NULL, NULL, NULL", String::new())
@@ -259,7 +261,8 @@ CREATE TABLE {p}log (
     id              INTEGER PRIMARY KEY,
     revision        INTEGER NOT NULL,
     key             BLOB    NOT NULL,
-    kind            INTEGER NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up
+    kind            INTEGER NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up, 3 put
+                                       -- and deleted in one revision
     create_revision INTEGER NOT NULL,
     version         INTEGER NOT NULL,
     lease           INTEGER NOT NULL,
@@ -267,7 +270,7 @@ CREATE TABLE {p}log (
     value           BLOB
 );
 -- Watches and reads of the past walk it by revision and look up earlier entries of a key in it.
-CREATE UNIQUE INDEX {p}log_revision ON {p}log (revision, key);
+CREATE INDEX {p}log_revision ON {p}log (revision, key);
 
 CREATE TABLE {p}lease (
     id              INTEGER PRIMARY KEY,

@@ -206,25 +206,22 @@ fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> 
 
 fn write_log(conn: &Connection, sql: &Sql, log: &[LogEntry]) -> Result<()> {
     let mut insert = conn.prepare_cached(&sql.insert_log)?;
+    let mut delete = conn.prepare_cached(&sql.delete_log)?;
     for LogEntry {
         kind,
         kv,
         prev_revision,
     } in log
     {
-        let mut replace;
-        let (statement, kind, value) = match kind {
-            LogKind::Delete => (&mut insert, log_kind::DELETE, None),
-            LogKind::Put => (&mut insert, log_kind::PUT, Some(&kv.value[..])),
-            LogKind::Copy => {
-                replace = conn.prepare_cached(&sql.replace_log)?;
-                (&mut replace, log_kind::COPY, Some(&kv.value[..]))
-            }
-        };
-        statement.execute(params![
+        if *kind == LogKind::Copy {
+            // It may be there from before a migration.
+            delete.execute(params![kv.mod_revision.0, &kv.key[..]])?;
+        }
+        let value = (*kind != LogKind::Delete).then_some(&kv.value[..]);
+        insert.execute(params![
             kv.mod_revision.0,
             &kv.key[..],
-            kind,
+            log_kind::of(*kind),
             value,
             kv.create_revision.0,
             kv.version,
