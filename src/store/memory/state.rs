@@ -43,6 +43,8 @@ struct Key {
     /// From when on it was what, oldest first; nothing is "deleted". A copied key was what it is
     /// since its own mod revision.
     states: Vec<(Revision, Option<KeyValue>)>,
+    /// What it is now, where a replay has taken the lease of the last state.
+    detached: Option<KeyValue>,
     /// It was deleted while there was a line.
     whiteout: bool,
     /// The mod revision that it was copied up with, if it was.
@@ -56,7 +58,8 @@ struct Lease {
 
 impl Key {
     fn now(&self) -> Option<&KeyValue> {
-        self.states.last()?.1.as_ref()
+        let last = self.states.last()?.1.as_ref();
+        self.detached.as_ref().or(last)
     }
 
     fn at(&self, at: Revision) -> Option<&KeyValue> {
@@ -139,6 +142,7 @@ impl State {
             if let Some(copied) = row.copied {
                 // What happened to the key here before it was claimed is not the line's history.
                 key.copied = Some(copied.mod_revision);
+                key.detached = None;
                 key.states = vec![(copied.mod_revision, Some(copied))];
             }
         }
@@ -149,6 +153,7 @@ impl State {
                     Change::Delete { .. } => None,
                 };
                 let key = self.keys.entry(event.key().clone()).or_default();
+                key.detached = None;
                 key.states.push((batch.revision, state));
             }
             let batch = Arc::new(batch);
@@ -400,7 +405,15 @@ impl State {
             };
             let key = self.keys.entry(key).or_default();
             key.whiteout &= state.is_none();
-            // The same state again may have got another lease.
+            // The same state again may have got another lease, or lost it: then the past has it still.
+            let last = key.states.last().and_then(|(_, last)| last.as_ref());
+            key.detached = state.clone().filter(|now| {
+                !now.lease.is_some()
+                    && last.is_some_and(|last| last.mod_revision == since && last.lease.is_some())
+            });
+            if key.detached.is_some() {
+                continue;
+            }
             key.states.retain(|(earlier, _)| *earlier < since);
             key.states.push((since, state));
         }

@@ -129,9 +129,21 @@ pub struct Row {
     pub kv: KeyValue,
     /// The key is live; else it is a whiteout.
     pub live: bool,
-    /// This state has an entry in the log. A copied key's has none until it is first changed, that of
-    /// a key that was replayed twice in one state one that is still to be replaced.
-    pub logged: bool,
+    /// What the log has of this state.
+    pub logged: Logged,
+}
+
+/// What the log has of a row's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    /// Nothing: the key was copied up, and gets an entry when it is first changed. Or one that is still to
+    /// be replaced: it was replayed without the lease that it was given since.
+    No,
+    /// An entry.
+    Yes,
+    /// An entry with the lease that the key had until it was replayed without one. It tells reads of the
+    /// past, while the row is the present.
+    Leased,
 }
 
 /// A lease.

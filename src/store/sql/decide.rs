@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Prefetched, Row};
+use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Logged, Prefetched, Row};
 use super::replay;
 use super::table::Table;
 use super::work::{Done, Request, Work};
@@ -281,7 +281,7 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
         // The first change of a copied key puts the state that it was copied in into the log, where
         // the new entry's `prev_revision` finds it.
         let unlogged = before
-            .filter(|row| row.live && !row.logged)
+            .filter(|row| row.live && row.logged == Logged::No)
             .map(|row| &row.kv);
         if let Some(kv) = row.copied.as_ref().or(unlogged)
             && entry.is_some()
@@ -296,12 +296,15 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
             (Some(kv), _) => changes.rows.push(Row {
                 kv,
                 live: true,
-                logged: entry.is_some(),
+                logged: match entry {
+                    Some(_) => Logged::Yes,
+                    None => Logged::No,
+                },
             }),
             (None, Some((revision, _))) if claims => changes.rows.push(Row {
                 kv: whiteout(&row.key, *revision),
                 live: false,
-                logged: true,
+                logged: Logged::Yes,
             }),
             (None, _) if before.is_some() => changes.removed.push(row.key),
             (None, _) => {}

@@ -4,11 +4,11 @@
 //! there for those who read the store's own past meanwhile, where each key is in the state before them, and
 //! watch it: nothing behind its revision is told. When the store gets a line, its origin moves behind them.
 
-use super::backend::{Changes, LogEntry, LogKind, Row};
+use super::backend::{Changes, LogEntry, LogKind, Logged, Row};
 use super::decide::whiteout;
 use super::table::Table;
 use crate::store::{Replay, Replayed};
-use crate::types::Revision;
+use crate::types::{KeyValue, Revision};
 
 /// Adds what is to be written for `replay`.
 pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
@@ -16,19 +16,19 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
         let before = table.row(change.key());
         match change {
             Replayed::Put(kv) => {
-                if before.is_some_and(|row| row.live && row.kv == *kv) {
-                    continue;
-                }
-                let same = before.is_some_and(|row| row.kv.mod_revision == kv.mod_revision);
-                if !same {
-                    log(LogKind::Copy, kv.clone(), before, changes);
-                }
+                let same = before.filter(|row| row.kv.mod_revision == kv.mod_revision);
+                let logged = match same {
+                    Some(row) if row.live && row.kv == *kv => continue,
+                    Some(row) => with_another_lease(row, kv, changes),
+                    None => {
+                        log(LogKind::Copy, kv.clone(), before, changes);
+                        Logged::Yes
+                    }
+                };
                 changes.rows.push(Row {
                     kv: kv.clone(),
                     live: true,
-                    // The same state with another lease: it has an entry, which tells of the lease that
-                    // it had. The first change replaces it.
-                    logged: !same,
+                    logged,
                 });
             }
             Replayed::Delete { key, revision } => {
@@ -44,16 +44,37 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
     changes.head.copy_ups += 1;
 }
 
-/// Logs a change, and the state before it if that has no entry.
-fn log(kind: LogKind, kv: crate::types::KeyValue, before: Option<&Row>, changes: &mut Changes) {
-    let copied = |row: &&Row| row.live && !row.logged && row.kv.mod_revision <= changes.head.origin;
-    if let Some(row) = before.filter(copied) {
-        changes.log.push(LogEntry {
-            kind: LogKind::Copy,
-            kv: row.kv.clone(),
-            prev_revision: Revision(0),
-        });
+/// What the log has of the state of `row` once it is there as `kv`, with its lease or without.
+fn with_another_lease(row: &Row, kv: &KeyValue, changes: &mut Changes) -> Logged {
+    match row.logged {
+        // It was replayed without its lease.
+        Logged::Yes if kv.lease.is_some() => Logged::No,
+        Logged::Yes => Logged::Leased,
+        Logged::No if row.kv.mod_revision <= changes.head.origin => {
+            changes.log.push(copied(row));
+            Logged::Leased
+        }
+        // It gets back the lease that the entry knows; or nobody was served meanwhile who would have to
+        // know of the one that it loses.
+        Logged::Leased | Logged::No => Logged::Yes,
     }
+}
+
+/// The state of a row as an entry of the log.
+fn copied(row: &Row) -> LogEntry {
+    LogEntry {
+        kind: LogKind::Copy,
+        kv: row.kv.clone(),
+        prev_revision: Revision(0),
+    }
+}
+
+/// Logs a change, and the state before it if that has no entry.
+fn log(kind: LogKind, kv: KeyValue, before: Option<&Row>, changes: &mut Changes) {
+    let origin = changes.head.origin;
+    let unlogged =
+        |row: &&Row| row.live && row.logged == Logged::No && row.kv.mod_revision <= origin;
+    changes.log.extend(before.filter(unlogged).map(copied));
     changes.log.push(LogEntry {
         kind,
         kv,

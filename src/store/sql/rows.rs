@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::backend::{Found, Head, Lease, LogScan, Row};
-use super::tables::log_kind;
+use super::backend::{Found, Head, Lease, LogScan, Logged, Row};
+use super::tables::{LEASED, log_kind};
 use crate::store::{Line, Record};
 use crate::types::range::successor;
 use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
@@ -60,7 +60,11 @@ pub(super) fn row_of<C: Columns>(row: &C) -> Result<Row, C::Error> {
             lease: LeaseId(row.int(5)?),
         },
         live: row.int(6)? != 0,
-        logged: row.int(7)? != 0,
+        logged: match row.int(7)? {
+            0 => Logged::No,
+            leased if leased == i64::from(LEASED) => Logged::Leased,
+            _ => Logged::Yes,
+        },
     })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::backend::{Backend, Found, Head, Prefetch, Query, Row, Rows, Snapshot};
+use super::backend::{Backend, Found, Head, Logged, Prefetch, Query, Row, Rows, Snapshot};
 use super::table::Table;
 use super::work::{Done, Job, Work, want_txn};
 use super::{SqlStore, unanswered};
@@ -340,7 +340,7 @@ fn claim(row: Row) -> Claim {
     match row {
         Row {
             live: true,
-            logged: true,
+            logged: Logged::No,
             kv,
         } => Claim::Copied(kv),
         Row { live: true, kv, .. } => Claim::Live(kv),

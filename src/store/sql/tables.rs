@@ -13,7 +13,8 @@
 //! The entries of a key form a chain: `prev_revision` of an entry is the revision of the one before
 //! it, or 0 where the key had no row. At revision `r` a key is in the state of the last entry at or
 //! below `r`. Either there is no later entry: then this is the key's row in `kv`, whose mod revision
-//! is at most `r` (this covers copied keys, which have no entry at all). Or there is one, and then
+//! is at most `r` (this covers copied keys, which have no entry at all; where a replay has taken a key's lease, the entry of
+//! this row knows it). Or there is one, and then
 //! exactly one entry of the chain has `prev_revision <= r < revision`; the state is the entry that
 //! `prev_revision` names, found by `(revision, key)`. 0 names none: the key had no row at `r`.
 //!
@@ -31,7 +32,7 @@
 //! 1970 of the store's clock. The head row has the version of the tables: a program that knows
 //! another one keeps its hands off.
 
-use super::backend::LogKind;
+use super::backend::{LogKind, Logged};
 
 /// How [`LogKind`] is written.
 pub(super) mod log_kind {
@@ -49,6 +50,18 @@ pub(super) mod log_kind {
             LogKind::Copy => COPY,
             LogKind::Brief => BRIEF,
         }
+    }
+}
+
+/// How [`Logged::Leased`] is written in `kv.logged`.
+pub(super) const LEASED: i16 = 2;
+
+/// How [`Logged`] is written.
+pub(super) fn logged(logged: Logged) -> i16 {
+    match logged {
+        Logged::No => 0,
+        Logged::Yes => 1,
+        Logged::Leased => LEASED,
     }
 }
 

@@ -4,7 +4,7 @@
 //! and [`positional`] write them as others want them. `"key"` is quoted since MySQL has a use for
 //! the bare word (its sessions have `ANSI_QUOTES` set).
 
-use super::tables::log_kind;
+use super::tables::{LEASED, log_kind};
 
 /// How a database's SQL differs. `of` is empty, or the alias of a table with its dot.
 pub(super) trait Dialect {
@@ -161,6 +161,16 @@ pub(super) fn span(
         keys = dialect.keys("", open_end),
         live = if whiteouts { "" } else { " AND live = 1" },
         order = dialect.key_order(),
+    )
+}
+
+/// The lease of a row as reads of the past see it, where the table of rows is called `kv`.
+pub(super) fn past_lease(dialect: &impl Dialect, p: &str, kv: &str) -> String {
+    format!(
+        "CASE WHEN logged = {LEASED} THEN (SELECT p.lease FROM {p}log p \
+         WHERE p.revision = {kv}.mod_revision AND {same_key} AND p.kind <> {brief}) ELSE lease END",
+        same_key = dialect.same_key("p.", &format!("{kv}.")),
+        brief = log_kind::BRIEF,
     )
 }
 

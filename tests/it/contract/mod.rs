@@ -222,6 +222,7 @@ macro_rules! old_store_contract {
                     a_store_goes_on_from_the_goal
                     a_compare_and_swap_holds_across_a_resumption
                     history_of_before_stays_readable_while_changes_are_replayed
+                    the_past_shows_leases_that_a_replay_has_taken
                     what_is_replayed_makes_no_event
                     a_second_fence_locks_everybody_out_and_keeps_the_numbers
                     two_resumptions_in_a_row

@@ -340,6 +340,65 @@ pub async fn history_of_before_stays_readable_while_changes_are_replayed(fixture
     }
 }
 
+pub async fn the_past_shows_leases_that_a_replay_has_taken(fixture: &dyn NewFixture) {
+    let mut old = Old::of(fixture).await;
+    let store = old.serving();
+    let lease = store.grant(600).await;
+    store.put_leased("leased", "1", lease).await;
+    let changed = store.put_leased("changed later", "1", lease).await;
+    store.put("last", "1").await;
+    let base = old.fence().await;
+    let keys = ["changed later", "leased"];
+    let leases_of = async |store: &Subject, revision: Option<Revision>| {
+        let all = KeyRange::all();
+        let range = revision.map_or_else(|| Range::of(all.clone()), |at_| at(at_, all.clone()));
+        let kvs = store.range(range).await.kvs;
+        let ours = kvs.iter().filter(|kv| keys.contains(&&*text(&kv.key)));
+        ours.map(|kv| kv.lease).collect::<Vec<_>>()
+    };
+    let with = [lease; 2];
+    let without = [LeaseId::NONE; 2];
+    let pairs_of = async |old: &Old, lease| {
+        let mut kvs = old.pairs().await;
+        kvs.retain(|kv| keys.contains(&&*text(&kv.key)));
+        let put = |kv| Replayed::Put(KeyValue { lease, ..kv });
+        kvs.into_iter().map(put).collect::<Vec<_>>()
+    };
+    // Detached and attached again twice, as by a rollback that is called off.
+    for _ in 0..2 {
+        old.replay(pairs_of(&old, LeaseId::NONE).await).await;
+        assert_eq!(leases_of(&old.plain(), None).await, without);
+        assert_eq!(leases_of(&old.plain(), Some(changed)).await, with);
+        old.replay(pairs_of(&old, lease).await).await;
+        assert_eq!(leases_of(&old.plain(), None).await, with);
+        assert_eq!(leases_of(&old.plain(), Some(changed)).await, with);
+    }
+    old.replay(pairs_of(&old, LeaseId::NONE).await).await;
+    let again = later(base, 100);
+    let put = pair("changed later", "2", changed, again, 2);
+    old.replay(vec![Replayed::Put(put)]).await;
+    assert_eq!(leases_of(&old.plain(), Some(changed)).await, with);
+    old.replay(pairs_of(&old, lease).await).await;
+    assert_eq!(leases_of(&old.plain(), Some(changed)).await, with);
+    let goal = later(base, 200);
+    let served = old.resume(goal).await;
+    assert_eq!(leases_of(&served, None).await, with);
+    assert_eq!(leases_of(&served, Some(goal)).await, with);
+    // And the next migration.
+    let since = served.put("last", "2").await;
+    old.fence().await;
+    for _ in 0..2 {
+        old.replay(pairs_of(&old, LeaseId::NONE).await).await;
+        assert_eq!(leases_of(&old.plain(), None).await, without);
+        assert_eq!(leases_of(&old.plain(), Some(goal)).await, with);
+        old.replay(pairs_of(&old, lease).await).await;
+    }
+    old.replay(pairs_of(&old, LeaseId::NONE).await).await;
+    let put = pair("changed later", "3", changed, later(since, 100), 3);
+    old.replay(vec![Replayed::Put(put)]).await;
+    assert_eq!(leases_of(&old.plain(), Some(since)).await, with);
+}
+
 pub async fn what_is_replayed_makes_no_event(fixture: &dyn NewFixture) {
     let mut old = Old::of(fixture).await;
     let mut serving = old.serving().watch(KeyRange::all(), None).await;

@@ -168,7 +168,7 @@ pub(super) fn ask_past(
     whiteouts: bool,
 ) {
     // The rows that have not changed since.
-    let script = scripts.next(&text::select_rows(p, values));
+    let script = scripts.next(&text::select_unchanged(p, values));
     text::in_parts(script, "", parts);
     script.say(" AND mod_revision <= ").int(at.0);
     if !whiteouts {

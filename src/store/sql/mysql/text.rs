@@ -5,7 +5,7 @@
 //! nothing to a million rows.
 
 use super::script::{Script, Scripts};
-use crate::store::sql::tables::log_kind;
+use crate::store::sql::tables::{LEASED, log_kind};
 use crate::types::{KeyRange, Revision};
 
 /// Keys or numbers in one list. More make a statement that is slow to plan.
@@ -30,7 +30,7 @@ pub(super) fn head(p: &str) -> String {
 /// Begins to select the head row with the rows of keys beside it, or one that is empty if there are
 /// none. A statement is a snapshot, so this needs no transaction around it.
 pub(super) fn head_beside_rows(p: &str) -> String {
-    let columns = columns(true);
+    let columns = columns(true, "k.lease");
     format!(
         "SELECT {HEAD}, {NOW_MS}, {columns} FROM {p}head h \
          LEFT JOIN {p}kv k FORCE INDEX (PRIMARY) ON k.`key` IN ("
@@ -43,23 +43,33 @@ pub(super) const NOW_MS: &str =
     "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000";
 
 /// The columns that `rows::row_of` reads.
-fn columns(values: bool) -> &'static str {
-    if values {
-        "k.`key`, k.value, k.create_revision, k.mod_revision, k.version, k.lease, k.live, k.logged"
-    } else {
-        "k.`key`, NULL, k.create_revision, k.mod_revision, k.version, k.lease, k.live, k.logged"
-    }
+fn columns(values: bool, lease: &str) -> String {
+    let value = if values { "k.value" } else { "NULL" };
+    format!(
+        "k.`key`, {value}, k.create_revision, k.mod_revision, k.version, {lease}, k.live, k.logged"
+    )
 }
 
 /// Begins to select rows, in the order of their keys.
 pub(super) fn select_rows(p: &str, values: bool) -> String {
-    let columns = columns(values);
+    let columns = columns(values, "k.lease");
+    format!("SELECT {columns} FROM {p}kv k FORCE INDEX (PRIMARY) WHERE ")
+}
+
+/// The same, with the leases that reads of the past see.
+pub(super) fn select_unchanged(p: &str, values: bool) -> String {
+    let lease = format!(
+        "IF(k.logged = {LEASED}, (SELECT p.lease FROM {p}log p FORCE INDEX (PRIMARY) \
+         WHERE p.revision = k.mod_revision AND p.`key` = k.`key` AND p.kind <> {}), k.lease)",
+        log_kind::BRIEF
+    );
+    let columns = columns(values, &lease);
     format!("SELECT {columns} FROM {p}kv k FORCE INDEX (PRIMARY) WHERE ")
 }
 
 /// Begins to select rows by their lease.
 pub(super) fn select_attached(p: &str) -> String {
-    let columns = columns(true);
+    let columns = columns(true, "k.lease");
     format!("SELECT {columns} FROM {p}kv k FORCE INDEX ({p}kv_lease) WHERE ")
 }
 

@@ -4,7 +4,7 @@ use super::schema::hash;
 use super::script::{Script, Scripts};
 use super::text::{NOW_MS, TOGETHER};
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Row};
-use crate::store::sql::tables::log_kind;
+use crate::store::sql::tables::{self, log_kind};
 
 /// Entries in one statement that deletes them, which is slow to plan.
 const ENTRIES_TOGETHER: usize = 64;
@@ -119,7 +119,7 @@ fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes) {
                 kv.version,
                 kv.lease.0,
                 i64::from(*live),
-                i64::from(*logged),
+                i64::from(tables::logged(*logged)),
             ];
             ints(script, &numbers).say(", ");
             script.maybe_bytes(live.then_some(&kv.value)).say(")");

@@ -368,7 +368,8 @@ impl Sql {
             )
         };
         format!(
-            "(SELECT {ROW_NAMES} FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?4{live} {order}) \
+            "(SELECT \"key\", key_rest, value, create_revision, mod_revision, version, {lease} AS lease, \
+             live, logged FROM {p}kv AS kv WHERE {kv_keys} AND mod_revision <= ?4{live} {order}) \
              UNION ALL \
              (SELECT l.\"key\" AS \"key\", l.key_rest AS key_rest, p.value, \
              coalesce(p.create_revision, 0), l.prev_revision, coalesce(p.version, 0), \
@@ -377,6 +378,7 @@ impl Sql {
              FROM {p}log l {join} \
              WHERE {later} AND {log_keys}{only_past_live} {order}){claimed_later}",
             join = text::join_prev(&dialect, p),
+            lease = text::past_lease(&dialect, p, "kv"),
             copy = log_kind::COPY,
         )
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::conn::{Param, Step};
 use super::text::{Sql, split};
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetched, Row};
-use crate::store::sql::tables::log_kind;
+use crate::store::sql::tables::{self, log_kind};
 
 /// The keys that have a row, of those that were fetched.
 pub(super) fn known_keys(found: &Prefetched) -> HashSet<Bytes> {
@@ -97,7 +97,7 @@ fn rows<'a>(text: &str, rows: &[&'a Row]) -> Step<'a> {
         list(kvs().map(|kv| kv.version)),
         list(kvs().map(|kv| kv.lease.0)),
         list(rows.iter().map(|row| i16::from(row.live))),
-        list(rows.iter().map(|row| i16::from(row.logged))),
+        list(rows.iter().map(|row| tables::logged(row.logged))),
     ];
     Step::with(text, params)
 }

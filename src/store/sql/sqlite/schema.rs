@@ -134,8 +134,8 @@ impl Sql {
             )
         };
         format!(
-            "SELECT key, {value}, create_revision, mod_revision, version, lease, live, logged, 0 \
-             FROM {p}kv WHERE {kv_keys} AND mod_revision <= ?4{live} \
+            "SELECT key, {value}, create_revision, mod_revision, version, {lease}, live, logged, 0 \
+             FROM {p}kv AS kv WHERE {kv_keys} AND mod_revision <= ?4{live} \
              UNION ALL \
              SELECT l.key, {past_value}, coalesce(p.create_revision, 0), l.prev_revision, \
              coalesce(p.version, 0), coalesce(p.lease, 0), {past_live}, {past_logged}, 0 \
@@ -143,6 +143,7 @@ impl Sql {
              WHERE l.revision > ?4 AND l.prev_revision BETWEEN 1 AND ?4 AND {log_keys}{only_past_live} \
              {claimed_later}ORDER BY 1 LIMIT ?3",
             join = text::join_prev(&SqliteDialect, p),
+            lease = text::past_lease(&SqliteDialect, p, "kv"),
         )
     }
 
@@ -248,7 +249,7 @@ CREATE TABLE {p}kv (
     version         INTEGER NOT NULL,
     lease           INTEGER NOT NULL,
     live            INTEGER NOT NULL,  -- 0: a whiteout
-    logged          INTEGER NOT NULL,  -- 0: copied up and not changed since
+    logged          INTEGER NOT NULL,  -- 0: copied up and not changed since; 2: without its lease
     value           BLOB               -- last, so that large ones are not in the way of the rest
 );
 -- The keys of a lease, when it ends.

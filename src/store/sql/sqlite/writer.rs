@@ -5,7 +5,7 @@ use rusqlite::{Connection, Result, params};
 use super::fetch::{self, RowIds};
 use super::schema::Sql;
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetch, Prefetched, Row};
-use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
+use crate::store::sql::tables::{self, DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
 use crate::store::{Result as StoreResult, StoreError};
 use crate::types::Revision;
 
@@ -183,7 +183,7 @@ fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> 
                 kv.version,
                 kv.lease.0,
                 live,
-                logged
+                tables::logged(*logged)
             ])?,
             None => insert.execute(params![
                 &kv.key[..],
@@ -193,7 +193,7 @@ fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> 
                 kv.version,
                 kv.lease.0,
                 live,
-                logged
+                tables::logged(*logged)
             ])?,
         };
     }
