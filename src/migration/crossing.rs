@@ -147,9 +147,11 @@ impl Crossing {
                 self.hurried = true;
             }
             let step = tokio::select! {
-                item = watching.items.next(), if border != Border::Closing => Step::Item(item),
-                () = self.asked.notified() => Step::Asked,
+                // What is ready together with the border's move is looked at behind it.
+                biased;
                 () = moved(&mut self.stretch), if !matches!(border, Border::At(_)) => Step::Border,
+                () = self.asked.notified() => Step::Asked,
+                item = watching.items.next(), if border != Border::Closing => Step::Item(item),
             };
             let item = match step {
                 Step::Border => continue,

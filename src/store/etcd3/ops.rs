@@ -88,12 +88,12 @@ impl Store for Guarded {
         })
     }
 
-    /// etcd revokes outside of transactions: the epoch is asserted just before. A revoke that was on
-    /// its way when the epoch changed is as if the lease had expired then.
+    /// etcd revokes outside of transactions. So the keys go in one that asserts the epoch, and what is
+    /// revoked then is a lease without any.
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
-        if self.guard == Guard::Unfenced {
+        if self.guard != Guard::None {
             session.delete_attached(id).await?;
         }
         let request = pb::LeaseRevokeRequest { id: id.0 };
