@@ -13,6 +13,7 @@ use crate::admin::{self, Facts};
 use crate::api::{self, ApiConfig, Identity, Member, Members};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::migration::ending;
 use crate::migration::later::Opener;
 use crate::migration::ledger::Ledger;
 use crate::migration::phase::{Phase, State};
@@ -131,7 +132,11 @@ impl Server {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
         };
-        let controller = if let Some(old) = stores.old {
+        let old = match stores.old {
+            Some(old) => Some(old),
+            None => old_of_settled(&stores.new).await?,
+        };
+        let controller = if let Some(old) = old {
             let options = Options {
                 id: format!("{:016x}", rand::random::<u64>()),
                 name: name.clone(),
@@ -155,7 +160,6 @@ impl Server {
             let new = stores.new.clone();
             Some(Controller::open(old, new, options, tasks.clone()).await?)
         } else {
-            refuse_unfinished(&stores.new).await?;
             None
         };
         let router: Arc<dyn Store> = match &controller {
@@ -209,6 +213,15 @@ impl Server {
         if let Some(controller) = &self.controller {
             controller.ready().await;
         }
+    }
+
+    /// Returns, with what to do, when this proxy can serve nobody any more; see [`crate::migration::ending`].
+    pub async fn gone(&self) -> &'static str {
+        match &self.controller {
+            Some(controller) => controller.gone().await,
+            None => std::future::pending().await,
+        }
+        ending::GONE
     }
 
     /// The phase as this proxy knows it.
@@ -308,11 +321,16 @@ async fn old_later(
     terms: &Terms,
     new: &Arc<dyn NewStore>,
 ) -> Result<Arc<dyn OldStore>, StartError> {
-    let state = Ledger::new(new.clone()).get::<State>(STATE).await;
-    let state = state.map_err(|error| OpenError::Store {
+    let of_new = |error| OpenError::Store {
         which: "new",
         error,
-    })?;
+    };
+    let state = Ledger::new(new.clone()).get::<State>(STATE).await;
+    let state = state.map_err(of_new)?;
+    if state.is_none() && !new.is_empty().await.map_err(of_new)? {
+        // Whoever has completed a migration has turned the old store off.
+        return Err(OpenError::NotEmpty.into());
+    }
     let Some(state) =
         state.filter(|entry| matches!(entry.value.phase, Phase::Normal | Phase::Settled))
     else {
@@ -327,15 +345,21 @@ async fn old_later(
     Ok(Arc::new(OldLater::new(opener, Some(state.value.old))))
 }
 
-async fn refuse_unfinished(new: &Arc<dyn NewStore>) -> Result<(), StartError> {
+/// For a new store that is named without its old one: nothing, if it holds no migration. What is left of
+/// one that is settled, somebody has to bring to its end, which takes no old store. Any other is refused.
+async fn old_of_settled(new: &Arc<dyn NewStore>) -> Result<Option<Arc<dyn OldStore>>, StartError> {
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
     let state = state.map_err(|error| OpenError::Store {
         which: "new",
         error,
     })?;
     match state.map(|entry| entry.value) {
-        None => Ok(()),
-        Some(state) if state.phase == Phase::Settled => Ok(()),
+        None => Ok(None),
+        Some(state) if state.phase == Phase::Settled => {
+            let unnamed = || Err(StoreError::Broken("no old store is named".into()));
+            let opener: Opener = Box::new(move || Box::pin(std::future::ready(unnamed())));
+            Ok(Some(Arc::new(OldLater::new(opener, Some(state.old)))))
+        }
         Some(state) if state.offline => Err(OpenError::Offline.into()),
         Some(state) => Err(StartError::OldMissing(state.phase)),
     }

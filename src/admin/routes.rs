@@ -75,6 +75,15 @@ impl Facts {
         })
     }
 
+    /// The migration, as long as something can be asked of it.
+    fn under_way(&self) -> Result<&Arc<Controller>, Refusal> {
+        let controller = self.controller()?;
+        match controller.ended() {
+            None => Ok(controller),
+            Some(why) => Err(Refusal(StatusCode::CONFLICT, why.into())),
+        }
+    }
+
     async fn status(&self) -> Result<Status, Refusal> {
         let mut status = match &self.controller {
             Some(controller) => controller.status().await?,
@@ -119,7 +128,7 @@ async fn switch(State(facts): State<Arc<Facts>>, body: String) -> Response {
         to: asked.to,
         when_ready: asked.when_ready,
     };
-    let controller = match facts.controller() {
+    let controller = match facts.under_way() {
         Ok(controller) => controller,
         Err(refusal) => return refusal.into_response(),
     };
@@ -143,12 +152,12 @@ async fn switch(State(facts): State<Arc<Facts>>, body: String) -> Response {
 }
 
 async fn pause(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {
-    let control = facts.controller()?.steer(|control| control.paused = true);
+    let control = facts.under_way()?.steer(|control| control.paused = true);
     Ok(Json(json!(control.await?)))
 }
 
 async fn resume(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {
-    let control = facts.controller()?.steer(|control| control.paused = false);
+    let control = facts.under_way()?.steer(|control| control.paused = false);
     Ok(Json(json!(control.await?)))
 }
 
@@ -163,7 +172,7 @@ struct Rates {
 async fn rates(State(facts): State<Arc<Facts>>, body: String) -> Answer<serde_json::Value> {
     let rates: Rates = serde_json::from_str(&body)
         .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let set = facts.controller()?.steer(move |control| {
+    let set = facts.under_way()?.steer(move |control| {
         control.rate_keys = rates.keys.filter(|rate| *rate > 0);
         control.rate_bytes = rates.bytes.filter(|rate| *rate > 0);
     });
@@ -171,7 +180,7 @@ async fn rates(State(facts): State<Arc<Facts>>, body: String) -> Answer<serde_js
 }
 
 async fn verify(State(facts): State<Arc<Facts>>) -> Result<Response, Refusal> {
-    let controller = facts.controller()?;
+    let controller = facts.under_way()?;
     match controller.view().state.value.phase {
         Phase::Migration | Phase::Normal => {}
         phase => {
@@ -196,14 +205,14 @@ async fn report(State(facts): State<Arc<Facts>>) -> Result<Response, Refusal> {
 }
 
 async fn complete(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {
-    match facts.controller()?.complete().await? {
+    match facts.under_way()?.complete().await? {
         Ok(()) => Ok(Json(json!({ "message": "the migration is settled" }))),
         Err(why) => Err(Refusal(StatusCode::CONFLICT, why)),
     }
 }
 
 async fn rehearse(State(facts): State<Arc<Facts>>) -> Answer<Rehearsal> {
-    let controller = facts.controller()?.clone();
+    let controller = facts.under_way()?.clone();
     let rehearsal = controller.rehearse().await?;
     rehearsal
         .map(Json)
@@ -215,7 +224,7 @@ async fn preview(State(facts): State<Arc<Facts>>, Path(to): Path<Phase>) -> Answ
 }
 
 async fn rollback(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {
-    match facts.controller()?.rollback().await? {
+    match facts.under_way()?.rollback().await? {
         Ok(()) => Ok(Json(json!({ "message": "the rollback has begun" }))),
         Err(why) => Err(Refusal(StatusCode::CONFLICT, why)),
     }

@@ -1,16 +1,25 @@
 //! `segue complete`
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
 use super::{Admin, Failure};
+use crate::migration::status::Status;
+
+/// How often to look whether everything is removed.
+const LOOK: Duration = Duration::from_millis(100);
+/// Longer than a dead member is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Settle the migration for good
 ///
-/// From the normal phase only, when all members have acknowledged it. The claims are removed and the
-/// old store is let go; nothing leads back. In a new store that assigns revisions by itself (etcd)
+/// From the normal phase only, when all members have acknowledged it. Everything of the migration is
+/// removed from the new store, and the old store is let go; nothing leads back. The proxies serve on, and
+/// are started without --old from then on. In a new store that assigns revisions by itself (etcd)
 /// the current revision goes on as clients know it, but keys that were copied and not changed since
 /// show other numbers from then on: a compare-and-swap on the old ones fails, once.
 #[derive(Args, Debug)]
@@ -31,6 +40,19 @@ impl Complete {
         }
         let answer: Value = client.post("/complete", None).await?;
         println!("{}", answer["message"].as_str().unwrap_or_default());
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let status: Status = client.get("/status").await?;
+            if status.complete {
+                println!("nothing of it is left in the new store, which the proxies serve alone");
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        println!(
+            "what is left of it in the new store is still being removed; see `complete` in `segue status \
+             --json`"
+        );
         Ok(())
     }
 }

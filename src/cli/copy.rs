@@ -185,17 +185,11 @@ impl Copy {
                 offline.check_unchanged(state).await.map_err(failure)?;
                 screen.say("going on with the copy that an earlier run has begun");
             }
-            (Found::Finished(state), _) => {
-                let ago = ago(state.changed_ms);
-                return Err(Failure::Refused(format!(
-                    "this copy was finished {ago}: the new store is ready to be used. To copy anew, and lose \
-                     what was written there since, say --force"
-                )));
-            }
             (Found::Other(contents), _) => {
                 return Err(Failure::Refused(format!(
-                    "the new store ({}) is not empty: it holds {contents}. Give an empty one, or say \
-                     --force to delete all of it first",
+                    "the new store ({}) is not empty: it holds {contents}. If that is a copy which was \
+                     finished, there is nothing left to do: it is ready to be used. Else give an empty \
+                     store, or say --force to delete all of it first",
                     config.new
                 )));
             }
@@ -341,14 +335,6 @@ fn render(receipt: &Receipt) -> String {
     lines.push(("took", took));
     let lines = lines.iter().map(|(name, text)| format!("{name:<9} {text}"));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-fn ago(then_ms: u64) -> String {
-    let then = std::time::UNIX_EPOCH + Duration::from_millis(then_ms);
-    match then.elapsed() {
-        Ok(since) => format!("{} ago", span(since)),
-        Err(_) => "before".into(),
-    }
 }
 
 fn span(duration: Duration) -> String {

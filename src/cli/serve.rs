@@ -69,11 +69,21 @@ impl Serve {
                 );
                 let _ = out.flush();
             }
+            why = server.gone() => return give_up(server, &mut signals, why).await,
             () = signals.next() => return stop(server, &mut signals).await,
         }
-        signals.next().await;
-        stop(server, &mut signals).await
+        tokio::select! {
+            why = server.gone() => give_up(server, &mut signals, why).await,
+            () = signals.next() => stop(server, &mut signals).await,
+        }
     }
+}
+
+/// Stops by itself, so that clients go to another proxy at once.
+async fn give_up(server: Server, signals: &mut Signals, why: &str) -> Result<(), Failure> {
+    // What did not end in time is in the log.
+    let _ = stop(server, signals).await;
+    Err(Failure::Failed(why.into()))
 }
 
 async fn stop(server: Server, signals: &mut Signals) -> Result<(), Failure> {

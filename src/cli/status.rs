@@ -110,6 +110,10 @@ fn render(status: &Report) -> String {
         line(&mut out, "migration", "none: the new store is served alone");
         return out.trim_end().to_owned();
     }
+    if status.complete {
+        let over = "complete: nothing of it is left in the new store, which is served alone";
+        line(&mut out, "migration", over);
+    }
     // Before the migration begins there is nothing to tell of.
     if status.phase != "passthrough" {
         line(&mut out, "backfill", &backfill(status));

@@ -7,10 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::backfill::Progress;
 use super::driver::Driver;
+use super::ending::{COMPLETE, GONE, SETTLED};
+use super::fence;
 use super::fleet::Fleet;
 use super::foreign::Watched;
 use super::ledger::{Entry, Ledger, write};
@@ -104,10 +107,20 @@ pub enum OpenError {
     },
     /// The new store has keys.
     #[error(
-        "the new store is not empty, and what it holds is not this migration. Give an empty one, or \
-         say --allow-nonempty: its keys stay then, and win over the old store's where both have the same"
+        "the new store is not empty, and it holds no migration. If the migration to it was completed, run \
+         `segue serve --new URL` without --old: a second one from the same old store would bring back what \
+         was deleted since. Else give an empty new store, or say --allow-nonempty: its keys stay then, and \
+         win over the old store's where both have the same"
     )]
     NotEmpty,
+    /// The old store was left behind by another migration.
+    #[error(
+        "the old store is fenced: another migration has taken its data over, and nothing tells in the new \
+         store that it is still going on. If it was completed, run `segue serve --new URL` with the new \
+         store of that migration, without --old. (--no-mirror begins one that leaves the old store alone, \
+         and that has no way back)"
+    )]
+    Fenced,
     /// Both are one.
     #[error(
         "the old and the new store are the same store: name two stores with --old and --new. \
@@ -162,6 +175,21 @@ pub struct View {
     pub switch: Switch,
     /// Why the last look failed, if it did.
     pub trouble: Option<String>,
+    /// Nothing is left of the migration: this member has looked for the last time, and serves on by the
+    /// new store alone. All of this is what it was then.
+    pub over: bool,
+}
+
+impl View {
+    /// Why nothing can be asked of the migration any more, if that is so.
+    #[must_use]
+    pub fn ended(&self) -> Option<&'static str> {
+        match self.state.value.phase {
+            Phase::Settled if self.over => Some(COMPLETE),
+            Phase::Settled => Some(SETTLED),
+            _ => None,
+        }
+    }
 }
 
 /// A member of a migration.
@@ -192,6 +220,8 @@ pub struct Controller {
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
     vanished: AtomicBool,
+    /// Cancelled when the migration is gone, and this member with it.
+    pub(super) gone: CancellationToken,
 }
 
 impl Controller {
@@ -216,7 +246,8 @@ impl Controller {
             }
             match begin(&ledger, &old, &new, &plain, &options).await {
                 // Another member has begun the same migration in this very moment.
-                Err(OpenError::NotEmpty) if has_state(&ledger).await.map_err(of_new)? => {}
+                Err(OpenError::NotEmpty | OpenError::Fenced)
+                    if has_state(&ledger).await.map_err(of_new)? => {}
                 begun => begun?,
             }
         };
@@ -228,6 +259,7 @@ impl Controller {
             progress: Progress::default(),
             switch: Switch::default(),
             trouble: None,
+            over: false,
         };
         Ok(Arc::new(Self {
             router: Router::closed(options.timing.patience),
@@ -245,6 +277,7 @@ impl Controller {
             meter: std::sync::Mutex::default(),
             started: Instant::now(),
             vanished: AtomicBool::new(false),
+            gone: CancellationToken::new(),
             options,
             ledger,
             old,
@@ -345,6 +378,16 @@ impl Controller {
 
     /// Writes the switch key, as any client could, and waits for what becomes of it.
     pub async fn switch(&self, request: Request) -> Result<Switch> {
+        let refused = |reason: &str| Switch {
+            value: request.value(),
+            to: Some(request.to),
+            outcome: Outcome::Refused,
+            reason: reason.into(),
+            ..Switch::default()
+        };
+        if let Some(why) = self.ended() {
+            return Ok(refused(why));
+        }
         let key = self.options.reserved.key(KEY);
         self.router
             .put(Put::new(key.clone(), request.value()))
@@ -352,14 +395,25 @@ impl Controller {
         let written = self.plain.range(Range::key(key)).await?.reply.kvs;
         let revision = written.first().map_or(0, |kv| kv.mod_revision.0);
         self.wake.notify_one();
-        self.wait_until(|view| view.switch.revision >= revision && !view.switch.reason.is_empty())
+        let decided =
+            |view: &View| view.switch.revision >= revision && !view.switch.reason.is_empty();
+        self.wait_until(|view| decided(view) || view.ended().is_some())
             .await;
-        Ok(self.view.load().switch.clone())
+        let view = self.view.load();
+        Ok(match view.ended() {
+            Some(why) if !decided(&view) => refused(why),
+            _ => view.switch.clone(),
+        })
     }
 
-    /// Pauses or resumes the backfill, or changes its limits, for the whole fleet.
+    /// Pauses or resumes the backfill, or changes its limits, for the whole fleet. Changes nothing when
+    /// there is nothing to steer any more.
     pub async fn steer(&self, change: impl Fn(&mut Control)) -> Result<Control> {
         loop {
+            let state = self.ledger.get::<State>(STATE).await?;
+            let Some(state) = state.filter(|entry| entry.value.phase != Phase::Settled) else {
+                return Ok(*self.control.borrow());
+            };
             let mut entry = self
                 .ledger
                 .get::<Control>(CONTROL)
@@ -368,7 +422,7 @@ impl Controller {
             change(&mut entry.value);
             if self
                 .ledger
-                .put(CONTROL, &entry.value, entry.version)
+                .put_under(&state, CONTROL, &entry.value, entry.version)
                 .await?
             {
                 self.control.send_replace(entry.value);
@@ -376,6 +430,26 @@ impl Controller {
                 return Ok(entry.value);
             }
         }
+    }
+
+    /// Why nothing can be asked of the migration any more, if that is so.
+    #[must_use]
+    pub fn ended(&self) -> Option<&'static str> {
+        self.view.load().ended()
+    }
+
+    /// Keeps the state as it was last seen.
+    pub(super) fn see(&self, state: Entry<State>) {
+        self.view.store(Arc::new(View {
+            state,
+            ..(*self.view()).clone()
+        }));
+    }
+
+    /// Returns when the migration is gone though it was not settled, as far as this member knows; see
+    /// [`super::ending`].
+    pub async fn gone(&self) {
+        self.gone.cancelled().await;
     }
 
     /// Asks for a verification, and answers its number; see [`Self::verifications_done`].
@@ -409,6 +483,9 @@ impl Controller {
 
     /// All rejects.
     pub async fn rejects(&self) -> Result<Vec<Reject>> {
+        if self.view.load().over {
+            return Ok(Vec::new());
+        }
         let records = self.ledger.list::<Reject>(REJECTS).await?;
         Ok(records.into_iter().map(|(_, entry)| entry.value).collect())
     }
@@ -480,7 +557,7 @@ impl Controller {
         let deadline = Instant::now() + self.options.timing.look * 10;
         loop {
             let Some(entry) = self.ledger.get::<State>(STATE).await? else {
-                return Ok(Err("the record of the migration is gone".into()));
+                return Ok(Err(self.ended().unwrap_or(GONE).into()));
             };
             let around = self.surroundings(&entry.value, phase).await?;
             match entry.value.may_switch(phase, &around) {
@@ -510,6 +587,7 @@ impl Controller {
             expect: vec![(STATE.to_owned(), from.version)],
             writes: vec![write(STATE, to)],
             line: (to.line() != from.value.line()).then(|| to.line()),
+            ..RecordTxn::default()
         };
         if let Some((record, version)) = switch {
             txn.expect.push((SWITCH.to_owned(), version));
@@ -567,6 +645,13 @@ async fn begin(
     if nonempty && !options.allow_nonempty {
         return Err(OpenError::NotEmpty);
     }
+    if let Some(fenceable) = old.fenceable()
+        && (options.mirror || options.start == Phase::Passthrough)
+        && !options.offline
+        && fence::is_up(&fenceable).await.map_err(of_old)?
+    {
+        return Err(OpenError::Fenced);
+    }
     // Read before the line is set. Nobody is served through this member yet.
     let base = old.revision().await.map_err(of_old)?;
     let survey = Survey {
@@ -601,6 +686,7 @@ async fn begin(
             write(SURVEY, &survey),
         ],
         line: Some(state.line()),
+        ..RecordTxn::default()
     };
     if ledger.write(txn).await.map_err(of_new)? {
         info!(migration = %state.migration, %base, "a migration begins");

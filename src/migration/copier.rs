@@ -207,7 +207,7 @@ impl Copier {
         };
         let Some(cursor) = cursor else {
             if !txn.writes.is_empty() {
-                self.ledger.write(txn).await?;
+                self.ledger.write_while_open(txn).await?;
             }
             return Ok(Step::Done);
         };

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::backfill::Progress;
 use super::controller::{Controller, View, now_ms};
 use super::crossing::{Border, Stretch};
+use super::ending::GONE;
 use super::fleet::Fleet;
 use super::foreign;
 use super::jobs::{self, Job, Jobs, Situation};
@@ -43,6 +44,13 @@ fn copied_spans(state: &State, progress: &Progress) -> Vec<KeyRange> {
     } else {
         progress.copied_spans()
     }
+}
+
+/// What follows a turn.
+enum Turn {
+    Next,
+    /// Nothing: the migration is over, or gone.
+    Last,
 }
 
 /// What one member's loop keeps from turn to turn.
@@ -99,7 +107,12 @@ impl Driver {
         let mut switch = SwitchWatch::default();
         loop {
             match tokio::time::timeout(TURN, self.turn()).await {
-                Ok(Ok(())) => self.publish(None),
+                Ok(Ok(Turn::Next)) => self.publish(None),
+                Ok(Ok(Turn::Last)) => {
+                    self.jobs.stop();
+                    self.end();
+                    return;
+                }
                 Ok(Err(error)) => self.publish(Some(error)),
                 Err(_) => self.publish(Some(StoreError::Unavailable(
                     "the new store does not answer".into(),
@@ -125,12 +138,21 @@ impl Driver {
     }
 
     /// One look at the records, and what follows from it.
-    async fn turn(&mut self) -> Result<()> {
+    async fn turn(&mut self) -> Result<Turn> {
         let shared = Arc::clone(&self.shared);
-        let state = self.load_state().await?;
+        let Some(state) = self.load_state().await? else {
+            return Ok(Turn::Last);
+        };
         self.follow(&state.value);
-        self.beat().await?;
-        let owner = self.choose_owner().await?;
+        if state.value.closed {
+            let done = shared.remove_rest(&state).await?;
+            shared.see(state);
+            // Else another member was faster, and the next turn finds that there is nothing.
+            shared.wake.notify_one();
+            return Ok(if done { Turn::Last } else { Turn::Next });
+        }
+        self.beat(&state).await?;
+        let owner = self.choose_owner(&state).await?;
         if let Some(control) = shared.ledger.get::<Control>(CONTROL).await? {
             let changed = |now: &mut Control| {
                 let differs = *now != control.value;
@@ -160,6 +182,9 @@ impl Driver {
             self.start(job, &state.value);
         }
         self.jobs.keep_only(&state.value, situation);
+        if situation.owner {
+            shared.close(&state, &self.fleet).await?;
+        }
         shared.view.store(Arc::new(View {
             state,
             fleet: self.fleet.clone(),
@@ -167,13 +192,36 @@ impl Driver {
             progress,
             switch,
             trouble: None,
+            over: false,
         }));
-        Ok(())
+        Ok(Turn::Next)
     }
 
-    async fn load_state(&self) -> Result<Entry<State>> {
+    /// The state, if there still is one. That of another migration is none.
+    async fn load_state(&self) -> Result<Option<Entry<State>>> {
         let state = self.shared.ledger.get::<State>(STATE).await?;
-        state.ok_or_else(|| StoreError::Broken("the record of the migration is gone".into()))
+        let ours = &self.shared.view.load().state.value.migration;
+        Ok(state.filter(|entry| entry.value.migration == *ours))
+    }
+
+    /// There is nothing more to look at: this member serves on by the new store alone, or it cannot.
+    fn end(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let before = shared.view();
+        if before.state.value.phase == Phase::Settled {
+            self.follow(&before.state.value);
+            shared.view.store(Arc::new(View {
+                over: true,
+                trouble: None,
+                ..(*before).clone()
+            }));
+            self.publish(None);
+        } else {
+            let epoch = before.state.value.epoch;
+            shared.router.serve(epoch, None, None);
+            self.publish(Some(StoreError::Broken(GONE.into())));
+            shared.gone.cancel();
+        }
     }
 
     /// Sends requests the way that the state says, if that is another way than before.
@@ -236,7 +284,7 @@ impl Driver {
     }
 
     /// Shows that this member lives, and which epoch it has nothing before of.
-    async fn beat(&mut self) -> Result<()> {
+    async fn beat(&mut self, state: &Entry<State>) -> Result<()> {
         let drained = self.draining.iter().all(CancellationToken::is_cancelled);
         if drained && self.shared.router.has_crossed() {
             self.draining.clear();
@@ -252,14 +300,16 @@ impl Driver {
         let name = format!("{MEMBERS}{}", shared.id());
         if shared
             .ledger
-            .put(&name, &self.own.value, self.own.version)
+            .put_under(state, &name, &self.own.value, self.own.version)
             .await?
         {
             self.own.version += 1;
         } else {
-            // An earlier write was done though it seemed to fail, or the others took us for dead.
+            // An earlier write was done though it seemed to fail, or the others took us for dead, or the
+            // state is another one by now.
             let present = shared.ledger.get::<Member>(&name).await?;
             self.own.version = present.map_or(0, |entry| entry.version);
+            shared.wake.notify_one();
         }
         if !self.joined {
             self.replace_namesakes().await?;
@@ -298,7 +348,7 @@ impl Driver {
     }
 
     /// Who owns the jobs that only one member does; this member, if there is nobody.
-    async fn choose_owner(&self) -> Result<Option<String>> {
+    async fn choose_owner(&self, state: &Entry<State>) -> Result<Option<String>> {
         let shared = &self.shared;
         let entry = shared.ledger.get::<Owner>(OWNER).await?.unwrap_or_default();
         let owner = entry.value.member;
@@ -307,7 +357,10 @@ impl Driver {
         }
         let id = shared.id().to_owned();
         let claim = Owner { member: id.clone() };
-        let done = shared.ledger.put(OWNER, &claim, entry.version).await?;
+        let ledger = &shared.ledger;
+        let done = ledger
+            .put_under(state, OWNER, &claim, entry.version)
+            .await?;
         if done {
             info!("this member owns the backfill now");
         }
@@ -381,7 +434,10 @@ impl Driver {
             let record = Some((&record, entry.version));
             shared.transit(state, next, record).await?
         } else {
-            shared.ledger.put(SWITCH, &record, entry.version).await?
+            shared
+                .ledger
+                .put_under(state, SWITCH, &record, entry.version)
+                .await?
         };
         if !done {
             // Another member was faster, or the state has changed: the next turn sees it.

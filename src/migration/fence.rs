@@ -69,11 +69,18 @@ pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Re
                 value: Some(text(migration, epoch).into()),
             }],
             line: Some(None),
+            ..RecordTxn::default()
         };
         if old.write_records(txn).await? {
             return Ok(());
         }
     }
+}
+
+/// Whether there is a fence, whoever has put it there.
+pub async fn is_up(old: &Arc<dyn NewStore>) -> Result<bool> {
+    let records = old.records(FENCE).await?;
+    Ok(records.iter().any(|record| record.name == FENCE))
 }
 
 #[cfg(test)]

@@ -23,11 +23,11 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::controller::{Controller, now_ms};
-use super::ledger::Entry;
+use super::ledger::{Entry, write};
 use super::phase::{Phase, State};
 use super::records::readable;
 use crate::store::foreign::{ForeignBatch, ForeignChange};
-use crate::store::{Claim, GuardedStore, Read, ReadReply, Result, StoreError};
+use crate::store::{Claim, GuardedStore, Read, ReadReply, RecordTxn, Result, StoreError};
 use crate::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Event, KeyRange, KeyValue, LeaseId, Op,
     Put, Range, Revision, Txn,
@@ -220,11 +220,12 @@ impl Watcher {
     }
 
     async fn keep(&self, entry: &mut Entry<Foreign>) -> Result<bool> {
-        let done = self
-            .shared
-            .ledger
-            .put(FOREIGN, &entry.value, entry.version)
-            .await?;
+        let txn = RecordTxn {
+            expect: vec![(FOREIGN.to_owned(), entry.version)],
+            writes: vec![write(FOREIGN, &entry.value)],
+            ..RecordTxn::default()
+        };
+        let done = self.shared.ledger.write_while_open(txn).await?;
         entry.version += 1;
         Ok(done)
     }

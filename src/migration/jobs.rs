@@ -356,7 +356,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
         let txn = RecordTxn {
             expect: vec![(STATE.to_owned(), entry.version)],
             writes: vec![write(STATE, &next), write(VERIFY, &report)],
-            line: None,
+            ..RecordTxn::default()
         };
         if shared.ledger.write(txn).await? {
             let Report {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::phase::State;
+use super::records::STATE;
 use crate::store::{NewStore, Record, RecordTxn, RecordWrite, Result, StoreError};
 
 /// The records of a new store.
@@ -54,9 +56,52 @@ impl Ledger {
         self.write(RecordTxn {
             expect: vec![(name.to_owned(), version)],
             writes: vec![write(name, value)],
-            line: None,
+            ..RecordTxn::default()
         })
         .await
+    }
+
+    /// The same, if the state too is still as it was read. So is written whatever could make a record that
+    /// was not there: a member that has slept through the end of the migration would leave it behind for
+    /// good.
+    pub async fn put_under<T: Serialize>(
+        &self,
+        state: &Entry<State>,
+        name: &str,
+        value: &T,
+        version: i64,
+    ) -> Result<bool> {
+        self.write(RecordTxn {
+            expect: vec![
+                (STATE.to_owned(), state.version),
+                (name.to_owned(), version),
+            ],
+            writes: vec![write(name, value)],
+            ..RecordTxn::default()
+        })
+        .await
+    }
+
+    /// Carries out `txn`, for those who do not know the state, if it is not closed; answers whether all
+    /// that `txn` expects held. Fails with [`StoreError::StaleEpoch`] when the migration is over.
+    pub async fn write_while_open(&self, txn: RecordTxn) -> Result<bool> {
+        loop {
+            let state = self.open_state().await?;
+            let mut under = txn.clone();
+            under.expect.push((STATE.to_owned(), state.version));
+            if self.write(under).await? {
+                return Ok(true);
+            }
+            if self.open_state().await?.version == state.version {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn open_state(&self) -> Result<Entry<State>> {
+        let state = self.get::<State>(STATE).await?;
+        let state = state.filter(|entry| !entry.value.closed);
+        state.ok_or(StoreError::StaleEpoch)
     }
 
     /// Removes the record if it is still in `version`; answers whether it was.
@@ -67,7 +112,7 @@ impl Ledger {
                 name: name.to_owned(),
                 value: None,
             }],
-            line: None,
+            ..RecordTxn::default()
         })
         .await
     }

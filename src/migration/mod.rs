@@ -9,7 +9,7 @@
 //! - [`fence`], `passthrough`: the old store alone, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
-//! - [`mirror`], `rollback`: the way back.
+//! - [`mirror`], `rollback`: the way back; `ending`: the end.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
 //!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
@@ -20,6 +20,7 @@ pub mod controller;
 pub mod copier;
 pub mod crossing;
 mod driver;
+pub mod ending;
 pub mod fence;
 pub mod fleet;
 pub mod foreign;

@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::ending::SETTLED;
+
 use crate::store::{Guard, Line};
 use crate::types::{Epoch, Revision};
 
@@ -94,6 +96,10 @@ pub struct State {
     pub verified: Option<Verified>,
     /// After settle: no claims are left.
     pub claims_dropped: bool,
+    /// After that: everybody is served by the new store as it is. No record is made any more, and those
+    /// that there are go, this one last; see `ending`.
+    #[serde(default)]
+    pub closed: bool,
     /// The old store is fenced at the start, and follows the new one's changes: there is a way back.
     #[serde(default)]
     pub mirror: bool,
@@ -200,6 +206,7 @@ impl State {
             all_claimed: false,
             verified: None,
             claims_dropped: false,
+            closed: false,
             mirror: false,
             returned: false,
             back_from: None,
@@ -356,6 +363,27 @@ impl State {
         }
     }
 
+    /// The state in which the records are closed, if the end of the migration has come: it is settled, no
+    /// claims are left, and nobody is behind who could still ask what the phase is.
+    #[must_use]
+    pub fn closing(&self, around: &Surroundings, now: u64) -> Option<Self> {
+        let over = self.phase == Phase::Settled && self.claims_dropped && !self.closed;
+        (over && around.behind.is_empty()).then(|| Self {
+            closed: true,
+            changed_ms: now,
+            ..self.clone()
+        })
+    }
+
+    /// Whether this record is all that tells, when the migration is over, that there was one: a fence in
+    /// the old store tells it, and an etcd or a database with keys in it does, unless `--allow-nonempty` is
+    /// given. Started anew by the same command, a second migration would begin that brings back what was
+    /// deleted since.
+    #[must_use]
+    pub fn has_to_stay(&self) -> bool {
+        self.nonempty && !self.mirror
+    }
+
     /// Whether the fleet may go to `to` now.
     #[must_use]
     pub fn may_switch(&self, to: Phase, around: &Surroundings) -> Decision {
@@ -364,7 +392,7 @@ impl State {
             return NoGo(format!("the phase is {to} already"));
         }
         if self.phase == Phase::Settled {
-            return NoGo("the migration is settled; nothing leads back from there".into());
+            return NoGo(SETTLED.into());
         }
         if let Some(why) = self.unopened() {
             return NoGo(why.into());

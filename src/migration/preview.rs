@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::controller::Controller;
+use super::ending::GONE;
 use super::ledger::Entry;
 use super::phase::{Decision, Phase, State};
 use super::records::STATE;
 use super::rehearsal::millis;
-use crate::store::{Result, StoreError};
+use crate::store::Result;
 
 /// What `--dry-run` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +72,10 @@ impl State {
             (Phase::Normal, Phase::Settled) => (
                 1,
                 stale("new"),
-                "all claims and whiteouts, and the line; nothing leads back from there",
-                "the data of both stores; the old one is let go",
+                "all claims and whiteouts, then all records and the switch key: the new store holds nothing \
+                 but the application's keys (an etcd also one that says how revisions go on); nothing \
+                 leads back from there",
+                "the data of both stores; the old one is let go, and stays fenced if it was",
             ),
             _ => return Vec::new(),
         };
@@ -113,9 +116,10 @@ impl Controller {
     /// What would become of a request to go to `to`. Changes nothing.
     pub async fn preview(&self, to: Phase) -> Result<Preview> {
         let Some(Entry { value: state, .. }) = self.ledger.get::<State>(STATE).await? else {
-            return Err(StoreError::Broken(
-                "the record of the migration is gone".into(),
-            ));
+            return Ok(Preview {
+                why: self.ended().unwrap_or(GONE).into(),
+                ..Preview::default()
+            });
         };
         let view = self.view();
         let around = self.surroundings_of(&state, &view.fleet, to).await?;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::controller::{Controller, now_ms};
+use super::ending::GONE;
 use super::phase::{Decision, Phase, State, Surroundings, Verified};
 use super::records::{MEMBERS, Member, STATE};
 use crate::store::{Result, StoreError};
@@ -95,7 +96,7 @@ impl Controller {
     pub async fn rehearse(&self) -> Result<Result<Rehearsal, String>> {
         let (next, begun) = loop {
             let Some(entry) = self.ledger.get::<State>(STATE).await? else {
-                return Ok(Err("the record of the migration is gone".into()));
+                return Ok(Err(self.ended().unwrap_or(GONE).into()));
             };
             let members = self.ledger.list::<Member>(MEMBERS).await?;
             let behind = members

@@ -117,6 +117,7 @@ async fn attempt(mirror: &Mirror) -> Result<Attempt> {
         // Whoever still mirrors finds another version.
         writes: vec![write(MIRROR, &done)],
         line: Some(Some(state.line_back(goal))),
+        ..RecordTxn::default()
     };
     if old.write_records(txn).await? {
         Ok(Attempt::Open(goal))

@@ -87,6 +87,8 @@ pub struct Status {
     pub longest_stall_ms: u64,
     /// What others have changed in the old store past the proxies.
     pub foreign: Foreign,
+    /// The migration is over: nothing of it is left in the new store, which this proxy serves alone.
+    pub complete: bool,
     /// What is wrong now.
     pub trouble: Option<String>,
     /// Where this proxy serves the etcd API.
@@ -185,6 +187,7 @@ impl Controller {
             longest_stall_ms: u64::try_from(self.router.longest_stall().as_millis())
                 .unwrap_or(u64::MAX),
             foreign: (*self.foreign()).clone(),
+            complete: view.over,
             trouble: view
                 .trouble
                 .clone()

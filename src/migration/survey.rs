@@ -21,7 +21,9 @@ const PAGE: usize = 10_000;
 
 /// Goes on with the survey until every key is in a shard. `found` is notified of each.
 pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) -> Result<()> {
-    let mut entry: Entry<Survey> = ledger.get(SURVEY).await?.unwrap_or_default();
+    // Every migration begins with one, so without it this one is over.
+    let read = async || ledger.get(SURVEY).await?.ok_or(StoreError::StaleEpoch);
+    let mut entry: Entry<Survey> = read().await?;
     while !entry.value.done {
         let mut next = entry.value.clone();
         let shard = stride(old, &mut next).await?;
@@ -30,14 +32,14 @@ pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) ->
         let txn = RecordTxn {
             expect: vec![(SURVEY.to_owned(), entry.version)],
             writes: vec![write(SURVEY, &next), write(name, &shard)],
-            line: None,
+            ..RecordTxn::default()
         };
         if ledger.write(txn).await? {
             entry.value = next;
             entry.version += 1;
             found.notify_one();
         } else {
-            entry = ledger.get(SURVEY).await?.unwrap_or_default();
+            entry = read().await?;
         }
     }
     Ok(())

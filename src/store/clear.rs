@@ -58,9 +58,9 @@ async fn forget_migration<S: NewStore + ?Sized>(store: &S) -> Result<()> {
         let some = names.by_ref().take(RECORDS);
         store
             .write_records(RecordTxn {
-                expect: Vec::new(),
                 writes: some.map(|name| RecordWrite { name, value: None }).collect(),
                 line: Some(None),
+                ..RecordTxn::default()
             })
             .await?;
         if names.peek().is_none() {

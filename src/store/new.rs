@@ -60,7 +60,8 @@ pub trait NewStore: Send + Sync + 'static {
     async fn is_empty(&self) -> Result<bool>;
 
     /// Removes all claims of deleted keys (and, where they are records of their own, those of live
-    /// ones). May take long; can be interrupted and repeated.
+    /// ones), and whatever else the store keeps for claims alone. May take long; can be interrupted and
+    /// repeated.
     ///
     /// Fails with [`super::StoreError::StaleEpoch`], and removes none, while there is a line: until
     /// settle the claims are what keeps deleted keys from coming back.
@@ -132,6 +133,9 @@ pub struct RecordTxn {
     pub writes: Vec<RecordWrite>,
     /// What becomes of the line: left alone, or set, or removed.
     pub line: Option<Option<Line>>,
+    /// Keys of the migration's own that go with it, as if they had never been: no event is made and no
+    /// revision taken that clients see, and no whiteout stays.
+    pub forget: Vec<Bytes>,
 }
 
 /// A write of one record.

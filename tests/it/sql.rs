@@ -189,7 +189,7 @@ impl Pair {
                         name,
                         value: value.then(|| "value".into()),
                     }],
-                    line: None,
+                    ..RecordTxn::default()
                 };
                 let wanted = self.memory.write_records(txn.clone()).await;
                 assert_eq!(self.sql().write_records(txn).await, wanted);

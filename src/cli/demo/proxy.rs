@@ -86,7 +86,17 @@ impl Proxy {
     /// Settles the migration.
     pub(super) async fn complete(&self) -> Result<(), Failure> {
         let _: serde_json::Value = self.admin.post("/complete", None).await?;
-        self.wait_for("settled", |_| false).await
+        self.wait_for("settled", |_| false).await?;
+        let deadline = Instant::now() + TRANSITION;
+        while !self.status().await?.complete {
+            if Instant::now() > deadline {
+                return Err(Failure::Failed(
+                    "what is left of the migration in the new store is not removed".into(),
+                ));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     async fn wait_for(

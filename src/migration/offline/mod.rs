@@ -76,6 +76,7 @@ impl From<OpenError> for CopyError {
             OpenError::Same | OpenError::CannotWait => Self::Usage(text),
             OpenError::Store { .. } | OpenError::Format(_) => Self::Failed(text),
             OpenError::NotEmpty
+            | OpenError::Fenced
             | OpenError::OtherOldStore
             | OpenError::Offline
             | OpenError::Live => Self::Refused(text),
@@ -197,7 +198,7 @@ impl Offline {
         if controller.view().state.value.phase == Phase::Normal {
             advance(&controller, Phase::Settled).await?;
         }
-        look(Act::Settling, &|view| view.state.value.claims_dropped).await?;
+        look(Act::Settling, &|view| view.over).await?;
         // Each has its full time from now on, for the application to come back.
         leases.renew().await?;
         let state = controller.view().state.value.clone();

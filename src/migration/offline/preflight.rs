@@ -19,8 +19,6 @@ pub enum Found {
     Empty,
     /// A part of a copy from the same old store.
     Unfinished(State),
-    /// All of a copy from the same old store.
-    Finished(State),
     /// Something else.
     Other(Contents),
 }
@@ -40,7 +38,7 @@ impl Found {
         let migration = match self {
             Self::Empty => return Ok(None),
             Self::Other(contents) => return Ok(Some(contents.clone())),
-            Self::Unfinished(state) | Self::Finished(state) => Some((state.clone(), false)),
+            Self::Unfinished(state) => Some((state.clone(), false)),
         };
         let keys = keys(new).await?;
         Ok(Some(Contents { keys, migration }))
@@ -57,7 +55,10 @@ impl fmt::Display for Contents {
         let Some((state, foreign)) = &self.migration else {
             return match self.keys {
                 0 => f.write_str(", but records or keys of Segue's own"),
-                _ => f.write_str(" of an application that has written them there itself"),
+                _ => f.write_str(
+                    " of an application, which has written them there or was given them by a copy or \
+                     migration that is complete",
+                ),
             };
         };
         let whence = if *foreign {
@@ -116,11 +117,8 @@ pub(super) async fn inspect(
         return Err(OpenError::Format(state.format).into());
     }
     let ours = state.offline && state.old == identity;
-    if ours && !(state.phase == Phase::Settled && state.claims_dropped) {
-        return Ok(Found::Unfinished(state));
-    }
     if ours {
-        return Ok(Found::Finished(state));
+        return Ok(Found::Unfinished(state));
     }
     let foreign = state.old != identity;
     Ok(Found::Other(Contents {

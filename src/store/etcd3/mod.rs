@@ -18,7 +18,8 @@
 //! into service again a new offset begins, and what was written before keeps the one of its time.
 //!
 //! What belongs to the store itself lies below `segue/_/` (under the reserved prefix): `epoch`, `line`,
-//! `replaying`, `claim/KEY` and `record/NAME`.
+//! `unseen`, `claim/KEY` and `record/NAME`. After a settled migration nothing of it is left but `line`, and
+//! that only where the offset is not zero.
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,

@@ -19,8 +19,9 @@ pub(super) struct Names {
     pub(super) epoch: Bytes,
     /// Holds the rest of the line.
     pub(super) line: Bytes,
-    /// Written in every transaction that removes keys for a replay: whoever watches can tell it.
-    pub(super) replaying: Bytes,
+    /// Written in every transaction that whoever watches is not to see: one that removes keys for a
+    /// replay, or keys of Segue's own.
+    pub(super) unseen: Bytes,
     claims: Bytes,
     records: Bytes,
 }
@@ -32,7 +33,7 @@ impl Names {
             reserved: reserved.clone(),
             epoch: own.key("epoch"),
             line: own.key("line"),
-            replaying: own.key("replaying"),
+            unseen: own.key("unseen"),
             claims: own.key("claim/"),
             records: own.key("record/"),
             own,

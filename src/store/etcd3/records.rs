@@ -190,6 +190,14 @@ pub(super) fn record_op(names: &Names, write: &RecordWrite) -> pb::RequestOp {
     }
 }
 
+/// Keeps what else is done in the transaction from those who watch.
+pub(super) fn unseen_op(names: &Names) -> pb::RequestOp {
+    put_op(pb::PutRequest {
+        key: names.unseen.clone(),
+        ..pb::PutRequest::default()
+    })
+}
+
 pub(super) fn delete_op(keys: &KeyRange) -> pb::RequestOp {
     let (key, range_end) = keys.to_etcd();
     pb::RequestOp {
@@ -373,6 +381,11 @@ impl NewStore for Etcd3 {
             for write in &txn.writes {
                 request.success.push(record_op(&shared.names, write));
             }
+            if !txn.forget.is_empty() {
+                let keys = txn.forget.iter().cloned().map(KeyRange::One);
+                request.success.extend(keys.map(|key| delete_op(&key)));
+                request.success.push(unseen_op(&shared.names));
+            }
             let mut seen = None;
             if let Some(line) = txn.line {
                 let before = shared.read_line().await?;
@@ -426,7 +439,7 @@ impl NewStore for Etcd3 {
             request.keys_only = true;
             let response = self.shared.client.long_range(request).await?;
             let Some(last) = response.kvs.last() else {
-                return Ok(());
+                break;
             };
             let page = KeyRange::span(claims.start().clone(), Some(successor(&last.key)));
             let request = pb::TxnRequest {
@@ -438,9 +451,17 @@ impl NewStore for Etcd3 {
                 return Err(StoreError::StaleEpoch);
             }
             if !response.more {
-                return Ok(());
+                break;
             }
         }
+        // Nobody asks whether it is there, only whether it was written.
+        let mark = delete_op(&KeyRange::One(names.unseen.clone()));
+        let request = pb::TxnRequest {
+            compare: vec![no_line, no_fence],
+            success: vec![mark],
+            failure: Vec::new(),
+        };
+        self.shared.client.txn(request).await.map(drop)
     }
 
     async fn clear(&self) -> Result<()> {

@@ -7,8 +7,7 @@
 
 use super::Shared;
 use super::copy_up::{copy_ops, pieces};
-use super::records::{delete_op, record_compare, record_op};
-use super::view::put_op;
+use super::records::{delete_op, record_compare, record_op, unseen_op};
 use crate::proto::etcdserverpb as pb;
 use crate::store::{RecordWrite, Replay, Replayed, Result};
 use crate::types::KeyRange;
@@ -47,10 +46,7 @@ impl Shared {
                 .flat_map(|key| [key.clone(), names.claim(key)])
                 .map(|key| delete_op(&KeyRange::One(key)))
                 .collect();
-            removals.push(put_op(pb::PutRequest {
-                key: names.replaying.clone(),
-                ..pb::PutRequest::default()
-            }));
+            removals.push(unseen_op(names));
             if !self.replay_txn(removals, record).await? {
                 return Ok(false);
             }

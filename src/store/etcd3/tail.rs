@@ -348,12 +348,12 @@ async fn translate(
 ) -> Result<Vec<Arc<EventBatch>>> {
     let mut batches: Vec<EventBatch> = Vec::new();
     let mut copied: HashSet<(i64, Bytes)> = HashSet::new();
-    let mut replaying: HashSet<i64> = HashSet::new();
+    let mut unseen: HashSet<i64> = HashSet::new();
     for event in events {
         let Some(kv) = &event.kv else { continue };
         if view.names.is_own(&kv.key) {
-            if kv.key == view.names.replaying {
-                replaying.insert(kv.mod_revision);
+            if kv.key == view.names.unseen {
+                unseen.insert(kv.mod_revision);
             }
             if view.names.claimed(&kv.key).is_some()
                 && event.r#type() == crate::proto::mvccpb::event::EventType::Put
@@ -387,7 +387,7 @@ async fn translate(
             batch.events.retain(shown);
         }
     }
-    batches.retain(|batch| !replaying.contains(&batch.revision.0));
+    batches.retain(|batch| !unseen.contains(&batch.revision.0));
     let mut pairs = Vec::new();
     for event in batches.iter_mut().flat_map(|batch| &mut batch.events) {
         if let Change::Put(kv) = &mut event.change {

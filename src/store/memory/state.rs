@@ -368,6 +368,9 @@ impl State {
         for write in txn.writes {
             self.write_record(write);
         }
+        for key in &txn.forget {
+            self.keys.remove(key);
+        }
         if let Some(line) = txn.line {
             self.line = line;
             if let Some(line) = line

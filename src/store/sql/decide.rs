@@ -70,8 +70,14 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
     changes.renew_leases = renew_leases;
     let batches = keep(outcome, &table, &mut changes);
     for (request, done) in batch.iter().zip(&done) {
-        if let (Work::Replay(replay), Ok(Done::Records(true))) = (&request.work, done) {
-            replay::keep(replay, &table, &mut changes);
+        match (&request.work, done) {
+            (Work::Replay(replay), Ok(Done::Records(true))) => {
+                replay::keep(replay, &table, &mut changes);
+            }
+            (Work::Records(txn), Ok(Done::Records(true))) => {
+                forget(&txn.forget, &table, &mut changes);
+            }
+            _ => {}
         }
     }
     let ticks = |request: &Request| matches!(request.work, Work::Expire(_));
@@ -312,6 +318,14 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
     }
     changes.head.copy_ups += i64::from(copied_up);
     outcome.batches.into_iter().map(Arc::new).collect()
+}
+
+/// Removes rows without a word. What the log says of them is superseded by nothing, so that reads of the
+/// past, which begin from the rows of now, do not find it.
+fn forget(keys: &[Bytes], table: &Table, changes: &mut Changes) {
+    let present = keys.iter().filter(|key| table.row(key).is_some());
+    changes.removed.extend(present.cloned());
+    changes.head.copy_ups += i64::from(!changes.removed.is_empty());
 }
 
 /// The revision of the key's entry before this one.

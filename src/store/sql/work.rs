@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::backend::Prefetch;
-use crate::store::{CopyUp, FENCE, Guard, RecordTxn, Replay, Replayed, Result};
+use crate::store::{CopyUp, FENCE, Guard, RecordTxn, RecordWrite, Replay, Replayed, Result};
 use crate::types::{
     Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
 };
@@ -72,7 +72,8 @@ impl Work {
     pub(super) fn is_solo(&self) -> bool {
         match self {
             Self::Records(txn) => {
-                txn.line.is_some() || txn.writes.iter().any(|write| write.name == FENCE)
+                let of_fence = |write: &RecordWrite| write.name == FENCE;
+                txn.line.is_some() || !txn.forget.is_empty() || txn.writes.iter().any(of_fence)
             }
             Self::Compact(_) | Self::Replay(_) => true,
             _ => false,
@@ -163,6 +164,7 @@ impl Work {
                 let expected = txn.expect.iter().map(|(name, _)| name);
                 let written = txn.writes.iter().map(|write| &write.name);
                 want.records.extend(expected.chain(written).cloned());
+                want.keys.extend(txn.forget.iter().cloned());
             }
             Self::Replay(replay) => {
                 for change in &replay.changes {

@@ -259,6 +259,7 @@ pub async fn set_line(new: &dyn NewStore, line: Option<Line>) {
         expect: vec![("state".into(), version)],
         writes: vec![record("state", "a phase")],
         line: Some(line),
+        ..RecordTxn::default()
     };
     assert!(new.write_records(txn).await.unwrap());
 }

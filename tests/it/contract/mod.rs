@@ -201,6 +201,7 @@ macro_rules! new_store_contract {
                     records_are_compared_and_put
                     records_are_listed_by_prefix_in_order
                     records_are_no_keys
+                    a_key_that_is_forgotten_with_a_record_leaves_no_trace
                     changes_of_a_key_are_told
                     a_store_is_empty_until_it_holds_something
                     a_cleared_store_is_empty_and_refuses_who_is_behind

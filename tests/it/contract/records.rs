@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt as _;
 use segue::store::{Guard, RecordTxn, RecordWrite, StoreError};
-use segue::types::{KeyRange, Put};
+use segue::types::{KeyRange, Put, Range};
 
 use super::NewFixture;
 use super::dsl::*;
@@ -15,7 +15,7 @@ pub async fn records_are_compared_and_put(fixture: &dyn NewFixture) {
             .map(|(name, version)| ((*name).to_owned(), *version))
             .collect(),
         writes,
-        line: None,
+        ..RecordTxn::default()
     };
     let write = |txn| async { new.write_records(txn).await.unwrap() };
     assert!(write(txn(&[("a", 0)], vec![record("a", "1")])).await);
@@ -112,6 +112,51 @@ pub async fn records_are_no_keys(fixture: &dyn NewFixture) {
     assert_eq!(watched.words().await, ["delete a"]);
     assert_eq!(subject.new.records("segue/").await.unwrap().len(), 1);
     assert_eq!(subject.new.records("a").await.unwrap().len(), 1);
+}
+
+pub async fn a_key_that_is_forgotten_with_a_record_leaves_no_trace(fixture: &dyn NewFixture) {
+    let new = fixture.new_store().await;
+    let subject = Subject::new(new.guarded(Guard::None), fixture.gapless());
+    subject.put("a", "1").await;
+    // The last change of all, whose revision the next one must not take again.
+    let before = subject.put("segue/switch", "normal").await;
+    let mut watched = subject.watch(KeyRange::all(), None).await;
+    let mut within = subject.watch(prefix("segue/"), None).await;
+    let forget = |version| RecordTxn {
+        expect: vec![("state".to_owned(), version)],
+        writes: vec![record("state", "over")],
+        forget: vec!["segue/switch".into(), "segue/none".into()],
+        ..RecordTxn::default()
+    };
+    assert!(!new.write_records(forget(7)).await.unwrap());
+    assert!(subject.value("segue/switch").await.is_some());
+    assert!(new.write_records(forget(0)).await.unwrap());
+    assert_eq!(new.records("").await.unwrap().len(), 1);
+    assert_eq!(subject.value("segue/switch").await, None);
+    let everything = Range::of(prefix("segue/"));
+    assert_eq!(subject.keys(everything.clone()).await, [""; 0]);
+    assert_eq!(subject.range(everything).await.count, 0);
+    subject.assert_no_step(before, subject.revision().await);
+    // Nothing is told of it, and it begins anew.
+    let again = subject.put("segue/switch", "mine").await;
+    let switch = subject.get("segue/switch").await.unwrap();
+    assert_eq!((switch.create_revision, switch.version), (again, 1));
+    assert_eq!(within.words().await, ["put segue/switch=mine"]);
+    subject.put("a", "2").await;
+    assert_eq!(watched.words().await, ["put a=2"]);
+    // Nothing is left where records are written that nobody has claims of.
+    subject.delete(prefix("segue/")).await;
+    subject.delete(one("a")).await;
+    new.drop_claims().await.unwrap();
+    let last = RecordTxn {
+        writes: vec![RecordWrite {
+            name: "state".into(),
+            value: None,
+        }],
+        ..RecordTxn::default()
+    };
+    assert!(new.write_records(last).await.unwrap());
+    assert!(new.is_empty().await.unwrap());
 }
 
 pub async fn changes_of_a_key_are_told(fixture: &dyn NewFixture) {

@@ -1,7 +1,10 @@
 //! The migration as a whole: members of a fleet in this process, over stores in memory.
 
+mod ending;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod fleet;
+#[allow(unreachable_pub, reason = "as in the toolbox")]
+mod gate;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
 mod rehearsal;

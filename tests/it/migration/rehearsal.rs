@@ -93,10 +93,10 @@ async fn a_rehearsal_is_refused_where_a_switch_would_wait_and_waits_for_the_dead
     let member = stores.join("a").await.unwrap();
     let dead = stores.join("b").await.unwrap();
     member.until_verified().await;
-    member.until_phase(Phase::Migration).await;
     member
-        .until("both are there", |status| status.members.len() == 2)
+        .until("both there", |status| status.members.len() == 2)
         .await;
+    member.until_phase(Phase::Migration).await;
     dead.kill().await;
     let request = Request {
         to: Phase::Normal,

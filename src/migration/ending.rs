@@ -1,0 +1,100 @@
+//! The end of a migration: everything that it kept in the new store goes.
+//!
+//! Once the phase is settled, no claims are left and nobody is behind, the owner **closes** the records:
+//! one transaction in which the state says so and the switch key goes. From then on no member makes a
+//! record, since whoever could make one expects the state as it has read it (see [`Ledger::put_under`]).
+//! So what is listed now is all that there will be, and every member that sees the state closed removes
+//! it, the state last: whoever of them dies, another one finishes, or the next one that joins.
+//!
+//! Who finds no state any more, and knows that it was settled, serves on by the new store alone, as it
+//! did before. Who believes in an earlier phase cannot tell an end from a new store that was emptied and
+//! may be somebody else's by now: it serves nobody and says what to do.
+
+use tracing::info;
+
+use super::controller::{Controller, now_ms};
+use super::fleet::Fleet;
+use super::ledger::{Entry, Ledger, write};
+use super::phase::{State, Surroundings};
+use super::records::STATE;
+use super::switch::KEY;
+use crate::store::{FENCE, NewStore, RecordTxn, RecordWrite, Result};
+
+/// Records that are removed in one transaction.
+const TOGETHER: usize = 50;
+
+/// What is said to those who ask something of a migration that is over.
+pub const COMPLETE: &str = "the migration is complete: it is settled, and nothing of it is left in the new store, \
+                            which this proxy serves alone";
+
+/// The same, while it is on its way there.
+pub const SETTLED: &str = "the migration is settled; nothing leads back from there";
+
+/// Why a member ends that finds the migration gone.
+pub const GONE: &str = "the record of the migration is gone: the migration was completed while this proxy was cut \
+                        off, or the new store was emptied. Nobody is served here any more. If it was completed, \
+                        run `segue serve --new URL` without --old";
+
+impl Controller {
+    /// Closes the records, if it is time.
+    pub(super) async fn close(&self, state: &Entry<State>, fleet: &Fleet) -> Result<()> {
+        let around = Surroundings {
+            behind: fleet.behind(state.value.epoch),
+            ..Surroundings::default()
+        };
+        let Some(next) = state.value.closing(&around, now_ms()) else {
+            return Ok(());
+        };
+        let txn = RecordTxn {
+            expect: vec![(STATE.to_owned(), state.version)],
+            writes: vec![write(STATE, &next)],
+            forget: vec![self.options.reserved.key(KEY)],
+            ..RecordTxn::default()
+        };
+        if self.ledger.write(txn).await? {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a migration whose records are closed; answers whether that was all.
+    pub(super) async fn remove_rest(&self, state: &Entry<State>) -> Result<bool> {
+        // The removal of the switch key may have left a mark.
+        self.new.drop_claims().await?;
+        remove_records(&self.ledger, &*self.new, state).await?;
+        if state.value.has_to_stay() {
+            return Ok(true);
+        }
+        let done = self.ledger.remove(STATE, state.version).await?;
+        if done {
+            info!("nothing is left of the migration in the new store");
+        }
+        Ok(done)
+    }
+}
+
+/// Removes all records but the state.
+async fn remove_records(ledger: &Ledger, new: &dyn NewStore, state: &Entry<State>) -> Result<()> {
+    let records = new.records("").await?;
+    let names = records.into_iter().map(|record| record.name);
+    // The fence of a store that was an old one once is there for good.
+    let gone: Vec<_> = names
+        .filter(|name| name != STATE && name != FENCE)
+        .collect();
+    for some in gone.chunks(TOGETHER) {
+        let removal = |name: &String| RecordWrite {
+            name: name.clone(),
+            value: None,
+        };
+        let txn = RecordTxn {
+            expect: vec![(STATE.to_owned(), state.version)],
+            writes: some.iter().map(removal).collect(),
+            ..RecordTxn::default()
+        };
+        if !ledger.write(txn).await? {
+            // Another member has come to the end of it.
+            break;
+        }
+    }
+    Ok(())
+}
