@@ -146,6 +146,7 @@ async fn a_copy_is_the_same_store_and_nothing_else() {
     {
         let store = open(&new).await;
         assert_eq!(store.line().await.unwrap(), None);
+        assert_eq!(store.records("").await.unwrap(), []);
         let store = store.guarded(Guard::None);
         let lease = store.time_to_live(LeaseId(77), true).await.unwrap().reply;
         let lease = lease.unwrap();
@@ -154,7 +155,8 @@ async fn a_copy_is_the_same_store_and_nothing_else() {
     }
     // An application can be started on it, and has it to itself.
     drop(Segue::start(["--new", &new]).await);
-    refused(&old, &new, &[], 3, "this copy was finished").await;
+    let hint = "a copy which was finished, there is nothing left to do";
+    refused(&old, &new, &[], 3, hint).await;
 }
 
 #[tokio::test]

@@ -3,8 +3,11 @@
 use segue::store::{CopyUp, Guard, Line, RecordTxn, RecordWrite, StoreUrl, open_old};
 use segue::types::{Epoch, KeyRange, KeyValue, Put, Range, Reserved, Revision};
 
+use serde_json::Value;
+
 use super::open;
 use crate::support::Etcd;
+use crate::support::segue::Segue;
 
 /// The old store was used much more than the new one.
 const BASE: Revision = Revision(1_000);
@@ -118,4 +121,140 @@ async fn revisions_go_on_after_settle_here_and_as_the_old_store_of_the_next_migr
         written.map(|kv| (kv.mod_revision, kv.version)),
         Some((after, 2))
     );
+}
+
+/// All keys of an etcd as it holds them.
+async fn raw_keys(etcd: &Etcd) -> Vec<String> {
+    let mut client = client(&etcd.endpoint()).await;
+    let all = etcd_client::GetOptions::new().with_all_keys();
+    let found = client.get("", Some(all)).await.unwrap();
+    let keys = found
+        .kvs()
+        .iter()
+        .map(|kv| kv.key_str().unwrap().to_owned());
+    keys.collect()
+}
+
+async fn client(endpoint: &str) -> etcd_client::Client {
+    etcd_client::Client::connect([endpoint], None)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
+    let (mut old, new) = (Etcd::start().await, Etcd::start().await);
+    let mut direct = client(&old.endpoint()).await;
+    for number in 0..50 {
+        direct
+            .put(format!("key/{number:02}"), "old", None)
+            .await
+            .unwrap();
+    }
+    let args = ["--old", &old.url(), "--new", &new.url()];
+    let mut first = Segue::start(args).await;
+    let second = Segue::start(args).await;
+    for proxy in [&first, &second] {
+        let both = |status: &Value| {
+            status["verified"] == true && status["members"].as_array().map(Vec::len) == Some(2)
+        };
+        proxy.until("both are there, and verified", both).await;
+    }
+    let switched = first.run(["switch", "--wait"]).await;
+    assert_eq!(switched.code, 0, "{switched:?}");
+    let mut through = client(&second.endpoint()).await;
+    let before = through.delete("key/00", None).await.unwrap();
+    let before = before.header().unwrap().revision();
+    assert!(raw_keys(&new).await.contains(&"segue/switch".to_owned()));
+    let watching = through.watch("", Some(etcd_client::WatchOptions::new().with_all_keys()));
+    let mut stream = watching.await.unwrap();
+
+    let foreseen = first.run(["complete", "--dry-run"]).await;
+    assert!(foreseen.out.contains("the switch key"), "{foreseen:?}");
+    let completed = first.run(["complete"]).await;
+    assert_eq!(completed.code, 0, "{completed:?}");
+    assert!(
+        completed.out.contains("nothing of it is left"),
+        "{completed:?}"
+    );
+    let mut expected: Vec<_> = (1..50).map(|number| format!("key/{number:02}")).collect();
+    expected.push("segue/_/line".to_owned());
+    assert_eq!(raw_keys(&new).await, expected);
+
+    // Both serve on, and say so.
+    let put = through.put("key/01", "new", None).await.unwrap();
+    let after = put.header().unwrap().revision();
+    assert!(after > before);
+    // The first message says that the watch is there.
+    let mut revisions = Vec::new();
+    while revisions.is_empty() {
+        let told = stream.message().await.unwrap().unwrap();
+        let told = told.events().iter();
+        revisions.extend(told.map(|event| event.kv().unwrap().mod_revision()));
+    }
+    assert_eq!(revisions, [after]);
+    for proxy in [&first, &second] {
+        let status = proxy
+            .until("over", |status| status["complete"] == true)
+            .await;
+        assert_eq!(
+            (&status["phase"], &status["trouble"]),
+            (&"settled".into(), &Value::Null)
+        );
+        let text = proxy.run(["status"]).await.out;
+        assert!(text.contains("migration   complete"), "{text}");
+        for command in [
+            "complete", "switch", "rollback", "pause", "resume", "verify",
+        ] {
+            let refused = proxy.run([command]).await;
+            assert_eq!(refused.code, 3, "{command}: {refused:?}");
+            assert!(
+                refused.err.contains("is complete"),
+                "{command}: {refused:?}"
+            );
+        }
+        let said = proxy.output();
+        assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+    }
+    assert_eq!(raw_keys(&new).await, expected);
+
+    // By the same command nothing begins, whether the old store is still there or not.
+    for _ in 0..2 {
+        let said = first.try_restart().await.unwrap_err();
+        assert!(said.starts_with("exit status: 1"), "{said}");
+        assert!(
+            said.contains("run `segue serve --new URL` without --old"),
+            "{said}"
+        );
+        old.kill();
+    }
+    assert_eq!(raw_keys(&new).await, expected);
+    let alone = Segue::start(["--new", &new.url()]).await;
+    let found = client(&alone.endpoint())
+        .await
+        .get("key/01", None)
+        .await
+        .unwrap();
+    assert_eq!(found.kvs()[0].mod_revision(), after);
+    drop(alone);
+
+    // It is the old store of the next migration, whose end leaves its fence.
+    let dir = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", dir.path().join("third.db").display());
+    let third = Segue::start(["--old", &new.url(), "--new", &file]).await;
+    third
+        .until("verified", |status| status["verified"] == true)
+        .await;
+    for command in ["switch", "complete"] {
+        let outcome = third.run([command]).await;
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+    let found = client(&third.endpoint())
+        .await
+        .get("key/01", None)
+        .await
+        .unwrap();
+    assert_eq!(found.kvs()[0].mod_revision(), after);
+    let fence = "segue/_/record/fence".to_owned();
+    assert!(raw_keys(&new).await.contains(&fence));
 }
