@@ -45,7 +45,9 @@
 //! rejects, report) lie beside its keys, are never seen by clients, and change only by compare-and-put.
 //! A cursor of the backfill is written in the transaction of the keys that it vouches for. The *line*
 //! (epoch, claims, base revision) changes in the transaction that changes the state. A member can be
-//! killed at any moment, and another one carries on from what it reads there.
+//! killed at any moment, and another one carries on from what it reads there. When the migration is settled
+//! and everybody knows it, all of that goes, the state last ([`migration::ending`]): what is left is the
+//! application's keys. In the old store the fence stays, for members that have slept through it all.
 //!
 //! # Revisions
 //!
@@ -53,7 +55,8 @@
 //! Copied keys keep their numbers: in columns where the store is ours (SQL, memory), in claim records
 //! where it assigns its own (etcd v3), whose revisions are shifted by a fixed offset. There, copy-ups
 //! and records take revisions too, so that clients see gaps; and the offset stays behind when the
-//! migration is settled, or the revisions of an etcd that is younger than the old store would go back.
+//! migration is settled, in a key of its own, or the revisions of an etcd that is younger than the old store
+//! would go back. Where it is zero, that key goes with the rest.
 //!
 //! # How we know
 //!

@@ -145,6 +145,17 @@ fn render(status: &Report) -> String {
     if let Some(way_back) = way_back(status) {
         line(&mut out, "way back", &way_back);
     }
+    members(&mut out, status);
+    if let Some(text) = foreign(status) {
+        line(&mut out, "foreign", &text);
+    }
+    if let Some(trouble) = &status.trouble {
+        line(&mut out, "trouble", trouble);
+    }
+    out.trim_end().to_owned()
+}
+
+fn members(out: &mut String, status: &Report) {
     for (index, member) in status.members.iter().enumerate() {
         let name = if index == 0 { "members" } else { "" };
         let marks = [
@@ -171,15 +182,8 @@ fn render(status: &Report) -> String {
         } else {
             format!(" ({})", marks.join(", "))
         };
-        line(&mut out, name, &format!("{}{marks}", member.name));
+        line(out, name, &format!("{}{marks}", member.name));
     }
-    if let Some(text) = foreign(status) {
-        line(&mut out, "foreign", &text);
-    }
-    if let Some(trouble) = &status.trouble {
-        line(&mut out, "trouble", trouble);
-    }
-    out.trim_end().to_owned()
 }
 
 fn backfill(status: &Report) -> String {

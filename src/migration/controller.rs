@@ -12,14 +12,14 @@ use tracing::info;
 
 use super::backfill::Progress;
 use super::driver::Driver;
-use super::ending::{COMPLETE, GONE, SETTLED};
+use super::ending::{COMPLETE, GONE};
 use super::fence;
 use super::fleet::Fleet;
 use super::foreign::Watched;
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{self, Standing};
 use super::passthrough::Passthrough;
-use super::phase::{Decision, FORMAT, Phase, Stage, State, Surroundings};
+use super::phase::{Decision, FORMAT, Phase, SETTLED, Stage, State, Surroundings};
 use super::records::{
     CONTROL, Control, Outcome, REJECTS, Reject, STATE, SURVEY, SWITCH, Survey, Switch,
 };

@@ -27,9 +27,6 @@ const TOGETHER: usize = 50;
 pub const COMPLETE: &str = "the migration is complete: it is settled, and nothing of it is left in the new store, \
                             which this proxy serves alone";
 
-/// The same, while it is on its way there.
-pub const SETTLED: &str = "the migration is settled; nothing leads back from there";
-
 /// Why a member ends that finds the migration gone.
 pub const GONE: &str = "the record of the migration is gone: the migration was completed while this proxy was cut \
                         off, or the new store was emptied. Nobody is served here any more. If it was completed, \

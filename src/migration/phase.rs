@@ -8,13 +8,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ending::SETTLED;
-
 use crate::store::{Guard, Line};
 use crate::types::{Epoch, Revision};
 
 /// The layout of the records that this version writes and reads.
 pub const FORMAT: u32 = 1;
+
+/// Why nothing follows the last phase.
+pub const SETTLED: &str = "the migration is settled; nothing leads back from there";
 
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -625,6 +626,41 @@ mod tests {
         );
         assert_eq!(settled.line(), None);
         assert_eq!(settled.guard(), Guard::None);
+    }
+
+    #[test]
+    fn the_records_are_closed_when_nobody_needs_them_any_more() {
+        let nothing = Surroundings::default();
+        let behind = Surroundings {
+            behind: vec!["b".into()],
+            ..Surroundings::default()
+        };
+        let normal = ready().switched(Phase::Normal, 3);
+        let settled = normal.switched(Phase::Settled, 4);
+        let dropped = State {
+            claims_dropped: true,
+            ..settled.clone()
+        };
+        assert_eq!(normal.closing(&nothing, 5), None);
+        assert_eq!(settled.closing(&nothing, 5), None);
+        assert_eq!(dropped.closing(&behind, 5), None);
+        let closed = dropped.closing(&nothing, 5).unwrap();
+        assert!(closed.closed && closed.epoch == dropped.epoch);
+        assert_eq!(closed.closing(&nothing, 6), None);
+        // It tells of itself where nothing else would.
+        for (nonempty, mirror, stays) in [
+            (false, false, false),
+            (false, true, false),
+            (true, true, false),
+            (true, false, true),
+        ] {
+            let state = State {
+                nonempty,
+                mirror,
+                ..closed.clone()
+            };
+            assert_eq!(state.has_to_stay(), stays, "{nonempty} {mirror}");
+        }
     }
 
     #[test]

@@ -304,7 +304,7 @@ async fn a_member_that_was_cut_off_ends_when_the_migration_is_gone() {
         let member = stores.join("a").await.unwrap();
         let lost = behind
             .join_as("lost", |options| {
-                options.timing.patience = Duration::from_millis(200)
+                options.timing.patience = Duration::from_millis(200);
             })
             .await
             .unwrap();
