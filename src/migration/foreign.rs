@@ -26,7 +26,7 @@ use super::controller::{Controller, now_ms};
 use super::ledger::{Entry, write};
 use super::phase::{Phase, State};
 use super::records::readable;
-use crate::store::foreign::{ForeignBatch, ForeignChange};
+use crate::store::foreign::{Bookmark, ForeignBatch, ForeignChange};
 use crate::store::{Claim, GuardedStore, Read, ReadReply, RecordTxn, Result, StoreError};
 use crate::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Event, KeyRange, KeyValue, LeaseId, Op,
@@ -54,6 +54,9 @@ pub struct Foreign {
     pub watched: bool,
     /// All changes in the old store up to this revision were seen.
     pub through: Revision,
+    /// What the old store held then, in short, where its revisions do not say so.
+    #[serde(default)]
+    pub mark: Option<u64>,
     /// There were some that the old store did not know any more when it was asked.
     pub missed: bool,
     /// How many there were.
@@ -192,11 +195,14 @@ impl Watcher {
     async fn run(&self) -> Result<bool> {
         let ledger = &self.shared.ledger;
         let mut entry = ledger.get::<Foreign>(FOREIGN).await?.unwrap_or_default();
-        let after = entry.value.through.max(self.state.base);
-        let Some(mut batches) = self.shared.old.foreign(after).await? else {
+        let seen = Bookmark {
+            through: entry.value.through.max(self.state.base),
+            mark: entry.value.mark,
+        };
+        let Some(mut batches) = self.shared.old.foreign(seen).await? else {
             return Ok(false);
         };
-        entry.value.through = after;
+        entry.value.through = seen.through;
         if !entry.value.watched {
             entry.value.watched = true;
             if !self.keep(&mut entry).await? {
@@ -206,7 +212,8 @@ impl Watcher {
         let mut kept = Instant::now();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            let due = batch.missed || !batch.changes.is_empty() || kept.elapsed() > KEEP;
+            let news = batch.missed || !batch.changes.is_empty() || batch.mark != entry.value.mark;
+            let due = news || kept.elapsed() > KEEP;
             self.take(&mut entry.value, batch).await?;
             if due {
                 if !self.keep(&mut entry).await? {
@@ -252,6 +259,7 @@ impl Watcher {
             }
         }
         next.through = next.through.max(batch.through);
+        next.mark = batch.mark;
         *record = next;
         Ok(())
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use crate::store::foreign::ForeignChanges;
+use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
@@ -93,7 +93,7 @@ impl OldStore for OldLater {
         self.store().await?.watch(request).await
     }
 
-    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
-        self.store().await?.foreign(after).await
+    async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
+        self.store().await?.foreign(seen).await
     }
 }

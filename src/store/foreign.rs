@@ -7,8 +7,18 @@ use super::Result;
 use crate::types::{Event, Revision};
 
 /// Changes that come, in order. Ends, or fails, when the store can no longer tell; asking again from
-/// behind the last batch goes on.
+/// behind the last batch that was taken goes on. Whoever asks for the next batch has taken the one
+/// before.
 pub type ForeignChanges = BoxStream<'static, Result<ForeignBatch>>;
+
+/// How far changes were seen. A store that is asked where it was told from goes on from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bookmark {
+    /// [`ForeignBatch::through`] of the last batch.
+    pub through: Revision,
+    /// Its [`ForeignBatch::mark`].
+    pub mark: Option<u64>,
+}
 
 /// Some changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +29,8 @@ pub struct ForeignBatch {
     pub missed: bool,
     /// Nothing up to this revision comes any more.
     pub through: Revision,
+    /// What the store held after these changes, in short, where its revisions do not say so.
+    pub mark: Option<u64>,
 }
 
 /// One change.

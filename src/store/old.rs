@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::foreign::ForeignChanges;
+use super::foreign::{Bookmark, ForeignChanges};
 use super::{Guard, NewStore, Result, Store, Watch, Watching};
 use crate::types::{
     Content, KeyRange, KeyValue, LeaseId, Op, Range, RangeReply, Reply, Revision, Txn,
@@ -55,10 +55,11 @@ pub trait OldStore: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Tells what others than Segue change behind the revision `after`, from then on; nothing, if
-    /// the store cannot tell, or if nobody else can change it unnoticed.
-    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
-        let _ = after;
+    /// Tells what others than Segue change behind what was `seen`, from then on; nothing, if the
+    /// store cannot tell, or if nobody else can change it unnoticed. To one at a time: another one
+    /// waits until the changes of the one before are dropped.
+    async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
+        let _ = seen;
         Ok(None)
     }
 

@@ -1,106 +1,12 @@
 //! Tables that an application has made itself, as old store, in every database.
 
 use bytes::Bytes;
-use segue::store::{OldStore, StoreError, open_old};
-use segue::types::{Content, KeyRange, KeyValue, Reserved};
-use std::sync::Arc;
-use tempfile::TempDir;
+use segue::store::OldStore;
+use segue::types::{Content, KeyRange, KeyValue};
 
 use crate::support::segue::{Segue, run};
-use crate::support::{mariadb, postgres};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Postgres,
-    MariaDb,
-    Sqlite,
-}
-
-use Kind::{MariaDb, Postgres, Sqlite};
-
-const ALL: [Kind; 3] = [Postgres, MariaDb, Sqlite];
-
-/// A database for the tables of one test.
-struct Home {
-    kind: Kind,
-    url: String,
-    dir: TempDir,
-}
-
-impl Home {
-    async fn new(kind: Kind) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let url = match kind {
-            Postgres => {
-                let url = postgres::schema().await;
-                let schema = postgres::schema_of(&url);
-                postgres::run(&url, &format!("CREATE SCHEMA \"{schema}\"")).await;
-                url
-            }
-            MariaDb => mariadb::database().await,
-            Sqlite => format!("sqlite:{}", dir.path().join("app.db").display()),
-        };
-        Self { kind, url, dir }
-    }
-
-    /// Runs statements. Of `{pg|maria|lite}` in them the database's own word is taken.
-    async fn run(&self, text: &str) {
-        let text = self.spelt(text);
-        match self.kind {
-            Postgres => drop(postgres::run(&self.url, &text).await),
-            MariaDb => {
-                for statement in text.split(";\n") {
-                    mariadb::run(&self.url, statement).await;
-                }
-            }
-            Sqlite => {
-                let file = self.dir.path().join("app.db");
-                let conn = rusqlite::Connection::open(file).unwrap();
-                conn.execute_batch(&text).unwrap();
-            }
-        }
-    }
-
-    fn spelt(&self, text: &str) -> String {
-        let mut spelt = String::new();
-        for (at, part) in text.split(['{', '}']).enumerate() {
-            let words: Vec<&str> = part.split('|').collect();
-            spelt.push_str(match (at % 2, self.kind) {
-                (0, _) => part,
-                (_, Postgres) => words[0],
-                (_, MariaDb) => words[1],
-                (_, Sqlite) => words[2],
-            });
-        }
-        spelt
-    }
-
-    /// The URL of a table, with these parameters behind its name.
-    fn table(&self, name: &str, parameters: &str) -> String {
-        let (base, _) = self.url.split_once('?').unwrap_or((&self.url, ""));
-        let name = match self.kind {
-            Postgres => format!("{}.{name}", postgres::schema_of(&self.url)),
-            MariaDb | Sqlite => name.to_owned(),
-        };
-        format!("{base}?table={name}&{parameters}")
-    }
-
-    async fn open(&self, name: &str, parameters: &str) -> Arc<dyn OldStore> {
-        match self.try_open(name, parameters).await {
-            Ok(store) => store,
-            Err(error) => panic!("{:?}: {error}", self.kind),
-        }
-    }
-
-    async fn try_open(
-        &self,
-        name: &str,
-        parameters: &str,
-    ) -> Result<Arc<dyn OldStore>, StoreError> {
-        let url = self.table(name, parameters).parse().unwrap();
-        open_old(&url, &Reserved::default()).await
-    }
-}
+use crate::support::tables::Kind::{MariaDb, Sqlite};
+use crate::support::tables::{ALL, Home};
 
 /// Everything in a range, page by page.
 async fn all(
@@ -489,7 +395,7 @@ async fn an_application_moves_off_its_table_while_it_works() {
         home.run(&format!("INSERT INTO kv VALUES {}", rows.join(", ")))
             .await;
         let old = home.table("kv", "key=k&value=v");
-        let new = format!("sqlite:{}", home.dir.path().join("new.db").display());
+        let new = format!("sqlite:{}", home.path("new.db"));
         let segue = Segue::start(["--old", &old, "--new", &new, "--rate-keys", "2000"]).await;
         // Counters that clients add to while the backfill passes: each starts from the table's row.
         let clients = (0..4).map(|client| {
@@ -548,7 +454,7 @@ async fn a_table_is_copied_offline_with_its_leases() {
         )
         .await;
         let old = home.table("kv", "key=k&value=v&expires=e");
-        let new = format!("sqlite:{}", home.dir.path().join("new.db").display());
+        let new = format!("sqlite:{}", home.path("new.db"));
         let outcome = run(["copy", "--old", &old, "--new", &new]).await;
         assert_eq!(outcome.code, 0, "{kind:?}: {outcome:?}");
         assert!(outcome.out.contains("2 keys"), "{outcome:?}");

@@ -32,6 +32,7 @@ async fn next(tree: &Tree, reserved: &Reserved, after: Revision) -> Result<Forei
         changes: Vec::new(),
         missed,
         through,
+        mark: None,
     };
     match tree.http().wait(after.next()).await? {
         Waited::Nothing { through } => Ok(nothing(through.max(after), false)),

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Mutex;
 
-use super::foreign::ForeignChanges;
+use super::foreign::{Bookmark, ForeignChanges};
 use super::url::Cluster;
 use super::{OldLease, OldStore, Page, Result};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
@@ -207,8 +207,8 @@ impl OldStore for Etcd2 {
         Ok(leases)
     }
 
-    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+    async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
         let (tree, reserved) = (self.tree.clone(), self.reserved.clone());
-        Ok(Some(foreign::changes(tree, reserved, after)))
+        Ok(Some(foreign::changes(tree, reserved, seen.through)))
     }
 }

@@ -41,6 +41,7 @@ pub(super) async fn changes(
                 changes: foreign(&view.names, &numbers, &events),
                 missed: false,
                 through: numbers.visible(through),
+                mark: None,
             }),
             Err(StoreError::Request(RequestError::Compacted(oldest))) => {
                 upstream = None;
@@ -49,6 +50,7 @@ pub(super) async fn changes(
                     changes: Vec::new(),
                     missed: true,
                     through: numbers.visible(oldest.0 - 1),
+                    mark: None,
                 })
             }
             Err(error) => {

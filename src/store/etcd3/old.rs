@@ -15,7 +15,7 @@ use super::records::{StoredLine, line_compare};
 use super::view::{READS_PER_TXN, View, header_revision, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
-use crate::store::foreign::ForeignChanges;
+use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::url::Cluster;
 use crate::store::{
     Guard, NewStore, OldLease, OldStore, Page, RequestError, Result, StoreError, Watch, Watching,
@@ -246,9 +246,10 @@ impl OldStore for OldEtcd3 {
         Ok(Some(watching))
     }
 
-    async fn foreign(&self, after: Revision) -> Result<Option<ForeignChanges>> {
+    async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
         let view = self.shared.plain.clone();
-        super::foreign::changes(view, self.look().await?.0.view.numbers.clone(), after)
+        let numbers = self.look().await?.0.view.numbers.clone();
+        super::foreign::changes(view, numbers, seen.through)
             .await
             .map(Some)
     }

@@ -4,6 +4,8 @@
 //! - `shape`: the table as statements need it. Built by each database's module from its catalog:
 //!   what an operator has written is looked up there, and never put into a statement.
 //! - `rows`: from rows to pairs and rejects, pure.
+//! - `prints`: what the table held when it was last looked at, in short, pure; `foreign`: looking
+//!   again and again for what others change.
 //! - `postgres`, `mysql`, `sqlite`: catalog, types and connections of each.
 //!
 //! Keys are compared and ordered as bytes, whatever collation the table has: each database is asked
@@ -11,22 +13,29 @@
 //! scan costs a pass over the table; reads of single keys go by the table's own index, with the
 //! table's own idea of equality, and what is only equal by that idea is sorted out here.
 //!
-//! A table can neither fence nor watch, and has no history: all writers have to go through Segue.
+//! A table can neither fence nor watch, and has no history: all writers have to go through Segue, and
+//! those that do not are only found by looking.
 //! Without a column for it, every key shows revision 1.
 
+mod foreign;
 mod mysql;
 mod postgres;
+mod prints;
 mod rows;
 mod shape;
 mod sqlite;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Mutex;
 
+use self::foreign::Lookout;
 use self::rows::{Judged, Row};
 use self::shape::Shape;
+use super::foreign::{Bookmark, ForeignChanges};
 use super::url::{Table, Within};
 use super::{OldLease, OldStore, Page, Result, StoreError};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
@@ -39,15 +48,25 @@ const GET_KEYS: usize = 64;
 /// What is different from database to database once the table is known.
 #[async_trait]
 trait Source: Send + Sync + 'static {
-    /// Runs a statement with the five columns of a [`Row`].
-    async fn fetch(&self, statement: String) -> Result<Vec<Row>>;
+    /// Runs a statement with the five columns of a [`Row`], and hands the rows over as they come.
+    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()>;
+
+    /// The same, but answers all rows.
+    async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        self.each(statement, &mut |row| rows.push(row)).await?;
+        Ok(rows)
+    }
 }
 
 /// An existing table as an old store.
+#[derive(Clone)]
 pub struct PlainTable {
-    shape: Shape,
-    source: Box<dyn Source>,
+    shape: Arc<Shape>,
+    source: Arc<dyn Source>,
     reserved: Reserved,
+    /// Whoever looks out for foreign changes has it for as long.
+    lookout: Arc<Mutex<Lookout>>,
 }
 
 impl PlainTable {
@@ -56,24 +75,25 @@ impl PlainTable {
     /// Fails with [`super::RequestError::Unacceptable`] if they are not there or are of a type that
     /// cannot be what they are named for, with what there is instead.
     pub async fn open(table: &Table, reserved: Reserved) -> Result<Self> {
-        let (shape, source): (Shape, Box<dyn Source>) = match &table.within {
+        let (shape, source): (Shape, Arc<dyn Source>) = match &table.within {
             Within::Sqlite(path) => {
                 let (shape, source) = sqlite::open(path, &table.columns).await?;
-                (shape, Box::new(source))
+                (shape, Arc::new(source))
             }
             Within::Postgres(database) => {
                 let (shape, source) = postgres::open(database, &table.columns).await?;
-                (shape, Box::new(source))
+                (shape, Arc::new(source))
             }
             Within::Mysql(database) => {
                 let (shape, source) = mysql::open(database, &table.columns).await?;
-                (shape, Box::new(source))
+                (shape, Arc::new(source))
             }
         };
         Ok(Self {
-            shape,
+            shape: Arc::new(shape),
             source,
             reserved,
+            lookout: Arc::default(),
         })
     }
 
@@ -92,6 +112,15 @@ impl PlainTable {
             Some(statement) => self.source.fetch(statement).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What becomes of the rows of some keys; nothing of a key that has none.
+    async fn judged(&self, keys: &[Bytes]) -> Result<HashMap<Bytes, Judged>> {
+        let mut rows = self.candidates(keys).await?;
+        rows.retain(|row| row.key.as_ref().is_some_and(|key| keys.contains(key)));
+        rows.sort_by(|a, b| a.key.cmp(&b.key));
+        let judged = rows::judge(&self.shape, rows, true);
+        Ok(judged.map(|one| (one.key().clone(), one)).collect())
     }
 
     /// The first rows in key order, and whether there are more behind them.
@@ -141,12 +170,7 @@ impl OldStore for PlainTable {
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
         let mut found: HashMap<Bytes, Judged> = HashMap::new();
         for some in keys.chunks(GET_KEYS) {
-            let mut rows = self.candidates(some).await?;
-            rows.retain(|row| row.key.as_ref().is_some_and(|key| some.contains(key)));
-            rows.sort_by(|a, b| a.key.cmp(&b.key));
-            for judged in rows::judge(&self.shape, rows, true) {
-                found.insert(judged.key().clone(), judged);
-            }
+            found.extend(self.judged(some).await?);
         }
         let answer = |key: &Bytes| match found.get(key) {
             _ if self.reserved.contains(key) => Ok(None),
@@ -221,5 +245,9 @@ impl OldStore for PlainTable {
             .collect();
         leases.sort_unstable_by_key(|lease| lease.id);
         Ok(leases)
+    }
+
+    async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
+        foreign::changes(self.clone(), seen).await
     }
 }

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Error, Opts, OptsBuilder, SslOpts, Value};
 use tokio::sync::Semaphore;
+use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 use super::Source;
 use super::rows::Row;
-use super::shape::{Column, Lookup, Shape, find, hex, no_table, quoted, wrong_type};
+use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, wrong_type};
 use crate::store::url::{Columns, Database, Host, Secret, Tls};
 use crate::store::{RequestError, Result, StoreError, StoreUrl, tls};
 
@@ -128,20 +129,28 @@ impl Server {
 
 #[async_trait]
 impl Source for Server {
-    async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
+    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
         let turn = self.turns.acquire().await;
         let _turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
         let mut conn = self.conn().await?;
-        let fetched = timeout(FETCH_WITHIN, conn.query::<mysql_async::Row, _>(statement)).await;
-        let Ok(fetched) = fetched else {
-            return Err(self.silent(FETCH_WITHIN));
+        let odd = || StoreError::Broken(format!("{}: an odd answer", self.place));
+        let fetching = async {
+            let mut rows = conn
+                .query_iter(statement)
+                .await
+                .map_err(|err| self.failed(&err))?;
+            while let Some(row) = rows.next().await.map_err(|err| self.failed(&err))? {
+                take(read(row.unwrap()).ok_or_else(odd)?);
+                consume_budget().await;
+            }
+            Ok::<_, StoreError>(())
         };
-        let rows = fetched.map_err(|err| self.failed(&err))?;
+        match timeout(FETCH_WITHIN, fetching).await {
+            Ok(fetched) => fetched?,
+            Err(_) => return Err(self.silent(FETCH_WITHIN)),
+        }
         self.give_back(conn);
-        rows.into_iter()
-            .map(|row| read(row.unwrap()))
-            .collect::<Option<_>>()
-            .ok_or_else(|| StoreError::Broken(format!("{}: an odd answer", self.place)))
+        Ok(())
     }
 }
 
@@ -253,15 +262,26 @@ fn describe(columns: &Columns, there: &[Column], from: String, identity: &str) -
         Some(expires) => {
             let column = of("expires", expires)?;
             let quoted = name(column);
-            let left = match kind(&column.of) {
-                Kind::Time => format!("TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(), {quoted})"),
-                Kind::Integer | Kind::Number => {
-                    format!("CEIL({quoted} - UNIX_TIMESTAMP(NOW(6)))")
-                }
+            let (at, left) = match kind(&column.of) {
+                Kind::Time => (
+                    format!("TIMESTAMPDIFF(SECOND, '1970-01-01', {quoted})"),
+                    format!("TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(), {quoted})"),
+                ),
+                Kind::Integer | Kind::Number => (
+                    format!("CEIL({quoted})"),
+                    format!("CEIL({quoted} - UNIX_TIMESTAMP(NOW(6)))"),
+                ),
                 _ => return Err(wrong_type("expires", column, "a timestamp or a number")),
             };
-            let ttl = format!("CAST(LEAST(GREATEST({left}, -1), 100000000000) AS SIGNED)");
-            Some((quoted, ttl))
+            let whole = |number: String| {
+                format!("CAST(LEAST(GREATEST({number}, -1), 100000000000) AS SIGNED)")
+            };
+            Some(Expires {
+                at: whole(at),
+                ttl: whole(left),
+                now: "UNIX_TIMESTAMP()".to_owned(),
+                column: quoted,
+            })
         }
     };
     Ok(Shape {

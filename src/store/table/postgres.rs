@@ -1,19 +1,25 @@
 //! Tables in PostgreSQL.
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
+use tokio::task::coop::consume_budget;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
 use super::Source;
 use super::rows::Row;
-use super::shape::{Column, Lookup, Shape, find, hex, no_table, quoted, unacceptable, wrong_type};
+use super::shape::{
+    Column, Expires, Lookup, Shape, find, hex, no_table, quoted, unacceptable, wrong_type,
+};
 use crate::store::url::{Columns, Database, Host, Secret, Tls};
 use crate::store::{RequestError, Result, StoreError, StoreUrl, tls};
 use crate::tasks::spawn_owned;
@@ -144,19 +150,16 @@ async fn carry(connection: impl Future<Output = std::result::Result<(), Error>>)
 
 #[async_trait]
 impl Source for Server {
-    async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
+    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
         let turn = self.turns.acquire().await;
         let _turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
         let client = self.client().await?;
-        let rows = client.query_typed(&statement, &[]).await;
-        let rows = rows.map_err(|err| self.failed(&err))?;
-        self.give_back(client);
         let read = |row: &tokio_postgres::Row| {
             let bytes = |at| {
                 let bytes: Option<&[u8]> = row.try_get(at)?;
                 Ok::<_, Error>(bytes.map(Bytes::copy_from_slice))
             };
-            Ok(Row {
+            Ok::<_, Error>(Row {
                 key: bytes(0)?,
                 value: bytes(1)?,
                 revision: row.try_get(2)?,
@@ -164,8 +167,17 @@ impl Source for Server {
                 expires: row.try_get::<_, i32>(4)? != 0,
             })
         };
-        let rows: std::result::Result<_, Error> = rows.iter().map(read).collect();
-        rows.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))
+        let none = std::iter::empty::<(i64, Type)>();
+        let rows = client.query_typed_raw(&statement, none).await;
+        let mut rows = pin!(rows.map_err(|err| self.failed(&err))?);
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(|err| self.failed(&err))?;
+            let row = read(&row);
+            take(row.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))?);
+            consume_budget().await;
+        }
+        self.give_back(client);
+        Ok(())
     }
 }
 
@@ -269,12 +281,19 @@ fn describe(
                 "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => quoted.clone(),
                 _ => return Err(wrong_type("expires", column, "a timestamp or a number")),
             };
-            let left = format!("{at}::numeric - EXTRACT(EPOCH FROM now())::numeric");
+            let now = "EXTRACT(EPOCH FROM now())::numeric";
             // GREATEST and LEAST make something of NULL.
-            let ttl = format!(
-                "CASE WHEN {quoted} IS NOT NULL THEN CEIL(LEAST(GREATEST({left}, -1), 1e11))::bigint END"
-            );
-            Some((quoted, ttl))
+            let whole = |number: &str| {
+                format!(
+                    "CASE WHEN {quoted} IS NOT NULL THEN CEIL(LEAST(GREATEST({number}, -1), 1e11))::bigint END"
+                )
+            };
+            Some(Expires {
+                at: whole(&format!("{at}::numeric")),
+                ttl: whole(&format!("{at}::numeric - {now}")),
+                now: format!("CEIL({now})::bigint"),
+                column: quoted,
+            })
         }
     };
     Ok(Shape {

@@ -17,7 +17,7 @@ pub(super) struct Row {
     pub(super) value: Option<Bytes>,
     /// The revision, or the number that was asked for.
     pub(super) revision: Option<i64>,
-    /// Seconds until it expires, if that can be said.
+    /// Seconds until it expires, if that can be said; of a walk, seconds since 1970.
     pub(super) ttl_s: Option<i64>,
     /// It is to expire.
     pub(super) expires: bool,
@@ -54,7 +54,11 @@ pub(super) fn drop_last_key(rows: &mut Vec<Row>) {
 }
 
 /// Makes pairs or rejects of rows that are in the order of their keys.
-pub(super) fn judge(shape: &Shape, rows: Vec<Row>, values: bool) -> impl Iterator<Item = Judged> {
+pub(super) fn judge(
+    shape: &Shape,
+    rows: impl IntoIterator<Item = Row>,
+    values: bool,
+) -> impl Iterator<Item = Judged> {
     let has_revision = shape.revision.is_some();
     let mut rows = rows.into_iter().filter(|row| row.key.is_some()).peekable();
     std::iter::from_fn(move || {
@@ -106,11 +110,16 @@ fn pair(key: Bytes, row: Row, values: bool, has_revision: bool) -> Result<KeyVal
     })
 }
 
-/// The number of the lease of a key that expires: the same whenever it is asked for, and positive
-/// (FNV-1a).
+/// The number of the lease of a key that expires: the same whenever it is asked for, and positive.
 fn lease_of(key: &[u8]) -> LeaseId {
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = hash([key]);
     LeaseId(i64::try_from(hash >> 1).unwrap_or(1).max(1))
+}
+
+/// The hash of some parts, one behind the other: the same in every process (FNV-1a).
+pub(super) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let bytes = parts.into_iter().flatten();
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

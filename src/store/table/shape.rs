@@ -31,9 +31,8 @@ pub(super) struct Shape {
     pub(super) value: String,
     /// The revision as an integer, NULL where it is none.
     pub(super) revision: Option<String>,
-    /// The column with the time of expiry, and the seconds that are left until then, NULL where
-    /// the column says no time.
-    pub(super) expires: Option<(String, String)>,
+    /// When rows expire.
+    pub(super) expires: Option<Expires>,
     /// The columns of the key, if an index can help with them.
     pub(super) lookup: Option<Vec<Lookup>>,
     /// What the database takes for no bytes and no integer in a list of columns.
@@ -45,6 +44,19 @@ pub(super) struct Shape {
     pub(super) text: fn(&[u8]) -> Option<String>,
 }
 
+/// When rows expire, as expressions.
+#[derive(Clone, Debug)]
+pub(super) struct Expires {
+    /// The column with the time.
+    pub(super) column: String,
+    /// The time in seconds since 1970, rounded up; NULL where the column says no time.
+    pub(super) at: String,
+    /// The seconds that are left until then; likewise.
+    pub(super) ttl: String,
+    /// The time now, in seconds since 1970.
+    pub(super) now: String,
+}
+
 impl Shape {
     /// A statement for the first rows of a span in the order of their keys.
     pub(super) fn page(&self, keys: &KeyRange, limit: usize, values: bool) -> String {
@@ -54,6 +66,24 @@ impl Shape {
             self.select(value),
             self.within(keys)
         )
+    }
+
+    /// A statement for all rows, in no order. In place of the seconds that are left to them they have
+    /// the time at which they expire, which stays what it is.
+    pub(super) fn walk(&self) -> String {
+        let at = self.expires.as_ref().map(|expires| &expires.at[..]);
+        format!(
+            "{} WHERE {}",
+            self.select_with(&self.value, at),
+            self.within(&KeyRange::all())
+        )
+    }
+
+    /// A statement for the time now, if rows expire.
+    pub(super) fn now(&self) -> Option<String> {
+        let (bytes, nothing) = self.nothing;
+        let Expires { now, .. } = self.expires.as_ref()?;
+        Some(format!("SELECT {bytes}, {bytes}, {now}, {nothing}, 0"))
     }
 
     /// A statement for all rows that may have one of `keys`; nothing if there can be none.
@@ -98,7 +128,7 @@ impl Shape {
 
     /// A statement for all rows that expire, in the order of their keys and without values.
     pub(super) fn expiring(&self) -> Option<String> {
-        let (column, _) = self.expires.as_ref()?;
+        let Expires { column, .. } = self.expires.as_ref()?;
         let all = self.within(&KeyRange::all());
         Some(format!(
             "{} WHERE {column} IS NOT NULL AND {all} ORDER BY 1",
@@ -107,17 +137,20 @@ impl Shape {
     }
 
     fn select(&self, value: &str) -> String {
+        let ttl = self.expires.as_ref().map(|expires| &expires.ttl[..]);
+        self.select_with(value, ttl)
+    }
+
+    fn select_with(&self, value: &str, time: Option<&str>) -> String {
         let number = self.nothing.1;
         let revision = self.revision.as_deref().unwrap_or(number);
-        let (ttl, expires) = match &self.expires {
-            Some((column, ttl)) => (
-                ttl.as_str(),
-                format!("CASE WHEN {column} IS NULL THEN 0 ELSE 1 END"),
-            ),
-            None => (number, "0".to_owned()),
+        let time = time.unwrap_or(number);
+        let expires = match &self.expires {
+            Some(Expires { column, .. }) => format!("CASE WHEN {column} IS NULL THEN 0 ELSE 1 END"),
+            None => "0".to_owned(),
         };
         format!(
-            "SELECT {}, {value}, {revision}, {ttl}, {expires} FROM {}",
+            "SELECT {}, {value}, {revision}, {time}, {expires} FROM {}",
             self.key, self.from
         )
     }
@@ -133,7 +166,7 @@ impl Shape {
     /// The rows that have not expired. Those that say no time stay, to be told as rejects.
     fn alive(&self) -> String {
         match &self.expires {
-            Some((_, ttl)) => format!("COALESCE({ttl}, 1) > 0"),
+            Some(Expires { ttl, .. }) => format!("COALESCE({ttl}, 1) > 0"),
             None => "1 = 1".to_owned(),
         }
     }

@@ -8,15 +8,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::mpsc;
 
 use super::Source;
 use super::rows::Row;
-use super::shape::{Column, Lookup, Shape, find, hex, no_table, quoted, unacceptable};
+use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, unacceptable};
 use crate::store::url::Columns;
 use crate::store::{Result, StoreError};
 
 /// How long a statement waits for another program that writes to the file.
 const BUSY: Duration = Duration::from_secs(10);
+
+/// Rows that come from the thread that reads at a time, and how many times as many may wait.
+const PART_ROWS: usize = 256;
+const PARTS: usize = 4;
 
 /// The connections that nobody uses at the moment.
 pub(super) struct File {
@@ -90,13 +95,25 @@ fn failed(err: &rusqlite::Error) -> StoreError {
 
 #[async_trait]
 impl Source for File {
-    async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
-        let fetched = self.with(move |conn| fetch(conn, &statement)).await?;
-        fetched.map_err(|err| failed(&err))
+    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
+        let (send, mut parts) = mpsc::channel(PARTS);
+        let fetching = self.with(move |conn| fetch(conn, &statement, &send));
+        let taking = async {
+            while let Some(part) = parts.recv().await {
+                Vec::into_iter(part).for_each(&mut *take);
+            }
+        };
+        let (fetched, ()) = tokio::join!(fetching, taking);
+        fetched?.map_err(|err| failed(&err))
     }
 }
 
-fn fetch(conn: &Connection, statement: &str) -> rusqlite::Result<Vec<Row>> {
+/// Sends the rows of a statement, some at a time, for as long as somebody takes them.
+fn fetch(
+    conn: &Connection,
+    statement: &str,
+    send: &mpsc::Sender<Vec<Row>>,
+) -> rusqlite::Result<()> {
     let mut statement = conn.prepare(statement)?;
     let rows = statement.query_map([], |row| {
         let bytes = |at| {
@@ -115,7 +132,16 @@ fn fetch(conn: &Connection, statement: &str) -> rusqlite::Result<Vec<Row>> {
             expires: row.get(4)?,
         })
     })?;
-    rows.collect()
+    let mut part = Vec::new();
+    for row in rows {
+        part.push(row?);
+        if part.len() == PART_ROWS && send.blocking_send(std::mem::take(&mut part)).is_err() {
+            return Ok(());
+        }
+    }
+    // Who does not wait any more does not miss them.
+    let _ = send.blocking_send(part);
+    Ok(())
 }
 
 fn shape(conn: &Connection, path: &Path, columns: &Columns) -> Result<Shape> {
@@ -185,16 +211,27 @@ fn shape(conn: &Connection, path: &Path, columns: &Columns) -> Result<Shape> {
             several => format!("CAST({} AS BLOB)", several.join(" || x'2f' || ")),
         },
         value: blob(of("value", &columns.value)?),
-        revision: revision.map(|name| format!("CASE typeof({name}) WHEN 'integer' THEN {name} END")),
+        revision: revision
+            .map(|name| format!("CASE typeof({name}) WHEN 'integer' THEN {name} END")),
         expires: expires.map(|name| {
-            let now = "CAST(strftime('%s', 'now') AS INTEGER)";
-            let ttl = format!(
-                "CASE typeof({name}) WHEN 'text' THEN CAST(strftime('%s', {name}) AS INTEGER) - {now} \
-                 WHEN 'integer' THEN {name} - {now} WHEN 'real' THEN CAST({name} AS INTEGER) - {now} END"
+            let now = "CAST(strftime('%s', 'now') AS INTEGER)".to_owned();
+            let at = format!(
+                "CASE typeof({name}) WHEN 'text' THEN CAST(strftime('%s', {name}) AS INTEGER) \
+                 WHEN 'integer' THEN {name} WHEN 'real' THEN CAST({name} AS INTEGER) END"
             );
-            (name, ttl)
+            let ttl = format!("{at} - {now}");
+            Expires {
+                column: name,
+                at,
+                ttl,
+                now,
+            }
         }),
-        lookup: lookup.then(|| key.iter().map(|column| Lookup::Text(name(column), Default::default())).collect()),
+        lookup: lookup.then(|| {
+            key.iter()
+                .map(|column| Lookup::Text(name(column), Default::default()))
+                .collect()
+        }),
         nothing: ("NULL", "NULL"),
         bytes: |bytes| format!("x'{}'", hex(bytes)),
         // The same bytes may be there as a blob.

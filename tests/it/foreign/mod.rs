@@ -1,5 +1,7 @@
 //! Somebody writes to the old store past the proxies while a migration is under way.
 
+mod tables;
+
 use etcd_client::{Client, EventType, PutOptions, WatchOptions};
 use serde_json::Value;
 
