@@ -71,8 +71,9 @@ pub struct Settings {
     /// Do not verify by itself when the backfill is complete
     #[arg(long, env = "SEGUE_NO_AUTO_VERIFY", num_args = 0..=1, default_missing_value = "true")]
     pub no_auto_verify: Option<bool>,
-    /// Carry what others change in the old store past the proxies (in etcd v2 and v3) into the new one,
-    /// unless the key was changed through a proxy since it was copied. Say it to all proxies
+    /// Carry what others change in the old store past the proxies (in etcd v2 and v3 and in existing
+    /// tables) into the new one, unless the key was changed through a proxy since it was copied. Say it
+    /// to all proxies
     #[arg(long, env = "SEGUE_FOLLOW", num_args = 0..=1, default_missing_value = "true")]
     pub follow: Option<bool>,
     /// Keys that begin with this are Segue's own and hidden from clients [default: segue/]

@@ -10,7 +10,8 @@
 //! rows that are gone have none.
 //!
 //! What happened while nobody looked cannot be named: the first walk only learns how things are. But
-//! their *mark* is written down with what was seen, so that it is known whether anything happened.
+//! their *mark* is written down with what was seen, so that it is known whether anything happened. What
+//! happens before the very first walk is left to the verification, which compares what was copied.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -36,7 +37,7 @@ const REST: u32 = 9;
 /// Changed keys of one walk that are remembered. The next one, which sees those that are left, begins
 /// when they are told.
 const CHANGED_MAX: usize = 10_000;
-/// Keys that are watched over at most: they take some hundreds of MB.
+/// Keys that are watched over at most: of 30 bytes each, they take 575 MB.
 const KEYS_MAX: usize = 4_000_000;
 
 /// What a process knows of the table, beyond what one asks and another one asks again.
@@ -171,9 +172,8 @@ impl Lookout {
         let prints = &mut self.prints;
         let mut rows: u64 = 0;
         let mut take = |row: Row| {
-            let key = row.key.clone().unwrap_or_default();
-            // Rows without a key are nobody's.
-            if key.is_empty() || table.reserved.contains(&key) {
+            let Some(key) = row.key.clone() else { return };
+            if table.reserved.contains(&key) {
                 return;
             }
             rows += 1;

@@ -18,7 +18,7 @@ use crate::support::wait::{DEADLINE, eventually};
 
 const COLUMNS: &str = "key=k&value=v&expires=e";
 
-/// A table with keys, and one without an index that tells its keys apart if they are not `unique`.
+/// A table with keys, and an index on them; if they are not `unique`, two rows can have one.
 async fn filled(kind: Kind, unique: bool) -> Home {
     let home = Home::new(kind).await;
     let unique = if unique { "UNIQUE" } else { "" };
@@ -238,6 +238,22 @@ async fn what_others_change_in_a_table_of_mariadb_is_followed_where_nothing_newe
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_change_in_a_table_of_sqlite_is_followed_where_nothing_newer_is_undone() {
     is_followed(Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_change_in_a_table_while_no_proxy_runs_is_missed_also_if_it_is_the_first() {
+    let home = filled(Sqlite, true).await;
+    let mut segue = start(&home, &[]).await;
+    let marked = |status: &serde_json::Value| status["foreign"]["mark"].is_u64();
+    segue.until("what there is is written down", marked).await;
+    segue.kill();
+    set(&home, &key(1), "foreign").await;
+    segue.restart().await;
+    let missed = |status: &serde_json::Value| status["foreign"]["missed"] == true;
+    let status = segue.until("something was missed", missed).await;
+    assert_eq!(status["foreign"]["changes"], 0, "{status}");
+    let verified = segue.run(["verify"]).await;
+    assert!(verified.out.contains(&key(1)), "{verified:?}");
 }
 
 const NOW: &str =
