@@ -15,7 +15,7 @@ use super::mirror::Mirror;
 use super::phase::{Phase, Stage, State, Verified};
 use super::records::{STATE, VERIFY};
 use super::verify::{Report, Verification};
-use super::{fence, opening, rejects, rollback};
+use super::{clearing, fence, opening, rejects, rollback};
 use crate::store::{RecordTxn, Result, StoreError};
 use crate::tasks::Tasks;
 use crate::types::Epoch;
@@ -262,7 +262,7 @@ pub(super) async fn clear(shared: Arc<Controller>, state: State) {
         .wait_until(|view| view.fleet.behind(epoch).is_empty())
         .await;
     until_done(&shared, "emptying the new store", || {
-        rollback::clear(&shared, goal)
+        clearing::clear(&shared, epoch, goal)
     })
     .await;
 }

@@ -9,13 +9,14 @@
 //! - [`fence`], `passthrough`: the old store alone, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
-//! - [`mirror`], `rollback`: the way back; `ending`: the end.
+//! - [`mirror`], `rollback`, `clearing`: the way back; [`ending`]: the end.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
 //!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
 //! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
 pub mod backfill;
+mod clearing;
 pub mod controller;
 pub mod copier;
 pub mod crossing;

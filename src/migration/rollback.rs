@@ -17,20 +17,15 @@ use tracing::{info, warn};
 use super::controller::{Controller, now_ms};
 use super::ledger::{Entry, write};
 use super::mirror::{MIRROR, Mirror, Position, pairs};
-use super::phase::{Stage, State};
-use super::records::{REJECTS, SHARDS, STATE, SURVEY, Survey, VERIFY};
+use super::phase::State;
+use super::records::STATE;
 use crate::store::{
-    Guard, GuardedStore, NewStore, RecordTxn, RecordWrite, Replay, Replayed, RequestError, Result,
-    StoreError,
+    Guard, GuardedStore, NewStore, RecordTxn, Replayed, RequestError, Result, StoreError,
 };
-use crate::types::{Content, Grant, KeyRange, KeyValue, LeaseId, Range, Revision};
+use crate::types::{Content, Grant, KeyRange, LeaseId, Range, Revision};
 
 /// A rollback that takes longer is called off: clients wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The record that counts the pages that were removed from the new store.
-const CLEARED: &str = "cleared";
-/// Keys that are removed at a time.
-const PAGE: usize = 1000;
 
 /// A lease of the new store as the rollback found it.
 struct Held {
@@ -233,77 +228,6 @@ async fn call_off(
             .await?
     {
         warn!(why, "the rollback is called off");
-    }
-    Ok(())
-}
-
-/// Empties the new store of what a migration that was rolled back has left there, so that the next one
-/// finds it as the first one did.
-///
-/// No revision is taken for that: it could be one of the next migration's.
-pub(super) async fn clear(shared: &Controller, goal: Revision) -> Result<()> {
-    let plain = shared.new.guarded(Guard::None);
-    loop {
-        let page = Range {
-            limit: PAGE,
-            content: Content::KeysOnly,
-            ..Range::of(KeyRange::all())
-        };
-        let page = plain.range(page).await?.reply.kvs;
-        if page.is_empty() {
-            break;
-        }
-        let entry = shared.ledger.get::<u64>(CLEARED).await?.unwrap_or_default();
-        let gone = |kv: KeyValue| Replayed::Delete {
-            key: kv.key,
-            revision: goal,
-        };
-        let replay = Replay {
-            changes: page.into_iter().map(gone).collect(),
-            record: (write(CLEARED, &(entry.value + 1)), entry.version),
-        };
-        shared.new.replay(replay).await?;
-    }
-    for id in plain.leases().await?.reply {
-        match plain.revoke(id).await {
-            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    shared.new.drop_claims().await?;
-    let revision = plain.status().await?.revision;
-    match plain.compact(revision).await {
-        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => {}
-        Err(error) => return Err(error),
-    }
-    for prefix in [SHARDS, REJECTS, VERIFY] {
-        for record in shared.new.records(prefix).await? {
-            let txn = RecordTxn {
-                writes: vec![RecordWrite {
-                    name: record.name,
-                    value: None,
-                }],
-                ..RecordTxn::default()
-            };
-            shared.ledger.write(txn).await?;
-        }
-    }
-    let survey = Survey {
-        expected: shared.old.count(KeyRange::all()).await? as u64,
-        ..Survey::default()
-    };
-    let txn = RecordTxn {
-        writes: vec![write(SURVEY, &survey)],
-        ..RecordTxn::default()
-    };
-    shared.ledger.write(txn).await?;
-    let cleared = |now: &mut State| {
-        let ours = now.leftovers && now.stage == Stage::Open;
-        now.leftovers &= !ours;
-        ours
-    };
-    if shared.amend(cleared).await? {
-        info!("the new store is empty again");
     }
     Ok(())
 }

@@ -115,7 +115,8 @@ impl Memory {
     fn check(&self, state: &State) -> Result<()> {
         match self.guard {
             Guard::Unfenced if state.is_fenced() => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Unfenced => Ok(()),
+            Guard::NoLine if state.line.is_some() => Err(StoreError::StaleEpoch),
+            Guard::None | Guard::Unfenced | Guard::NoLine => Ok(()),
             Guard::Epoch { epoch, .. } => match state.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

@@ -81,6 +81,9 @@ pub enum Guard {
     /// There is no fence, in the same transaction or snapshot; else as with a wrong epoch. For an
     /// old store that serves clients until the migration begins.
     Unfenced,
+    /// There is no line, in the same transaction or snapshot; else as with a wrong epoch. For a new store
+    /// that nobody is served from.
+    NoLine,
     /// The store's epoch is this one, in the same transaction or snapshot; else the operation fails
     /// with [`super::StoreError::StaleEpoch`].
     Epoch {

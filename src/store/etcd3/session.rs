@@ -13,7 +13,7 @@ use super::reads::Reads;
 use super::records::delete_op;
 use super::txn::{Plan, Writer, finish_range, is_harmless, pairs, written_keys};
 use super::view::{
-    View, compare, header_revision, range_op, range_request, range_response, txn_op,
+    View, absent, compare, header_revision, range_op, range_request, range_response, txn_op,
 };
 use crate::proto::etcdserverpb as pb;
 use crate::store::{
@@ -70,16 +70,19 @@ impl Guarded {
             // With etcd's own numbers while a migration goes on: what is read through such a handle
             // before it begins, and by members that join later, is the same. Once it is settled, with
             // those that clients are used to, and so in an old store that went into service again.
-            Guard::None | Guard::Unfenced => {
+            Guard::None | Guard::Unfenced | Guard::NoLine => {
                 let view = match line {
                     Some(line) if line.epoch.is_none() || line.was_in_service() => {
                         self.shared.view(&line)
                     }
                     _ => self.shared.plain.clone(),
                 };
-                let unfenced = (self.guard == Guard::Unfenced)
-                    .then(|| super::records::record_compare(&view.names, FENCE, 0));
-                Ok(Session::new(view, unfenced, false))
+                let condition = match self.guard {
+                    Guard::Unfenced => Some(super::records::record_compare(&view.names, FENCE, 0)),
+                    Guard::NoLine => Some(absent(&KeyRange::One(view.names.epoch.clone()))),
+                    _ => None,
+                };
+                Ok(Session::new(view, condition, false))
             }
             Guard::Epoch { epoch, claims } => {
                 let line = line
@@ -128,7 +131,7 @@ impl Session {
         let present = range.kvs.first();
         match &condition.target_union {
             Some(TargetUnion::Value(wanted)) => present.is_some_and(|kv| kv.value == wanted),
-            // There shall be no fence.
+            // There shall be no fence, or no epoch.
             _ => present.is_none(),
         }
     }

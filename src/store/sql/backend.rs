@@ -94,7 +94,8 @@ impl Head {
     pub fn admit(&self, guard: Guard) -> Result<()> {
         match guard {
             Guard::Unfenced if self.fenced => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Unfenced => Ok(()),
+            Guard::NoLine if self.line.is_some() => Err(StoreError::StaleEpoch),
+            Guard::None | Guard::Unfenced | Guard::NoLine => Ok(()),
             Guard::Epoch { epoch, .. } => match self.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

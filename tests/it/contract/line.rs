@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use segue::store::{CopyUp, GuardedStore, Line, Read, ReadReply, Result, StoreError, Watch};
+use segue::store::{CopyUp, Guard, GuardedStore, Line, Read, ReadReply, Result, StoreError, Watch};
 use segue::types::{Grant, KeyRange, Put, Range, Revision, Txn};
 
 use super::NewFixture;
@@ -55,6 +55,23 @@ pub async fn a_line_that_is_gone_fails_every_epoch(fixture: &dyn NewFixture) {
     set_line(&*subject.new, None).await;
     assert_eq!(subject.new.line().await.unwrap(), None);
     fails_everywhere(&*subject.handle, lease).await;
+}
+
+pub async fn whoever_believes_in_no_line_is_refused_under_one(fixture: &dyn NewFixture) {
+    let new = fixture.new_store().await;
+    let idle = new.guarded(Guard::NoLine);
+    let grant = Grant {
+        id: None,
+        ttl_s: 60,
+    };
+    let lease = idle.grant(grant).await.unwrap().reply.id;
+    idle.put(leased("a", "1", lease)).await.unwrap();
+    set_line(&*new, Some(line(1))).await;
+    fails_everywhere(&*idle, lease).await;
+    set_line(&*new, None).await;
+    idle.revoke(lease).await.unwrap();
+    let left = idle.range(Range::of(KeyRange::all())).await.unwrap();
+    assert_eq!(left.reply.kvs, []);
 }
 
 /// Every operation of `stale` fails because of its epoch.

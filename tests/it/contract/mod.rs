@@ -190,6 +190,7 @@ macro_rules! new_store_contract {
                     revisions_go_on_behind_the_base
                     every_operation_of_another_epoch_fails_and_does_nothing
                     a_line_that_is_gone_fails_every_epoch
+                    whoever_believes_in_no_line_is_refused_under_one
                     several_reads_are_one_snapshot
                     a_snapshot_of_the_past_shows_that_moment
                     identities_tell_stores_apart
