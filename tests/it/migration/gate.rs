@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use segue::store::{
     Guard, GuardedStore, Line, NewStore, Record, RecordTxn, Replay, Result, StoreError,
 };
+use segue::tasks::spawn_owned;
 use tokio::sync::watch;
 
 /// What the gate does with the migration's records.
@@ -17,6 +18,9 @@ pub enum Mode {
     Cut,
     /// Writes of those whose names begin like this wait for another mode.
     Hold(&'static str),
+    /// What is replayed waits for another mode, and is done then even if nobody waits for it any more: as
+    /// if the process had been held up.
+    HoldReplays,
 }
 
 /// The store behind a [`Mode`]. Requests of clients go through it in every one of them: what refuses
@@ -46,10 +50,17 @@ impl Gate {
         holds.wait_for(|holds| *holds).await.unwrap();
     }
 
+    /// Lets go of what was held up, and waits until it is done.
+    pub async fn let_go(&self) {
+        self.set(Mode::Open);
+        let mut holds = self.holds.subscribe();
+        holds.wait_for(|holds| !holds).await.unwrap();
+    }
+
     fn pass(&self) -> Result<()> {
         match *self.mode.borrow() {
             Mode::Cut => Err(StoreError::Unavailable("cut off".into())),
-            Mode::Open | Mode::Hold(_) => Ok(()),
+            Mode::Open | Mode::Hold(_) | Mode::HoldReplays => Ok(()),
         }
     }
 }
@@ -77,7 +88,7 @@ impl NewStore for Gate {
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
         let held = |mode: &Mode| match mode {
             Mode::Hold(prefix) => txn.writes.iter().any(|it| it.name.starts_with(prefix)),
-            Mode::Open | Mode::Cut => false,
+            Mode::Open | Mode::Cut | Mode::HoldReplays => false,
         };
         let mut mode = self.mode.subscribe();
         if held(&mode.borrow()) {
@@ -90,7 +101,20 @@ impl NewStore for Gate {
 
     async fn replay(&self, replay: Replay) -> Result<bool> {
         self.pass()?;
-        self.inner.replay(replay).await
+        let mut mode = self.mode.subscribe();
+        if *mode.borrow() != Mode::HoldReplays {
+            return self.inner.replay(replay).await;
+        }
+        self.holds.send_replace(true);
+        let (inner, holds) = (self.inner.clone(), self.holds.clone());
+        let held = spawn_owned(async move {
+            let let_go = |mode: &Mode| *mode != Mode::HoldReplays;
+            mode.wait_for(let_go).await.unwrap();
+            let done = inner.replay(replay).await;
+            holds.send_replace(false);
+            done
+        });
+        held.await.unwrap()
     }
 
     async fn is_empty(&self) -> Result<bool> {

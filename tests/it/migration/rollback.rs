@@ -14,6 +14,7 @@ use segue::types::{
 };
 
 use super::fleet::{Member, Stores, get, grant, key, put, put_leased};
+use super::gate::{Gate, Mode};
 use crate::support::eventually;
 
 fn to(phase: Phase) -> Request {
@@ -302,4 +303,39 @@ async fn another_member_carries_the_mirror_and_the_rollback_on() {
         get(&*stores.source, &key(7)).await.unwrap().value,
         "by the second"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_held_up_while_it_empties_the_new_store_does_the_next_migration_no_harm() {
+    let stores = Stores::both_ways().await;
+    stores.fill(20).await;
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let gate = Gate::before(stores.new.clone());
+    let behind_the_gate = Stores {
+        new: gate.clone(),
+        ..stores.clone()
+    };
+    let first = behind_the_gate.join_as("a", passthrough).await.unwrap();
+    first.controller.ready().await;
+    let started = first.controller.go_to(Phase::Migration).await.unwrap();
+    assert_eq!(started, Ok(()));
+    first.until_phase(Phase::Migration).await;
+    first.until_verified().await;
+    gate.set(Mode::HoldReplays);
+    roll_back(&first).await;
+    gate.holds().await;
+    first.kill().await;
+
+    let second = stores.join_as("b", passthrough).await.unwrap();
+    eventually("it starts again", async || {
+        second.controller.go_to(Phase::Migration).await.unwrap()
+    })
+    .await;
+    second.until_verified().await;
+    let store = second.store();
+    put(&*store, &key(1), "of the next migration").await;
+    let before = everything(&*store).await;
+    gate.let_go().await;
+    same(&everything(&*store).await, &before, "let go");
+    assert_eq!(before.len(), 20);
 }
