@@ -14,6 +14,7 @@ mod lease;
 mod maintenance;
 mod plain;
 mod server;
+mod turns;
 mod validate;
 mod watch;
 

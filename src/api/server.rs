@@ -16,6 +16,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::dispatch::Dispatch;
+use super::turns::Turns;
 use super::{ApiConfig, Context, plain};
 use crate::metrics::Metrics;
 use crate::proto::DESCRIPTORS;
@@ -139,7 +140,7 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let connection = self
             .builder
-            .serve_connection(TokioIo::new(stream), self.dispatch.clone())
+            .serve_connection(TokioIo::new(Turns::new(stream)), self.dispatch.clone())
             .into_owned();
         let (drain, kill) = (self.drain.clone(), self.kill.clone());
         spawn_owned(self.tasks.track_future(async move {
