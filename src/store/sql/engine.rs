@@ -25,6 +25,12 @@ const BATCH_REQUESTS: usize = 256;
 /// Bytes of keys and values that a batch writes, at most. One request alone may be larger.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// Batches whose requests are still to be answered, at most.
+pub(super) const ANSWERS_LEN: usize = 4;
+
+/// A batch that was committed, and what was done for each of its requests.
+pub(super) type Answers = (Vec<Request>, Vec<Result<Done>>);
+
 /// The writer of a store.
 pub(super) struct Writer<B> {
     pub(super) backend: Arc<B>,
@@ -34,6 +40,8 @@ pub(super) struct Writer<B> {
     pub(super) behind: Arc<Notify>,
     pub(super) height: Arc<Height>,
     pub(super) queue: Receiver<Job>,
+    /// What became of batches, for [`answer`].
+    pub(super) answers: mpsc::Sender<Answers>,
     pub(super) cancel: CancellationToken,
 }
 
@@ -118,8 +126,10 @@ impl<B: Backend> Writer<B> {
         match self.commit(&batch).await {
             Ok((done, now)) => {
                 *head = Some(now);
-                for (request, done) in batch.into_iter().zip(done) {
-                    request.reply.send(done).ok();
+                if let Err(mpsc::error::SendError((batch, done))) =
+                    self.answers.send((batch, done)).await
+                {
+                    give(batch, done);
                 }
             }
             Err(StoreError::Request(_) | StoreError::Broken(_)) if batch.len() > 1 => {
@@ -175,6 +185,23 @@ impl<B: Backend> Writer<B> {
             self.behind.notify_one();
         }
         Ok((decided.done, head))
+    }
+}
+
+/// Tells everybody what became of their requests, until the writer ends.
+///
+/// A task of its own: the writer goes on with the next batch meanwhile. One that is a thread, as
+/// SQLite's, would besides have to wake the runtime from outside for each of them.
+pub(super) async fn answer(mut answers: Receiver<Answers>) {
+    while let Some((batch, done)) = answers.recv().await {
+        give(batch, done);
+    }
+}
+
+fn give(batch: Vec<Request>, done: Vec<Result<Done>>) {
+    for (request, done) in batch.into_iter().zip(done) {
+        // Whoever asked and went away again needs no answer.
+        request.reply.send(done).ok();
     }
 }
 

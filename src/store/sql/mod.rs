@@ -127,6 +127,7 @@ impl<B: Backend> SqlStore<B> {
         let feed = Feed::new(Arc::new(log), options.reserved.clone(), head.revision);
         let feed = Arc::new(feed);
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
+        let (answers, answered) = mpsc::channel(engine::ANSWERS_LEN);
         let tasks = Tasks::new();
         let writer = engine::Writer {
             backend: backend.clone(),
@@ -135,6 +136,7 @@ impl<B: Backend> SqlStore<B> {
             behind: behind.clone(),
             height: height.clone(),
             queue: waiting,
+            answers,
             cancel: tasks.token().clone(),
         };
         let (ended, end) = oneshot::channel::<()>();
@@ -142,6 +144,7 @@ impl<B: Backend> SqlStore<B> {
             writer.run().await;
             drop(ended);
         }))?;
+        tasks.spawn("sql answers", engine::answer(answered));
         // Stands for the writer among the tasks, wherever that runs.
         tasks.spawn("sql writer", async move { end.await.is_ok() });
         let tail = tail::Tail {
