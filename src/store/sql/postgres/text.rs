@@ -144,6 +144,8 @@ pub(super) struct Sql {
     pub(super) put_records: String,
     pub(super) delete_records: String,
     pub(super) set_head: String,
+    /// The same, and a notification.
+    pub(super) set_head_and_notify: String,
     pub(super) batch_of: String,
     pub(super) forget_writers: String,
     pub(super) sweep_superseded: String,
@@ -183,6 +185,11 @@ impl Sql {
         let head_and_time = texts
             .head
             .replace(" FROM", &format!(", {NOW_MS}, schema_version FROM"));
+        let set_head = format!(
+            "WITH w AS (INSERT INTO {p}writer (id, batch, seen_ms) VALUES (?11, ?12, {NOW_MS}) \
+             ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
+            texts.set_head
+        );
         let n = |text: String| numbered(&text);
         Self {
             lock: format!("{head_and_time} FOR UPDATE"),
@@ -252,10 +259,9 @@ impl Sql {
             delete_records: n(format!(
                 "DELETE FROM {p}record WHERE name = ANY(?1::text[])"
             )),
-            set_head: n(format!(
-                "WITH w AS (INSERT INTO {p}writer (id, batch, seen_ms) VALUES (?11, ?12, {NOW_MS}) \
-                 ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
-                texts.set_head
+            set_head: n(set_head.clone()),
+            set_head_and_notify: n(format!(
+                "{set_head} RETURNING pg_notify(?13::text, ?14::text)"
             )),
             batch_of: n(format!("SELECT batch FROM {p}writer WHERE id = ?1")),
             forget_writers: n(format!(

@@ -19,7 +19,6 @@ use tracing::{debug, info, warn};
 
 use super::conn::{Conn, Param, Step};
 use super::error::{Failure, certainly_not_committed, failure, not_done, told};
-use super::listen::payload;
 use super::prefetch;
 use super::read::{all, no_head};
 use super::schema::VERSION;
@@ -149,12 +148,7 @@ impl Writer {
         }
         let batch = self.batch + 1;
         let mut steps = writes(sql, &changes, &known);
-        steps.push(set_head(sql, &changes.head, &self.id, batch));
-        if let Some(channel) = notify {
-            let payload = payload(&self.id, changes.head.revision);
-            let params: Vec<Param> = vec![Box::new(channel), Box::new(payload)];
-            steps.push(Step::with("SELECT pg_notify($1, $2)", params));
-        }
+        steps.push(set_head(sql, &changes.head, &self.id, batch, notify));
         match commit(conn, steps).await {
             Ok(Committed::Yes) => {
                 self.batch = batch;

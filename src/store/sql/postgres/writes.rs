@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::conn::{Param, Step};
+use super::listen::payload;
 use super::text::{Sql, split};
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetched, Row};
 use crate::store::sql::tables::{self, log_kind};
@@ -67,9 +68,16 @@ pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &HashSet<Bytes>
     steps
 }
 
-/// The head row, and the number of the batch of the proxy `id`.
-pub(super) fn set_head<'a>(sql: &Sql, head: &Head, id: &'a str, batch: i64) -> Step<'a> {
-    let params: Vec<Param> = vec![
+/// The head row, and the number of the batch of the proxy `id`; tells those who listen to the channel
+/// `notify`, if there is one.
+pub(super) fn set_head<'a>(
+    sql: &Sql,
+    head: &Head,
+    id: &'a str,
+    batch: i64,
+    notify: Option<&'a str>,
+) -> Step<'a> {
+    let mut params: Vec<Param> = vec![
         Box::new(head.revision.0),
         Box::new(head.compacted.0),
         Box::new(head.swept.0),
@@ -83,7 +91,14 @@ pub(super) fn set_head<'a>(sql: &Sql, head: &Head, id: &'a str, batch: i64) -> S
         Box::new(id),
         Box::new(batch),
     ];
-    Step::with(&sql.set_head, params)
+    match notify {
+        Some(channel) => {
+            params.push(Box::new(channel));
+            params.push(Box::new(payload(id, head.revision)));
+            Step::with(&sql.set_head_and_notify, params)
+        }
+        None => Step::with(&sql.set_head, params),
+    }
 }
 
 fn rows<'a>(text: &str, rows: &[&'a Row]) -> Step<'a> {
