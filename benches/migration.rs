@@ -32,6 +32,8 @@ const STALL_MS: Wish = Wish::AtMost(100.0);
 const GUARDED: Wish = Wish::AtLeast(0.80);
 /// Long enough to notice what comes behind a change of the phase.
 const AFTERWARDS: Duration = Duration::from_millis(300);
+/// Changes that a mirror is behind when it keeps up.
+const CLOSE: u64 = 100;
 /// Between two looks at the mirror.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Requests in flight while the mirror is looked at.
@@ -137,6 +139,7 @@ async fn migrate(args: &Args, report: &mut Report, pair: &str, old: Kind, new: K
         if round % 2 == 1 {
             switches.push(change(&segue, &clients, &["switch", "migration", "--wait"]).await);
         }
+        segue.until_mirrored(CLOSE).await;
         rollbacks.push(change(&segue, &clients, &["rollback"]).await);
     }
     segue.command(&["start"]).await;

@@ -112,6 +112,15 @@ impl Segue {
         .await;
     }
 
+    /// Waits until the mirror is so many changes behind, or less.
+    pub async fn until_mirrored(&self, behind: u64) {
+        self.until("the mirror is close behind", |status| {
+            let now = status["way_back"]["behind"].as_u64();
+            now.is_some_and(|now| now <= behind)
+        })
+        .await;
+    }
+
     /// Verifies, and flips the switch to the normal phase.
     pub async fn to_normal(&self) {
         self.command(&["verify"]).await;

@@ -12,6 +12,10 @@ use tonic::transport::Channel;
 
 use super::client::{self, next_random};
 
+/// Between two requests of a client. Clients that ask all the time would keep the machine so busy that they
+/// would wait for each other all the time.
+const PAUSE: Duration = Duration::from_millis(3);
+
 /// Clients at work.
 pub struct Clients {
     shared: Arc<Shared>,
@@ -119,6 +123,7 @@ async fn work(channel: Channel, number: usize, shared: Arc<Shared>) -> Waits {
         for longest in &mut waits.longest[first..] {
             *longest = took.max(*longest);
         }
+        tokio::time::sleep(PAUSE).await;
     }
     waits
 }

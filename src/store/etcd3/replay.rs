@@ -4,6 +4,9 @@
 //! key in one transaction, so each piece takes two: the first removes the keys with their claims, the second
 //! begins new lives of those that are to be there, in the revision that their claim names. Each holds to the
 //! version of the record, which is written with the last: so whoever goes on behind a crash does it again.
+//! Until then nothing of it counts, so that the pieces before the last may be under way at the same time.
+
+use futures_util::{StreamExt as _, stream};
 
 use super::Shared;
 use super::copy_up::{copy_ops, pieces};
@@ -11,6 +14,9 @@ use super::records::{delete_op, record_compare, record_op, unseen_op};
 use crate::proto::etcdserverpb as pb;
 use crate::store::{RecordWrite, Replay, Replayed, Result};
 use crate::types::KeyRange;
+
+/// Pieces under way at a time. More bring etcd no more keys per second.
+const PIECES_AT_ONCE: usize = 4;
 
 impl Shared {
     pub(super) async fn replay(&self, replay: &Replay) -> Result<bool> {
@@ -23,14 +29,26 @@ impl Shared {
         let weigh = |change: &Replayed| {
             2 * change.key().len() + change.live().map_or(0, |kv| kv.value.len())
         };
-        let mut pieces = pieces(&replay.changes, weigh).into_iter().peekable();
-        while let Some(piece) = pieces.next() {
-            let is_last = pieces.peek().is_none();
-            if !self.replay_piece(piece, &replay.record, is_last).await? {
+        let mut pieces = pieces(&replay.changes, weigh);
+        let last = pieces.pop().unwrap_or_default();
+        // Those who wait for locks are told apart by the order in which their keys were made.
+        let mut live = replay.changes.iter().filter_map(Replayed::live);
+        let at_once = if live.any(|kv| kv.lease.is_some()) {
+            1
+        } else {
+            PIECES_AT_ONCE
+        };
+        let work: Vec<_> = pieces
+            .into_iter()
+            .map(|piece| self.replay_piece(piece, &replay.record, false))
+            .collect();
+        let mut done = stream::iter(work).buffer_unordered(at_once);
+        while let Some(done) = done.next().await {
+            if !done? {
                 return Ok(false);
             }
         }
-        Ok(true)
+        self.replay_piece(last, &replay.record, true).await
     }
 
     async fn replay_piece(
