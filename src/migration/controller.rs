@@ -26,6 +26,7 @@ use super::records::{
 use super::router::Router;
 use super::status::Meter;
 use super::switch::{KEY, Request};
+use super::tail::Tails;
 use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
@@ -217,6 +218,7 @@ pub struct Controller {
     pub(super) verifications_done: AtomicU64,
     pub(super) meter: std::sync::Mutex<Meter>,
     pub(super) foreign: Watched,
+    pub(super) tails: Tails,
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
     vanished: AtomicBool,
@@ -273,6 +275,7 @@ impl Controller {
             verifying: ArcSwapOption::empty(),
             verify_wanted: watch::Sender::new(0),
             verifications_done: AtomicU64::new(0),
+            tails: Tails::default(),
             foreign: Watched::default(),
             meter: std::sync::Mutex::default(),
             started: Instant::now(),

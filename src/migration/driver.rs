@@ -169,6 +169,9 @@ impl Driver {
             owner: owner.as_deref() == Some(shared.id()),
             verify: (shared.verifications_done() < wanted).then_some(wanted),
         };
+        if !situation.owner || state.value.phase == Phase::Settled {
+            shared.tails.clear();
+        }
         if state.value.phase == Phase::Settled {
             // There is nothing to compare any more.
             shared.verified(wanted);

@@ -238,6 +238,7 @@ pub(super) async fn mirror(shared: Arc<Controller>, state: State) {
             old,
             new: shared.new.guarded(state.guard()),
             state: state.clone(),
+            tails: shared.tails.clone(),
         };
         mirror.run(None).await.map(drop)
     })

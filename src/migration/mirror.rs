@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -22,21 +21,16 @@ use tracing::{info, warn};
 use super::controller::now_ms;
 use super::ledger::{Entry, Ledger, write};
 use super::phase::State;
+use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
 use crate::store::{
     Claim, Guard, GuardedStore, NewStore, Read, ReadReply, Replay, Replayed, Result, StoreError,
-    Watch, WatchEnd, WatchItem, Watching,
+    WatchEnd,
 };
 use crate::types::range::successor;
-use crate::types::{
-    Change, EventBatch, KeyRange, KeyValue, LeaseId, Op, Range, Reply, Revision, Txn,
-};
+use crate::types::{KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};
 
 /// The record in the old store that holds the [`Position`].
 pub const MIRROR: &str = "mirror";
-/// Keys that are replayed in one transaction, at most.
-const KEYS_MAX: usize = 1000;
-/// Bytes of keys and values that are replayed in one transaction, unless a single pair has more.
-const BYTES_MAX: usize = 4 << 20;
 /// While the mirror is close behind, it rests for as long as a replay has taken, but no longer than
 /// this: half of what the old store can do is left to others.
 const REST: Duration = Duration::from_millis(20);
@@ -79,6 +73,8 @@ pub struct Mirror {
     pub new: Arc<dyn GuardedStore>,
     /// The present state.
     pub state: State,
+    /// Where the mirror of the epoch before may have left what comes next.
+    pub tails: Tails,
 }
 
 /// Why a watch of the new store has ended.
@@ -87,43 +83,6 @@ enum Followed {
     Reached,
     /// History is gone that was not replayed yet.
     Gap,
-}
-
-/// Changes on their way.
-#[derive(Default)]
-struct Batch {
-    changes: HashMap<Bytes, Replayed>,
-    bytes: usize,
-    through: Option<Revision>,
-}
-
-impl Batch {
-    fn add(&mut self, batch: EventBatch) {
-        self.through = Some(batch.revision);
-        for event in batch.events {
-            let key = event.key().clone();
-            self.bytes += key.len();
-            let change = match event.change {
-                Change::Put(kv) => {
-                    self.bytes += kv.value.len();
-                    Replayed::Put(detached(kv))
-                }
-                Change::Delete { key, revision } => Replayed::Delete { key, revision },
-            };
-            self.changes.insert(key, change);
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.changes.len() >= KEYS_MAX || self.bytes >= BYTES_MAX
-    }
-}
-
-fn detached(kv: KeyValue) -> KeyValue {
-    KeyValue {
-        lease: LeaseId::NONE,
-        ..kv
-    }
 }
 
 /// How far the mirror of `state` is behind `new`, if there is one and the stores answer.
@@ -198,9 +157,13 @@ impl Mirror {
             if goal.is_some_and(|goal| at.value.through >= goal) {
                 return Ok(at);
             }
-            let start = Some(at.value.through.next());
-            let mut watching = self.new.watch(Watch::of(KeyRange::all(), start)).await?;
-            match self.follow(&mut watching, &mut at, goal).await? {
+            let mut borrowed = self.tails.behind(&self.new, &at.value).await?;
+            let Some(tail) = borrowed.tail() else {
+                return Ok(at);
+            };
+            let followed = self.follow(tail, &mut at, goal).await;
+            borrowed.discard();
+            match followed? {
                 Followed::Reached => return Ok(at),
                 Followed::Gap => self.compare(&mut at).await?,
             }
@@ -209,63 +172,36 @@ impl Mirror {
 
     async fn follow(
         &self,
-        watching: &mut Watching,
+        tail: &mut Tail,
         at: &mut Entry<Position>,
         goal: Option<Revision>,
     ) -> Result<Followed> {
         let mut noted = Instant::now();
-        watching.progress.notify_one();
+        tail.hurry();
         loop {
-            let mut batch = Batch::default();
-            let mut end = None;
-            let mut next = tokio::time::timeout(NOTED_EVERY, watching.items.next()).await;
-            if next.is_err() {
-                watching.progress.notify_one();
-                continue;
-            }
-            while let Ok(item) = next {
-                match item {
-                    // What comes behind the goal is not to be told of.
-                    Some(WatchItem::Events(events))
-                        if goal.is_some_and(|goal| events.revision > goal) =>
-                    {
-                        batch.through = goal;
-                    }
-                    Some(WatchItem::Events(events)) => batch.add(events),
-                    Some(WatchItem::Progress(through)) => {
-                        let through = goal.map_or(through, |goal| through.min(goal));
-                        batch.through = batch.through.max(Some(through));
-                    }
-                    Some(WatchItem::End(why)) => end = Some(why),
-                    None => end = Some(WatchEnd::Lost("the watch has ended".into())),
-                }
-                let reached = goal.is_some() && batch.through >= goal;
-                if end.is_some() || reached || batch.is_full() {
-                    break;
-                }
-                match watching.items.next().now_or_never() {
-                    Some(item) => next = Ok(item),
-                    None => break,
-                }
-            }
-            let through = batch.through.unwrap_or(at.value.through);
+            let end = tail.fill(goal, NOTED_EVERY).await;
+            let nothing_came = tail.through().is_none();
+            let through = tail.through().unwrap_or(at.value.through);
             let reached = goal.is_some_and(|goal| through >= goal);
-            let idle = batch.changes.is_empty();
+            let changes = tail.changes();
+            let idle = changes.is_empty();
             if !idle || reached || (through > at.value.through && noted.elapsed() >= NOTED_EVERY) {
                 let begun = Instant::now();
-                let close = !batch.is_full();
-                self.replay(at, batch.changes.into_values().collect(), through)
-                    .await?;
+                let close = !tail.is_full();
+                self.replay(at, changes, through).await?;
                 noted = Instant::now();
+                tail.done(&at.value);
                 if goal.is_none() && close {
                     tokio::time::sleep(begun.elapsed().min(REST)).await;
                 }
+            } else {
+                tail.done(&at.value);
             }
             if reached {
                 return Ok(Followed::Reached);
             }
             match end {
-                None if goal.is_some() => watching.progress.notify_one(),
+                None if goal.is_some() || nothing_came => tail.hurry(),
                 None => {}
                 Some(WatchEnd::Compacted(_)) => return Ok(Followed::Gap),
                 Some(WatchEnd::Lost(why)) => return Err(StoreError::Unavailable(why)),

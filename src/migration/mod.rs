@@ -9,7 +9,7 @@
 //! - [`fence`], `passthrough`: the old store alone, and how that ends.
 //! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
 //! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
-//! - [`mirror`], `rollback`, `clearing`: the way back; [`ending`]: the end.
+//! - [`mirror`], [`tail`], `rollback`, `clearing`: the way back; [`ending`]: the end.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
 //!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
@@ -44,6 +44,7 @@ mod stalls;
 pub mod status;
 pub mod survey;
 pub mod switch;
+pub mod tail;
 pub mod verify;
 
 pub use controller::{Controller, OpenError, Options, Timing};

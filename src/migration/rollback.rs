@@ -50,6 +50,7 @@ pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) ->
         old: old.clone(),
         new: shared.new.guarded(state.guard()),
         state: state.clone(),
+        tails: shared.tails.clone(),
     };
     // Whoever was here before may have come to the end of it.
     let opened = |line: Option<crate::store::Line>| {
@@ -84,7 +85,9 @@ pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) ->
 }
 
 async fn attempt(mirror: &Mirror) -> Result<Attempt> {
-    let Mirror { old, new, state } = mirror;
+    let Mirror {
+        old, new, state, ..
+    } = mirror;
     // Before the goal is taken: whatever ends behind it, ends in the old store.
     let (held, keys) = hold_leases(new).await?;
     let goal = new.status().await?.revision;
