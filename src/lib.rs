@@ -32,7 +32,7 @@
 //! | [`server`], [`config`] | configuration in, running tasks out |
 //! | [`admin`] | status, commands, metrics and a page for people, over HTTP |
 //! | [`api`] | one file per service of etcd's; validation; errors |
-//! | [`migration`] | phase machine (pure), controller, fleet, switch, backfill, verification |
+//! | [`migration`] | phase machine (pure), controller, fleet, switch, backfill, verification, mirror, rollback |
 //! | [`overlay`] | the one rule: read, merge, copy-up, transaction |
 //! | [`store`] | the traits and their errors; memory, SQL (SQLite, PostgreSQL, MySQL), etcd v3, etcd v2, existing tables |
 //! | [`wire`], [`proto`] | etcd's messages, and what they are in our types |
@@ -63,9 +63,11 @@
 //! `tests/it/contract` asks the same of every store and of the overlay over pairs of them.
 //! `tests/it/overlay` compares migrations, step by step, with a store that never migrates, and breaks
 //! each fact of the rule to see that it is noticed. `tests/it/differential` puts the same requests to
-//! etcd and to Segue. `tests/it/history` checks what clients recorded while real servers migrated and
-//! proxies were killed. `tests/model` is the protocol as a specification that runs: a model checker
-//! tries every order of the steps of all actors, and finds what goes wrong without each rule.
+//! etcd and to Segue, `tests/it/twin` a long script to an etcd that never migrates and to Segue in all
+//! phases. `tests/it/history` checks what clients recorded while real servers migrated and proxies
+//! were killed; in `tests/it/storm` whatever can go wrong does so all the time. `tests/model` is the
+//! protocol as a specification that runs: a model checker tries every order of the steps of all actors,
+//! and finds what goes wrong without each rule.
 
 pub mod admin;
 pub mod api;
