@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::controller::{Controller, now_ms};
 use super::ledger::{Entry, write};
-use super::mirror::{MIRROR, Mirror, Position, pairs};
+use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
 use super::records::STATE;
 use crate::store::{
@@ -90,7 +90,7 @@ async fn attempt(mirror: &Mirror) -> Result<Attempt> {
     } = mirror;
     // Before the goal is taken: whatever ends behind it, ends in the old store.
     let (held, keys) = hold_leases(new).await?;
-    let goal = new.status().await?.revision;
+    let goal = head(new).await?;
     let mut at = mirror.run(Some(goal)).await?;
     grant(old, &held).await?;
     attach(mirror, &mut at, &keys, goal).await?;
