@@ -123,18 +123,6 @@ async fn revisions_go_on_after_settle_here_and_as_the_old_store_of_the_next_migr
     );
 }
 
-/// All keys of an etcd as it holds them.
-async fn raw_keys(etcd: &Etcd) -> Vec<String> {
-    let mut client = client(&etcd.endpoint()).await;
-    let all = etcd_client::GetOptions::new().with_all_keys();
-    let found = client.get("", Some(all)).await.unwrap();
-    let keys = found
-        .kvs()
-        .iter()
-        .map(|kv| kv.key_str().unwrap().to_owned());
-    keys.collect()
-}
-
 async fn client(endpoint: &str) -> etcd_client::Client {
     etcd_client::Client::connect([endpoint], None)
         .await
@@ -165,7 +153,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
     let mut through = client(&second.endpoint()).await;
     let before = through.delete("key/00", None).await.unwrap();
     let before = before.header().unwrap().revision();
-    assert!(raw_keys(&new).await.contains(&"segue/switch".to_owned()));
+    assert!(new.raw_keys().await.contains(&"segue/switch".to_owned()));
     let watching = through.watch("", Some(etcd_client::WatchOptions::new().with_all_keys()));
     let mut stream = watching.await.unwrap();
 
@@ -179,7 +167,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
     );
     let mut expected: Vec<_> = (1..50).map(|number| format!("key/{number:02}")).collect();
     expected.push("segue/_/line".to_owned());
-    assert_eq!(raw_keys(&new).await, expected);
+    assert_eq!(new.raw_keys().await, expected);
 
     // Both serve on, and say so.
     let put = through.put("key/01", "new", None).await.unwrap();
@@ -216,7 +204,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
         let said = proxy.output();
         assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
     }
-    assert_eq!(raw_keys(&new).await, expected);
+    assert_eq!(new.raw_keys().await, expected);
 
     // By the same command nothing begins, whether the old store is still there or not.
     for _ in 0..2 {
@@ -228,7 +216,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
         );
         old.kill();
     }
-    assert_eq!(raw_keys(&new).await, expected);
+    assert_eq!(new.raw_keys().await, expected);
     let alone = Segue::start(["--new", &new.url()]).await;
     let found = client(&alone.endpoint())
         .await
@@ -259,5 +247,5 @@ async fn migrates_on(new: &Etcd, after: i64) {
         .unwrap();
     assert_eq!(found.kvs()[0].mod_revision(), after);
     let fence = "segue/_/record/fence".to_owned();
-    assert!(raw_keys(new).await.contains(&fence));
+    assert!(new.raw_keys().await.contains(&fence));
 }

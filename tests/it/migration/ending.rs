@@ -178,20 +178,6 @@ async fn only_the_applications_keys_are_left_and_a_second_migration_is_refused()
     }
 }
 
-/// All keys of an etcd as it holds them.
-async fn raw_keys(etcd: &Etcd) -> Vec<String> {
-    let mut client = etcd_client::Client::connect([etcd.endpoint()], None)
-        .await
-        .unwrap();
-    let all = etcd_client::GetOptions::new().with_all_keys();
-    let found = client.get("", Some(all)).await.unwrap();
-    let keys = found
-        .kvs()
-        .iter()
-        .map(|kv| kv.key_str().unwrap().to_owned());
-    keys.collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_holds_the_applications_keys_and_a_line_only_if_revisions_are_shifted() {
     // The first write of an etcd is its revision 2, and so is the old store's last.
@@ -204,7 +190,7 @@ async fn an_etcd_holds_the_applications_keys_and_a_line_only_if_revisions_are_sh
         expected.extend(["after", "kept"].map(str::to_owned));
         expected.extend(line.map(str::to_owned));
         expected.sort();
-        assert_eq!(raw_keys(&etcd).await, expected);
+        assert_eq!(etcd.raw_keys().await, expected);
     }
 }
 

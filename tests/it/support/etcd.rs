@@ -135,6 +135,20 @@ impl Etcd {
         format!("etcd2://{}", self.address())
     }
 
+    /// All keys as it holds them.
+    pub async fn raw_keys(&self) -> Vec<String> {
+        let mut client = etcd_client::Client::connect([self.endpoint()], None)
+            .await
+            .unwrap();
+        let all = etcd_client::GetOptions::new().with_all_keys();
+        let found = client.get("", Some(all)).await.unwrap();
+        let keys = found
+            .kvs()
+            .iter()
+            .map(|kv| kv.key_str().unwrap().to_owned());
+        keys.collect()
+    }
+
     /// The process: to pause it, to resume it, to read what it wrote.
     pub fn process(&self) -> &Process {
         &self.process
