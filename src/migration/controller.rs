@@ -29,7 +29,10 @@ use super::switch::{KEY, Request};
 use super::tail::Tails;
 use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
-use crate::store::{Guard, GuardedStore, NewStore, OldStore, RecordTxn, Result, Store, StoreError};
+use crate::store::{
+    Guard, GuardedStore, HOLD, NewStore, OldStore, RecordTxn, RecordWrite, Result, Store,
+    StoreError,
+};
 use crate::tasks::Tasks;
 use crate::types::{KeyRange, Put, Range, Reserved};
 
@@ -592,6 +595,12 @@ impl Controller {
             line: (to.line() != from.value.line()).then(|| to.line()),
             ..RecordTxn::default()
         };
+        if to.holds_leases() != from.value.holds_leases() {
+            txn.writes.push(RecordWrite {
+                name: HOLD.to_owned(),
+                value: to.holds_leases().then(|| to.migration.clone().into()),
+            });
+        }
         if let Some((record, version)) = switch {
             txn.expect.push((SWITCH.to_owned(), version));
             txn.writes.push(write(SWITCH, record));

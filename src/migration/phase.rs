@@ -248,6 +248,14 @@ impl State {
         })
     }
 
+    /// Whether the new store ends no lease by itself in this state, since its part of the line is over: from
+    /// the goal of a rollback on it has nothing to say, and members that have not noticed yet would tell
+    /// their clients of the end.
+    #[must_use]
+    pub fn holds_leases(&self) -> bool {
+        self.stage == Stage::Draining || (self.phase == Phase::Passthrough && self.leftovers)
+    }
+
     /// What every operation on the old store has to hold to while it serves clients.
     #[must_use]
     pub fn guard_of_old(&self) -> Guard {

@@ -97,6 +97,12 @@ pub enum Guard {
 /// The record that is a store's fence: while it is there, nothing is done under [`Guard::Unfenced`].
 pub const FENCE: &str = "fence";
 
+/// The record that holds a store's leases: while it is there, none ends by itself, and when it goes, the
+/// time of all begins anew. For a new store whose part of the line is over, and that a member who has not
+/// noticed yet may still tell its clients of. Without effect in an etcd, which ends leases whatever anybody
+/// has written: there the watches tell; see [`super::WatchItem::Epoch`].
+pub const HOLD: &str = "hold";
+
 /// Where the store stands in the migration. Changed only together with the state record.
 ///
 /// An old store that was fenced gets a line when it is to serve again: its keys keep the numbers that they

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::store::eval::{self, Outcome, Rows, Working};
 use crate::store::feed::Stretch;
 use crate::store::{
-    Claim, CopyUp, FENCE, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, Replay, Replayed,
-    RequestError, Status,
+    Claim, CopyUp, FENCE, HOLD, Line, Read, ReadReply, Record, RecordTxn, RecordWrite, Replay,
+    Replayed, RequestError, Status,
 };
 use crate::types::{
     Change, Event, EventBatch, KeyRange, KeyValue, LeaseId, LeaseStatus, Range, Reserved, Revision,
@@ -236,8 +236,13 @@ impl State {
         !self.is_fenced() || self.line.is_some()
     }
 
+    /// Whether leases end when their time is over.
+    fn ends_leases(&self) -> bool {
+        self.serves() && !self.records.contains_key(HOLD)
+    }
+
     pub(super) fn expire(&mut self, now: Instant) {
-        if !self.serves() {
+        if !self.ends_leases() {
             return;
         }
         let over = self
@@ -253,7 +258,7 @@ impl State {
 
     pub(super) fn first_deadline(&self) -> Option<Instant> {
         let deadlines = self.leases.values().map(|lease| lease.deadline);
-        deadlines.min().filter(|_| self.serves())
+        deadlines.min().filter(|_| self.ends_leases())
     }
 
     pub(super) fn keep_alive(&mut self, id: LeaseId, now: Instant) -> Option<i64> {
@@ -364,7 +369,7 @@ impl State {
         if expect.any(|(name, version)| self.record_version(name) != *version) {
             return false;
         }
-        let served = self.serves();
+        let ended_leases = self.ends_leases();
         for write in txn.writes {
             self.write_record(write);
         }
@@ -380,7 +385,7 @@ impl State {
                 self.origin = line.base;
             }
         }
-        if !served && self.serves() {
+        if !ended_leases && self.ends_leases() {
             // Nobody could keep them alive.
             for lease in self.leases.values_mut() {
                 lease.deadline = now + seconds(lease.ttl_s);

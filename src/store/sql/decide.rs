@@ -1,5 +1,6 @@
 //! A batch of requests over prefetched rows: what to write, what to answer, what to publish. Pure.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -10,7 +11,9 @@ use super::replay;
 use super::table::Table;
 use super::work::{Done, Request, Work};
 use crate::store::eval::{Outcome, Working};
-use crate::store::{CopyUp, FENCE, Record, RecordTxn, RecordWrite, Replay, RequestError, Result};
+use crate::store::{
+    CopyUp, FENCE, HOLD, Record, RecordTxn, RecordWrite, Replay, RequestError, Result,
+};
 use crate::types::{Answer, Change, EventBatch, Granted, KeyValue, LeaseId, Reserved, Revision};
 
 /// What became of a batch.
@@ -40,6 +43,7 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
     }
     let now_ms = found.now_ms;
     let before = found.head.revision;
+    let was_held = found.records.iter().any(|record| record.name == HOLD);
     let table = Table::new(found.rows, found.claimed, found.past, &found.leases);
     let head = found.head;
     let working = Working::new(&table, reserved, head.revision, head.oldest());
@@ -60,9 +64,10 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
         let admitted = head.admit(request.guard);
         done.push(admitted.and_then(|()| batch_of.run(&request.work)));
     }
+    let let_go = was_held && !batch_of.is_held();
     let outcome = batch_of.working.finish();
-    // While the store did not serve nobody could keep them alive.
-    let renew_leases = renew_leases || (batch_of.head.serves() && !head.serves());
+    // While the store did not serve, or they were held, nobody could keep them alive.
+    let renew_leases = renew_leases || let_go || (batch_of.head.serves() && !head.serves());
     let mut changes = Changes::none(batch_of.head);
     changes.head.revision = outcome.revision.max(batch_of.head.revision);
     (changes.leases, changes.dropped_leases) = batch_of.leases.changes();
@@ -124,7 +129,8 @@ impl Batch<'_> {
                 Done::KeptAlive(self.answer(reply))
             }
             Work::Expire(ids) => {
-                for id in ids.iter().filter(|_| self.head.serves()) {
+                let ends = self.head.serves() && !self.is_held();
+                for id in ids.iter().filter(|_| ends) {
                     let over = |lease: &Lease| lease.deadline_ms <= self.now_ms;
                     if self.leases.get(id).is_some_and(over) {
                         self.working.revoke(*id)?;
@@ -213,7 +219,12 @@ impl Batch<'_> {
         Some(lease.ttl_s)
     }
 
-    fn version(&self, name: &String) -> i64 {
+    /// Whether no lease ends by itself. Only for work that has asked for the record.
+    fn is_held(&self) -> bool {
+        self.version(HOLD) > 0
+    }
+
+    fn version(&self, name: &str) -> i64 {
         self.records.get(name).map_or(0, |record| record.version)
     }
 
@@ -367,7 +378,11 @@ impl<K: Ord + Clone, V> Overlaid<K, V> {
         }
     }
 
-    fn get(&self, key: &K) -> Option<&V> {
+    fn get<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
         match self.changed.get(key) {
             Some(changed) => changed.as_ref(),
             None => self.found.get(key),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::backend::Prefetch;
-use crate::store::{CopyUp, FENCE, Guard, RecordTxn, RecordWrite, Replay, Replayed, Result};
+use crate::store::{CopyUp, FENCE, Guard, HOLD, RecordTxn, RecordWrite, Replay, Replayed, Result};
 use crate::types::{
     Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
 };
@@ -39,7 +39,7 @@ pub(super) enum Work {
     Revoke(LeaseId),
     /// Begin a lease's time anew.
     KeepAlive(LeaseId),
-    /// End those of the leases whose time is over, if the store serves.
+    /// End those of the leases whose time is over, if the store serves and they are not held.
     Expire(Vec<LeaseId>),
     /// Write records, and the line.
     Records(RecordTxn),
@@ -67,13 +67,13 @@ pub(super) enum Done {
 }
 
 impl Work {
-    /// Whether it cannot share a batch: the line, the fence and the compacted revision are the same for a
-    /// whole batch, and the rows are those that requests have changed.
+    /// Whether it cannot share a batch: the line, the fence, the hold on leases and the compacted revision are
+    /// the same for a whole batch, and the rows are those that requests have changed.
     pub(super) fn is_solo(&self) -> bool {
         match self {
             Self::Records(txn) => {
-                let of_fence = |write: &RecordWrite| write.name == FENCE;
-                txn.line.is_some() || !txn.forget.is_empty() || txn.writes.iter().any(of_fence)
+                let of_all = |write: &RecordWrite| [FENCE, HOLD].contains(&&*write.name);
+                txn.line.is_some() || !txn.forget.is_empty() || txn.writes.iter().any(of_all)
             }
             Self::Compact(_) | Self::Replay(_) => true,
             _ => false,
@@ -159,6 +159,7 @@ impl Work {
             Self::Expire(ids) => {
                 want.leases.extend(ids);
                 want.attached.extend(ids);
+                want.records.push(HOLD.to_owned());
             }
             Self::Records(txn) => {
                 let expected = txn.expect.iter().map(|(name, _)| name);

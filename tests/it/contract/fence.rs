@@ -1,10 +1,16 @@
-//! The fence of a store that serves clients until a migration takes it over.
+//! The fence of a store that serves clients until a migration takes it over, and what holds leases in one
+//! that is left.
 
-use segue::store::{FENCE, Guard, RecordTxn, RecordWrite, StoreError};
+use std::time::{Duration, Instant};
+
+use segue::store::{FENCE, Guard, HOLD, RecordTxn, RecordWrite, StoreError};
 use segue::types::{Delete, Grant, KeyRange, LeaseId, Put, Range};
 
 use super::NewFixture;
-use super::dsl::{record, txns_about};
+use super::dsl::*;
+
+/// The shortest lease that there is, in seconds.
+const TTL_S: i64 = 2;
 
 pub async fn nothing_is_done_behind_a_fence(fixture: &dyn NewFixture) {
     let new = fixture.new_store().await;
@@ -62,4 +68,41 @@ pub async fn nothing_is_done_behind_a_fence(fixture: &dyn NewFixture) {
     serving.revoke(id).await.unwrap();
     let left = plain.range(Range::of(KeyRange::all())).await.unwrap();
     assert_eq!(left.reply.count, 1);
+}
+
+pub async fn leases_that_are_held_do_not_end(fixture: &dyn NewFixture) {
+    if fixture.ends_leases_by_itself() {
+        return;
+    }
+    // With a line and without, which is how a rollback leaves it.
+    let subject = NewSubject::of(fixture).await;
+    let lease = subject.store.grant(TTL_S).await;
+    let before = subject.store.put_leased("a", "1", lease).await;
+    let write = |value: Option<&'static str>, line| RecordTxn {
+        writes: vec![RecordWrite {
+            name: HOLD.into(),
+            value: value.map(Into::into),
+        }],
+        line,
+        ..RecordTxn::default()
+    };
+    let hold = write(Some("held"), None);
+    assert!(subject.new.write_records(hold).await.unwrap());
+    let over = Duration::from_secs(TTL_S.unsigned_abs() + 1);
+    tokio::time::sleep(over).await;
+    assert_eq!(subject.store.value("a").await.as_deref(), Some("1"));
+    set_line(&*subject.new, None).await;
+    tokio::time::sleep(over).await;
+    let idle = Subject::new(subject.new.guarded(Guard::NoLine), fixture.gapless());
+    assert_eq!(idle.value("a").await.as_deref(), Some("1"));
+    assert_eq!(idle.revision().await, before);
+    // They could not be kept alive meanwhile, so their time begins anew.
+    let begun = Instant::now();
+    let let_go = write(None, Some(Some(line(2))));
+    assert!(subject.new.write_records(let_go).await.unwrap());
+    let now = NewSubject::with(subject.new.clone(), 2, fixture.gapless());
+    now.store.wait_until_gone("a").await;
+    assert!(begun.elapsed() >= Duration::from_secs(TTL_S.unsigned_abs() - 1));
+    now.store
+        .assert_one_step(before, now.store.revision().await);
 }

@@ -50,8 +50,8 @@ pub trait NewFixture: Fixture {
     /// A store that is empty and has no line.
     async fn new_store(&self) -> Arc<dyn NewStore>;
 
-    /// Whether leases end by themselves in a store that is fenced, as they do where a server sees to it.
-    fn ends_leases_behind_a_fence(&self) -> bool {
+    /// Whether leases end whatever the records say, as they do where a server sees to it.
+    fn ends_leases_by_itself(&self) -> bool {
         false
     }
 }
@@ -197,6 +197,7 @@ macro_rules! new_store_contract {
                 }
                 fence {
                     nothing_is_done_behind_a_fence
+                    leases_that_are_held_do_not_end
                 }
                 records {
                     records_are_compared_and_put

@@ -36,7 +36,7 @@ impl Old {
             epoch: 0,
             gapless: fixture.gapless(),
             position: 0,
-            ends_leases: fixture.ends_leases_behind_a_fence(),
+            ends_leases: fixture.ends_leases_by_itself(),
         };
         let store = old.serving();
         for (key, value) in [

@@ -296,7 +296,7 @@ impl NewFixture for Fixed {
         self.open(self.kind).await
     }
 
-    fn ends_leases_behind_a_fence(&self) -> bool {
+    fn ends_leases_by_itself(&self) -> bool {
         self.kind == Kind::Etcd
     }
 }
