@@ -7,7 +7,8 @@
 //!
 //! From the moment in which a store is fenced until the border is known, watches stand still: what the
 //! store does behind the fence, such as to end leases that live on in the other one, is none of
-//! their clients' business.
+//! their clients' business. A store that does so tells of the epoch that it was given before
+//! ([`WatchItem::Epoch`]), so that watches of a member which has not heard of it stand still too.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::router::Router;
 use crate::store::{StoreError, Watch, WatchEnd, WatchItem, Watching};
-use crate::types::{KeyRange, Reserved, Revision};
+use crate::types::{Epoch, KeyRange, Reserved, Revision};
 
 /// How long a watch waits until it asks again for its continuation.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,12 +35,20 @@ pub enum Border {
     At(Revision),
 }
 
+/// What a member knows of the stretch that its requests go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The latest epoch.
+    pub epoch: Epoch,
+    /// How far the stretch goes.
+    pub border: Border,
+}
+
 /// A part of the line of revisions that belongs to one store. Requests and watches that are on it hold a
 /// clone each, so that the last one that is dropped tells that it is left.
 #[derive(Clone, Debug)]
 pub struct Stretch {
-    /// How far it goes.
-    border: watch::Receiver<Border>,
+    known: watch::Receiver<Known>,
     /// Keys that are the new store's on every stretch: watches of them do not go over.
     reserved: Reserved,
     left: CancellationToken,
@@ -49,10 +58,10 @@ pub struct Stretch {
 impl Stretch {
     /// A stretch that nobody is on yet.
     #[must_use]
-    pub fn new(border: watch::Receiver<Border>, reserved: Reserved) -> Self {
+    pub fn new(known: watch::Receiver<Known>, reserved: Reserved) -> Self {
         let left = CancellationToken::new();
         Self {
-            border,
+            known,
             reserved,
             last_one_out: Arc::new(left.clone().drop_guard()),
             left,
@@ -94,6 +103,7 @@ pub(super) fn across(
         watching: Some(watching),
         stretch: Some(stretch),
         leaving: None,
+        told: Epoch(0),
         hurried: false,
         onward,
         asked: asked.clone(),
@@ -119,6 +129,8 @@ struct Crossing {
     stretch: Option<Stretch>,
     /// Where it was, until it has seen what the store has behind the border: that could be compacted.
     leaving: Option<Stretch>,
+    /// The latest epoch that the store has told of.
+    told: Epoch,
     /// The store was asked to tell when it has delivered everything up to the border.
     hurried: bool,
     onward: Weak<Router>,
@@ -138,7 +150,13 @@ impl Crossing {
     async fn next(&mut self) -> Option<WatchItem> {
         loop {
             let border = match &mut self.stretch {
-                Some(stretch) => *stretch.border.borrow_and_update(),
+                Some(stretch) => match *stretch.known.borrow_and_update() {
+                    // What it is that has changed will be known soon.
+                    Known { epoch, border } if border == Border::Open && epoch < self.told => {
+                        Border::Closing
+                    }
+                    Known { border, .. } => border,
+                },
                 None => Border::Open,
             };
             let watching = self.watching.as_mut()?;
@@ -160,6 +178,13 @@ impl Crossing {
                     watching.progress.notify_one();
                     continue;
                 }
+                Step::Item(Some(WatchItem::Epoch(epoch))) => {
+                    self.told = epoch;
+                    if let Some(router) = self.onward.upgrade() {
+                        router.look_again();
+                    }
+                    continue;
+                }
                 Step::Item(item) => item.unwrap_or_else(lost),
             };
             let item = match border {
@@ -179,7 +204,7 @@ impl Crossing {
                     }
                     self.progress_due = false;
                 }
-                Some(WatchItem::Events(_)) => {}
+                Some(WatchItem::Events(_) | WatchItem::Epoch(_)) => {}
             }
             return item;
         }
@@ -196,7 +221,7 @@ impl Crossing {
                 self.hurried = false;
                 None
             }
-            end @ WatchItem::End(_) => Some(end),
+            item @ (WatchItem::Epoch(_) | WatchItem::End(_)) => Some(item),
         }
     }
 
@@ -216,6 +241,7 @@ impl Crossing {
                     watching.progress.notify_one();
                     self.watching = Some(watching);
                     self.leaving = std::mem::replace(&mut self.stretch, stretch);
+                    self.told = Epoch(0);
                     self.hurried = false;
                     return None;
                 }
@@ -232,7 +258,7 @@ impl Crossing {
 /// Returns when the border has moved; never, if it cannot.
 async fn moved(stretch: &mut Option<Stretch>) {
     if let Some(stretch) = stretch
-        && stretch.border.changed().await.is_ok()
+        && stretch.known.changed().await.is_ok()
     {
         return;
     }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::backfill::Progress;
 use super::controller::{Controller, View, now_ms};
-use super::crossing::{Border, Stretch};
+use super::crossing::{Border, Known, Stretch};
 use super::ending::GONE;
 use super::fleet::Fleet;
 use super::foreign;
@@ -46,6 +46,15 @@ fn copied_spans(state: &State, progress: &Progress) -> Vec<KeyRange> {
     }
 }
 
+/// Between turns that fail: what ends the wait for the next one otherwise may be ready until one succeeds.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Before the first look.
+const UNKNOWN: Known = Known {
+    epoch: Epoch(0),
+    border: Border::Open,
+};
+
 /// What follows a turn.
 enum Turn {
     Next,
@@ -64,7 +73,7 @@ pub(super) struct Driver {
     routed: Option<Epoch>,
     /// The part of the line that requests are sent to, and how many borders lie before.
     stretch: Stretch,
-    border: watch::Sender<Border>,
+    known: watch::Sender<Known>,
     borders: usize,
     /// The spans are all published and will not change.
     published: bool,
@@ -76,7 +85,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(shared: Arc<Controller>) -> Self {
         let options = &shared.options;
-        let border = watch::Sender::new(Border::Open);
+        let known = watch::Sender::new(UNKNOWN);
         let own = Entry {
             value: Member {
                 name: options.name.clone(),
@@ -91,8 +100,8 @@ impl Driver {
             fleet: Fleet::default(),
             draining: Vec::new(),
             routed: None,
-            stretch: Stretch::new(border.subscribe(), options.reserved.clone()),
-            border,
+            stretch: Stretch::new(known.subscribe(), options.reserved.clone()),
+            known,
             borders: 0,
             published: false,
             own,
@@ -106,17 +115,25 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let mut switch = SwitchWatch::default();
         loop {
-            match tokio::time::timeout(TURN, self.turn()).await {
-                Ok(Ok(Turn::Next)) => self.publish(None),
+            let trouble = match tokio::time::timeout(TURN, self.turn()).await {
+                Ok(Ok(Turn::Next)) => None,
                 Ok(Ok(Turn::Last)) => {
                     self.jobs.stop();
                     self.end();
                     return;
                 }
-                Ok(Err(error)) => self.publish(Some(error)),
-                Err(_) => self.publish(Some(StoreError::Unavailable(
+                Ok(Err(error)) => Some(error),
+                Err(_) => Some(StoreError::Unavailable(
                     "the new store does not answer".into(),
-                ))),
+                )),
+            };
+            let failed = trouble.is_some();
+            self.publish(trouble);
+            if failed {
+                tokio::select! {
+                    () = shared.tasks.cancelled() => break,
+                    () = tokio::time::sleep(PAUSE) => continue,
+                }
             }
             tokio::select! {
                 () = shared.tasks.cancelled() => break,
@@ -271,17 +288,19 @@ impl Driver {
     /// Tells the watches that are open how far the store that they are in goes, and answers what is to
     /// be told to those that come.
     fn stretch_of(&mut self, state: &State) -> Option<Stretch> {
+        let epoch = state.epoch;
+        let tell = |border| Known { epoch, border };
         if let Some(last) = state.borders.get(self.borders) {
-            self.border.send_replace(Border::At(*last));
+            self.known.send_replace(tell(Border::At(*last)));
             self.borders = state.borders.len();
-            self.border = watch::Sender::new(Border::Open);
+            self.known = watch::Sender::new(tell(Border::Open));
             let reserved = self.shared.options.reserved.clone();
-            self.stretch = Stretch::new(self.border.subscribe(), reserved);
+            self.stretch = Stretch::new(self.known.subscribe(), reserved);
         } else if matches!(state.stage, Stage::Fencing | Stage::Draining) {
-            self.border.send_replace(Border::Closing);
+            self.known.send_replace(tell(Border::Closing));
         } else {
             // As it was, if a rollback is called off.
-            self.border.send_replace(Border::Open);
+            self.known.send_replace(tell(Border::Open));
         }
         (state.phase != Phase::Settled).then(|| self.stretch.clone())
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::store::{
-    FENCE, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError,
+    FENCE, Fence, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError,
 };
 use crate::types::Epoch;
 
@@ -31,12 +31,6 @@ pub async fn keep_leases_alive(old: &Arc<dyn NewStore>) -> Result<()> {
     kept.try_for_each(|_| std::future::ready(Ok(()))).await
 }
 
-/// What a store's fence says, in the order of the words: which migration it was put by, and in which
-/// epoch.
-fn text(migration: &str, epoch: Epoch) -> String {
-    format!("{migration} {epoch}")
-}
-
 /// Fences the old store in the name of `migration`. May be repeated. Whoever serves it, be it because
 /// there was no fence, be it since a rollback under its line, is refused from then on.
 ///
@@ -47,26 +41,30 @@ pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Re
         let records = old.records(FENCE).await?;
         let present = records.into_iter().find(|record| record.name == FENCE);
         if let Some(fence) = &present {
-            let found = String::from_utf8_lossy(&fence.value);
-            let (by, at) = found.split_once(' ').unwrap_or((&found, "0"));
-            if by != migration {
+            let found = Fence::read(&fence.value);
+            if found.migration != migration {
                 return Err(RequestError::Unacceptable(format!(
-                    "the old store is fenced by another migration ({by}), which has taken its data \
-                     over: it cannot begin a second one"
+                    "the old store is fenced by another migration ({}), which has taken its data \
+                     over: it cannot begin a second one",
+                    found.migration
                 ))
                 .into());
             }
-            match at.parse::<u64>().unwrap_or_default().cmp(&epoch.0) {
+            match found.epoch.cmp(&epoch) {
                 Ordering::Greater => return Err(StoreError::StaleEpoch),
                 Ordering::Equal => return Ok(()),
                 Ordering::Less => {}
             }
         }
+        let fence = Fence {
+            migration: migration.to_owned(),
+            epoch,
+        };
         let txn = RecordTxn {
             expect: vec![(FENCE.to_owned(), present.map_or(0, |fence| fence.version))],
             writes: vec![RecordWrite {
                 name: FENCE.to_owned(),
-                value: Some(text(migration, epoch).into()),
+                value: Some(fence.to_bytes()),
             }],
             line: Some(None),
             ..RecordTxn::default()

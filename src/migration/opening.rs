@@ -108,6 +108,7 @@ async fn ended_behind(
                 let before = batch.events.into_iter().filter_map(|event| event.prev);
                 ended.extend(before.filter(leased).map(|kv| (kv.key.clone(), kv)));
             }
+            Some(WatchItem::Epoch(_)) => {}
             Some(WatchItem::Progress(_)) => return Ok(ended),
             Some(WatchItem::End(_)) | None => {
                 let why = "the old store cannot tell which leases have ended behind its fence";

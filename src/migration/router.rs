@@ -156,7 +156,12 @@ impl Router {
         }
     }
 
-    /// Returns when a request has learnt that its epoch is over.
+    /// Has the state be looked at: something has learnt that the epoch is over.
+    pub(super) fn look_again(&self) {
+        self.stale.notify_one();
+    }
+
+    /// Returns when something has learnt that the epoch is over.
     pub async fn stale(&self) {
         self.stale.notified().await;
     }
@@ -186,7 +191,7 @@ impl Router {
                 match operation(Arc::clone(store), &route.stretch).await {
                     Err(StoreError::StaleEpoch) => {
                         held_up.get_or_insert_with(|| self.stalls.begin(sent));
-                        self.stale.notify_one();
+                        self.look_again();
                     }
                     other => {
                         if let Some(stall) = held_up {

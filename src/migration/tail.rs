@@ -110,6 +110,8 @@ impl Tail {
                     let through = goal.map_or(through, |goal| through.min(goal));
                     self.batch.through = self.batch.through.max(Some(through));
                 }
+                // It is the new store's own, and the mirror goes on.
+                Some(WatchItem::Epoch(_)) => {}
                 Some(WatchItem::End(why)) => return Some(why),
                 None => return Some(WatchEnd::Lost("the watch has ended".into())),
             }

@@ -61,6 +61,7 @@ async fn next(mut position: Position, base: Revision) -> Option<(WatchItem, Posi
                     past.progress.notify_one();
                     Position::Past(past, present)
                 }
+                Some(WatchItem::Epoch(_)) => Position::Past(past, present),
                 Some(WatchItem::End(WatchEnd::Compacted(oldest))) => {
                     // What it compacts behind the base, in revisions of its own, is none either.
                     let end = WatchEnd::Compacted(oldest.min(base.next()));
@@ -182,6 +183,7 @@ mod tests {
                     let prev = event.prev.as_ref().map_or(0, |kv| kv.mod_revision.0);
                     format!("{key} {} after {prev}", event.revision())
                 })),
+                Some(WatchItem::Epoch(_)) => {}
                 Some(WatchItem::Progress(_)) => return told,
                 Some(WatchItem::End(end)) => {
                     told.push(format!("{end:?}"));

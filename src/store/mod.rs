@@ -33,8 +33,8 @@ use crate::types::{
 
 pub use error::{RequestError, Result, StoreError};
 pub use new::{
-    Claim, CopyUp, FENCE, Guard, GuardedStore, HOLD, Line, NewStore, Read, ReadReply, Record,
-    RecordTxn, RecordWrite, Replay, Replayed,
+    Claim, CopyUp, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read, ReadReply,
+    Record, RecordTxn, RecordWrite, Replay, Replayed,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};
 pub use open::{open_new, open_old};

@@ -97,6 +97,34 @@ pub enum Guard {
 /// The record that is a store's fence: while it is there, nothing is done under [`Guard::Unfenced`].
 pub const FENCE: &str = "fence";
 
+/// What [`FENCE`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The migration that has put it there.
+    pub migration: String,
+    /// The epoch that began with it.
+    pub epoch: Epoch,
+}
+
+impl Fence {
+    /// As the record holds it.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        format!("{} {}", self.migration, self.epoch).into()
+    }
+
+    /// From the record.
+    #[must_use]
+    pub fn read(value: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(value);
+        let (migration, epoch) = text.split_once(' ').unwrap_or((&text, "0"));
+        Self {
+            migration: migration.to_owned(),
+            epoch: Epoch(epoch.parse().unwrap_or_default()),
+        }
+    }
+}
+
 /// The record that holds a store's leases: while it is there, none ends by itself, and when it goes, the
 /// time of all begins anew. For a new store whose part of the line is over, and that a member who has not
 /// noticed yet may still tell its clients of. Without effect in an etcd, which ends leases whatever anybody

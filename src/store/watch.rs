@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
 
-use crate::types::{EventBatch, KeyRange, Revision};
+use crate::types::{Epoch, EventBatch, KeyRange, Revision};
 
 /// A request for the changes of some keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub enum WatchItem {
     Events(EventBatch),
     /// Everything up to this revision has been delivered.
     Progress(Revision),
+    /// What comes next happened after the store was given this epoch, or a fence in its name. Only from
+    /// stores that change by themselves, whatever the epoch: an etcd goes on ending leases. Comes before the
+    /// first item of which that is true, and not for epochs from before the watch was opened.
+    Epoch(Epoch),
     /// The watch is over.
     End(WatchEnd),
 }

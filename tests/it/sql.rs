@@ -264,7 +264,7 @@ async fn changes(store: &dyn Store, watch: Watch) -> Vec<(Revision, Vec<Event>)>
         match next.await.unwrap().unwrap() {
             WatchItem::Events(batch) => changes.push((batch.revision, batch.events)),
             WatchItem::Progress(_) => return changes,
-            WatchItem::End(end) => panic!("{end:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }

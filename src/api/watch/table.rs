@@ -256,6 +256,7 @@ impl Table {
                     }
                     progress = Some(revision);
                 }
+                WatchItem::Epoch(_) => {}
                 WatchItem::End(why) => {
                     end = Some(why);
                     break;

@@ -58,7 +58,7 @@ async fn first_write(mut watching: Watching, last: Revision) -> Option<String> {
                 }
             }
             WatchItem::Progress(reached) if reached >= last => return None,
-            WatchItem::Progress(_) => {}
+            WatchItem::Progress(_) | WatchItem::Epoch(_) => {}
             WatchItem::End(WatchEnd::Compacted(_)) => {
                 return Some("what has changed is compacted".to_owned());
             }

@@ -6,8 +6,12 @@
 
 use bytes::Bytes;
 
+use crate::store::FENCE;
 use crate::types::range::after_prefix;
 use crate::types::{KeyRange, Reserved};
+
+/// Below it are the records.
+const RECORDS: &str = "record/";
 
 /// The names of what the store keeps for itself.
 #[derive(Clone, Debug)]
@@ -17,6 +21,8 @@ pub(super) struct Names {
     own: Reserved,
     /// Holds the epoch; what guards compare with.
     pub(super) epoch: Bytes,
+    /// The record that is the fence.
+    pub(super) fence: Bytes,
     /// Holds the rest of the line.
     pub(super) line: Bytes,
     /// Written in every transaction that whoever watches is not to see: one that removes keys for a
@@ -35,7 +41,8 @@ impl Names {
             line: own.key("line"),
             unseen: own.key("unseen"),
             claims: own.key("claim/"),
-            records: own.key("record/"),
+            fence: own.key(format!("{RECORDS}{FENCE}")),
+            records: own.key(RECORDS),
             own,
         }
     }

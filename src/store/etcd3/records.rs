@@ -240,7 +240,7 @@ impl Shared {
 
     /// etcd's revision of the fence, if there is one.
     pub(super) async fn fence(&self) -> Result<Option<i64>> {
-        let fence = range_request(&KeyRange::One(self.names.record(FENCE)));
+        let fence = range_request(&KeyRange::One(self.names.fence.clone()));
         let response = self.client.range(fence).await?;
         Ok(response.kvs.first().map(|kv| kv.mod_revision))
     }

@@ -23,9 +23,9 @@ use super::numbers::Claimed;
 use super::view::{View, header_revision};
 use crate::proto::etcdserverpb as pb;
 use crate::store::feed::{Feed, History, Stretch};
-use crate::store::{RequestError, Result, StoreError, Watch, WatchItem, Watching};
+use crate::store::{Fence, RequestError, Result, StoreError, Watch, WatchItem, Watching};
 use crate::tasks::spawn_owned;
-use crate::types::{Change, Event, EventBatch, KeyRange, Revision};
+use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, Revision};
 use pb::watch_request::RequestUnion;
 
 const RECONNECT_FIRST: Duration = Duration::from_millis(50);
@@ -65,6 +65,9 @@ pub(super) async fn open(view: &Arc<View>, request: Watch, current: i64) -> Resu
             view: view.clone(),
             through: started.through.clone(),
         },
+        opened: view.numbers.visible(current),
+        epoch: Epoch(0),
+        held_back: None,
         watching,
         progress: progress.clone(),
         waiting: None,
@@ -84,6 +87,12 @@ pub(super) async fn open(view: &Arc<View>, request: Watch, current: i64) -> Resu
 /// One watch. The upstream watch lives for as long as somebody holds on to it.
 struct Open {
     watching: Watching,
+    /// The store's revision when it was opened, under the epoch that held then.
+    opened: Revision,
+    /// The latest that it was told of.
+    epoch: Epoch,
+    /// What comes behind that.
+    held_back: Option<WatchItem>,
     /// Asks for progress.
     progress: Arc<Notify>,
     /// Progress was asked for, and waits for what etcd has done by now to arrive here.
@@ -94,6 +103,26 @@ struct Open {
 
 impl Open {
     async fn next(&mut self) -> Option<WatchItem> {
+        let item = match self.held_back.take() {
+            Some(item) => item,
+            None => self.receive().await?,
+        };
+        let revision = match &item {
+            WatchItem::Events(batch) => batch.revision,
+            WatchItem::Progress(revision) => *revision,
+            WatchItem::Epoch(_) | WatchItem::End(_) => return Some(item),
+        };
+        let view = &self.caught_up.view;
+        let begun = view.epoch_between(self.opened, revision);
+        if let Some(epoch) = begun.filter(|epoch| *epoch > self.epoch) {
+            self.epoch = epoch;
+            self.held_back = Some(item);
+            return Some(WatchItem::Epoch(epoch));
+        }
+        Some(item)
+    }
+
+    async fn receive(&mut self) -> Option<WatchItem> {
         loop {
             let waiting = &mut self.waiting;
             tokio::select! {
@@ -340,6 +369,15 @@ fn refused(view: &View, response: &pb::WatchResponse) -> StoreError {
     }
 }
 
+/// The epoch that this pair says begins with it, be it a fence or the line of another phase.
+fn epoch_of(view: &View, kv: &crate::proto::mvccpb::KeyValue) -> Option<Epoch> {
+    if kv.key == view.names.epoch {
+        let text = std::str::from_utf8(&kv.value).ok()?;
+        return text.parse().ok().map(Epoch);
+    }
+    (kv.key == view.names.fence).then(|| Fence::read(&kv.value).epoch)
+}
+
 /// Makes batches of what etcd says, one per revision, without copy-ups and without the store's own
 /// keys.
 async fn translate(
@@ -352,12 +390,16 @@ async fn translate(
     for event in events {
         let Some(kv) = &event.kv else { continue };
         if view.names.is_own(&kv.key) {
+            if event.r#type() != crate::proto::mvccpb::event::EventType::Put {
+                continue;
+            }
             if kv.key == view.names.unseen {
                 unseen.insert(kv.mod_revision);
             }
-            if view.names.claimed(&kv.key).is_some()
-                && event.r#type() == crate::proto::mvccpb::event::EventType::Put
-            {
+            if let Some(epoch) = epoch_of(view, kv) {
+                view.learn_epoch(view.numbers.visible(kv.mod_revision), epoch);
+            }
+            if view.names.claimed(&kv.key).is_some() {
                 let (key, claim) = view.read_claim(kv)?;
                 if let Claimed::Copied(_) = claim {
                     copied.insert((kv.mod_revision, key));

@@ -1,8 +1,9 @@
 //! How clients see the store: which keys, and with which numbers.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::Excluded;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,7 +16,7 @@ use super::tail::Tail;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
 use crate::store::{RequestError, Result, StoreError};
-use crate::types::{KeyRange, KeyValue, Reserved, Revision};
+use crate::types::{Epoch, KeyRange, KeyValue, Reserved, Revision};
 use pb::request_op::Request;
 use pb::response_op::Response;
 
@@ -40,6 +41,8 @@ pub(super) struct View {
     copied_until: AtomicI64,
     /// Keys are replayed behind this revision of etcd's.
     replaying: AtomicI64,
+    /// Since when which epoch holds, as far as watches have seen it.
+    epochs: Mutex<BTreeMap<Revision, Epoch>>,
 }
 
 impl View {
@@ -54,6 +57,7 @@ impl View {
             known: None,
             copied_until: AtomicI64::new(0),
             replaying: AtomicI64::new(i64::MAX),
+            epochs: Mutex::default(),
         }
     }
 
@@ -68,6 +72,7 @@ impl View {
             known: Some(KnownClaims::new()),
             copied_until: AtomicI64::new(i64::MAX),
             replaying: AtomicI64::new(i64::MAX),
+            epochs: Mutex::default(),
         }
     }
 
@@ -260,6 +265,20 @@ impl View {
     pub(super) fn is_known(&self, key: &[u8]) -> bool {
         let known = self.known.as_ref();
         known.is_none_or(|known| !self.copied_after(0) || known.get(key).is_some())
+    }
+
+    /// Remembers that from behind this revision on another epoch holds.
+    pub(super) fn learn_epoch(&self, since: Revision, epoch: Epoch) {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        epochs.insert(since, epoch);
+    }
+
+    /// The epoch that has begun latest between the two revisions, if a watch has come past its beginning.
+    pub(super) fn epoch_between(&self, after: Revision, before: Revision) -> Option<Epoch> {
+        let epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let between = (Excluded(after), Excluded(before));
+        let begun = (after < before).then(|| epochs.range(between).next_back());
+        begun.flatten().map(|(_, epoch)| *epoch)
     }
 
     /// Remembers a claim.

@@ -231,7 +231,7 @@ pub async fn progress_comes_behind_everything_before_it(fixture: &dyn Fixture) {
                 assert!(at >= last, "{at} < {last}");
                 break;
             }
-            end @ WatchItem::End(_) => panic!("{end:?}"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(events, 10);

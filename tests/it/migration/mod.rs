@@ -11,5 +11,6 @@ mod rehearsal;
 mod rollback;
 mod scenarios;
 mod switch;
+mod unnoticed;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod witness;

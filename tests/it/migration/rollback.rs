@@ -1,18 +1,16 @@
 //! The way back.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use segue::migration::phase::Phase;
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
-use segue::store::memory::Memory;
-use segue::store::{AsOld, Guard, Store, StoreError, Watch, WatchItem};
+use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
 use segue::tasks::spawn_owned;
 use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, LeaseId, Op, Put,
-    Range, Revision, Txn,
+    Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, LeaseId, Op, Put, Range,
+    Revision, Txn,
 };
 
 use super::fleet::{Member, Stores, get, grant, key, put, put_leased};
@@ -168,7 +166,7 @@ async fn a_watch_goes_on_across_every_border() {
         while seen.len() < 100 {
             match watching.items.next().await.expect("no end") {
                 WatchItem::Events(batch) => seen.push(batch.revision),
-                WatchItem::Progress(_) => {}
+                WatchItem::Progress(_) | WatchItem::Epoch(_) => {}
                 WatchItem::End(end) => panic!("{end:?} after {seen:?}"),
             }
         }
@@ -227,7 +225,7 @@ async fn a_compaction_waits_for_watches_that_are_on_their_way_to_the_other_store
     while seen.last() != Some(&last) {
         match watching.items.next().await.expect("no end") {
             WatchItem::Events(batch) => seen.push(batch.revision),
-            WatchItem::Progress(_) => {}
+            WatchItem::Progress(_) | WatchItem::Epoch(_) => {}
             WatchItem::End(end) => panic!("{end:?} after {seen:?}"),
         }
     }
@@ -340,73 +338,4 @@ async fn whoever_is_held_up_while_it_empties_the_new_store_does_the_next_migrati
     gate.let_go().await;
     same(&everything(&*store).await, &before, "let go");
     assert_eq!(before.len(), 20);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_lease_ends_in_the_new_store_once_its_part_of_the_line_is_over() {
-    let source = Arc::new(Memory::new());
-    let at_old = Gate::before(source.clone());
-    let stores = Stores {
-        old: Arc::new(AsOld::of(at_old.clone()).await.unwrap()),
-        source,
-        new: Arc::new(Memory::new()),
-    };
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
-    let first = stores.join_as("a", passthrough).await.unwrap();
-    let at_new = Gate::before(stores.new.clone());
-    let behind_the_gate = Stores {
-        new: at_new.clone(),
-        ..stores.clone()
-    };
-    let second = behind_the_gate.join_as("b", passthrough).await.unwrap();
-    second.controller.ready().await;
-    let started = first.controller.go_to(Phase::Migration).await.unwrap();
-    assert_eq!(started, Ok(()));
-    second.until_phase(Phase::Migration).await;
-    grant(&*first.store(), 77, 2).await;
-    put_leased(&*first.store(), "w/leased", 77).await;
-    let held = get(&*first.store(), "w/leased").await.unwrap();
-    let watch = Watch::of(KeyRange::prefix("w/"), Some(held.mod_revision.next()));
-    let mut watching = second.store().watch(watch).await.unwrap();
-
-    // The second one hears of nothing, and the way back takes longer than the lease lives.
-    at_new.set(Mode::Cut);
-    at_old.set(Mode::HoldReplays);
-    let goal = put(&*first.store(), "other", "1").await;
-    let back = async {
-        let gone_back = first.controller.rollback().await.unwrap();
-        assert_eq!(gone_back, Ok(()));
-        at_old.holds().await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let plain = stores.new.guarded(Guard::None);
-        assert_eq!(plain.status().await.unwrap().revision, goal);
-        at_old.let_go().await;
-        let there = |status: &Status| status.phase == "passthrough" && status.stage == "open";
-        first.until("back", there).await;
-    };
-    back.await;
-    at_new.set(Mode::Open);
-    let kept = get(&*first.store(), "w/leased").await;
-    assert_eq!(kept, Some(held));
-    let alive = first.store().keep_alive(LeaseId(77)).await.unwrap();
-    assert_eq!(alive.reply, Some(2));
-    let next = put(&*first.store(), "w/next", "1").await;
-    assert_eq!(next, goal.next());
-    let mut told = Vec::new();
-    while told.len() < 2 {
-        let item = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
-        match item.await.expect("an event").expect("no end") {
-            WatchItem::Events(batch) => told.extend(batch.events.into_iter().map(|event| {
-                let gone = matches!(event.change, Change::Delete { .. });
-                (batch.revision > next, gone, event.key().clone())
-            })),
-            WatchItem::Progress(_) => {}
-            WatchItem::End(end) => panic!("{end:?} after {told:?}"),
-        }
-    }
-    let event = |later, gone, key: &str| (later, gone, key.to_owned().into());
-    assert_eq!(
-        told,
-        [event(false, false, "w/next"), event(true, true, "w/leased")]
-    );
 }

@@ -346,6 +346,7 @@ async fn changes(store: &dyn Store, start: Revision) -> Vec<EventBatch> {
             .expect("a watch ends with an end")
         {
             WatchItem::Events(batch) => batches.push(batch),
+            WatchItem::Epoch(_) => {}
             WatchItem::Progress(_) => return batches,
             WatchItem::End(_) => return Vec::new(),
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use self::operator::Operator;
 use self::parties::Parties;
-use self::plan::{Plan, THERE, THERE_AND_BACK, Transition};
+use self::plan::Plan;
 use crate::history::Outcome;
 use crate::support::eventually;
 use crate::under_load::assert_good;
@@ -37,8 +37,8 @@ const KEYS: usize = 300;
 /// With those that count, list, write two keys and hold leases: sixteen clients.
 const MIXERS: u64 = 9;
 
-async fn storm(seed: u64, length: Duration, way: &[Transition]) {
-    let plan = Plan::new(seed, length, way);
+async fn storm(seed: u64, length: Duration) {
+    let plan = Plan::new(seed, length);
     println!("{plan}");
     let storm = tokio::time::timeout(length + ALLOWANCE, blow(&plan));
     storm.await.expect("everybody recovers from a storm");
@@ -97,17 +97,14 @@ async fn blow(plan: &Plan) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_between_postgres_and_etcd_breaks_no_promise() {
-    storm(1, LENGTH, THERE).await;
+    storm(1, LENGTH).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_between_etcd_and_mariadb_breaks_no_promise() {
-    storm(6, LENGTH, THERE).await;
+    storm(6, LENGTH).await;
 }
 
-/// These go back to the old store, too. Rarely one of them shows a lease's end twice: a member that is
-/// held up for longer than the lease lives tells of its end in the store that was left.
-///
 /// The settings come from the environment; see `./test`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "as long as one likes: ./test storm --minutes N --seed S"]
@@ -119,7 +116,7 @@ async fn storms_for_as_long_as_one_likes_break_no_promise() {
     let first = number("STORM_SEED", 1);
     let begun = Instant::now();
     for seed in first.. {
-        storm(seed, LONG.min(length), THERE_AND_BACK).await;
+        storm(seed, LONG.min(length)).await;
         if begun.elapsed() >= length {
             println!("seeds {first} to {seed}: every promise was kept");
             return;
