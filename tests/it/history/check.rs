@@ -69,7 +69,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         checker.watch_alone(watch);
     }
     checker.acknowledged_writes();
-    checker.unseen_but_read();
+    checker.unseen_but_shown();
     checker.unseen_deletes();
     let changes = std::mem::take(&mut checker.changes);
     let states = States::new(history.base, &history.initial, changes.values());
@@ -204,8 +204,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Changes that a read shows, in a time of which no watcher knows: whoever made them was not answered.
-    fn unseen_but_read(&mut self) {
+    /// Changes that a read shows, or what superseded them, in a time of which no watcher knows: whoever
+    /// made them was not answered.
+    fn unseen_but_shown(&mut self) {
         let history = self.history;
         let replies = history.operations.iter().filter_map(|operation| {
             let Outcome::Done(reply) = &operation.outcome else {
@@ -213,7 +214,10 @@ impl Checker<'_> {
             };
             Some(&reply.pairs)
         });
-        for pair in replies.flatten() {
+        let batches = history.watches.iter().flat_map(|watch| &watch.batches);
+        let events = batches.flat_map(|batch| &batch.events);
+        let superseded = events.filter_map(|event| event.prev.as_ref());
+        for pair in replies.flatten().chain(superseded) {
             let (key, revision) = (&pair.key, pair.modified);
             if history.unwatched(key, revision, revision).is_none() {
                 continue;

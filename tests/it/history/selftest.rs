@@ -422,6 +422,42 @@ fn what_happened_while_nobody_watched_is_known_from_reads() {
 }
 
 #[test]
+fn what_happened_while_nobody_watched_is_known_from_what_superseded_it() {
+    let mut history = good();
+    let before = pair("/b", "b1", 5, 5, 1);
+    let unseen = pair("/b", "b2", 5, 17, 2);
+    let after = pair("/b", "b3", 5, 18, 3);
+    history.initial.push(before.clone());
+    reply(&mut history, 10).pairs.insert(1, before);
+    history.operations.extend([
+        operation(
+            4,
+            (71, 80),
+            put(&[("/b", "b2")]),
+            Outcome::Unknown("cut off".into()),
+        ),
+        operation(5, (81, 90), put(&[("/b", "b3")]), done(18, true, vec![])),
+    ]);
+    let event = event(18, "/b", Some(after.clone()), Some(unseen));
+    history.watches.push(WatchLog {
+        name: "later".into(),
+        prefix: "/".into(),
+        start: 18,
+        batches: vec![batch(vec![event])],
+        through: 18,
+    });
+    let last = history.last.as_mut().unwrap();
+    last.0 = 18;
+    last.1.insert(1, after);
+    assert!(check(&history).is_empty(), "{:#?}", check(&history));
+    // But not where somebody watched.
+    for watch in &mut history.watches {
+        watch.through = 18;
+    }
+    assert!(!check(&history).is_empty());
+}
+
+#[test]
 fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     let mut history = good();
     let leased = Pair {
