@@ -617,7 +617,7 @@ impl Checker<'_> {
 }
 
 /// What a call writes: keys with their new values, or nothing for a delete.
-fn written(call: &Call) -> Vec<(&str, Option<&str>)> {
+pub(super) fn written(call: &Call) -> Vec<(&str, Option<&str>)> {
     match call {
         Call::Get { .. } | Call::List { .. } | Call::Revoke { .. } => Vec::new(),
         Call::Put { pairs, .. } => pairs

@@ -7,6 +7,7 @@
 
 mod check;
 pub mod client;
+mod explain;
 mod log;
 mod selftest;
 
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use check::{Rule, check};
+pub use explain::explain;
 
 /// A pair with all its numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use self::load::Load;
 use self::old::{everything, fill, fill_v3};
-use crate::history::{History, Outcome, check};
+use crate::history::{History, Outcome, check, explain};
 use crate::support::mariadb::database;
 use crate::support::postgres::schema;
 use crate::support::segue::Segue;
@@ -45,12 +45,7 @@ fn copied(status: &Value) -> u64 {
 
 pub(crate) fn assert_good(history: &History) {
     let violations = check(history);
-    let some = &violations[..violations.len().min(20)];
-    assert!(
-        violations.is_empty(),
-        "{} violations: {some:#?}",
-        violations.len()
-    );
+    assert!(violations.is_empty(), "{}", explain(history, &violations));
 }
 
 /// Waits until clients notice that a store is away.
