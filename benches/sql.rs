@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tonic::transport::Channel;
 
 use support::args::Args;
 use support::client;
 use support::database::{Database, Kind, Server};
 use support::kine::{self, Kine};
 use support::kubernetes::{self, Rates};
+use support::kv::Kv;
 use support::load::{self, Op, Sample, Workload};
 use support::raw::{self, Bulk, Raw, Work};
 use support::report::{Report, Target as Wish};
@@ -109,7 +109,7 @@ enum Target {
     /// A server that speaks the API.
     Server {
         name: String,
-        channels: Vec<Channel>,
+        connections: Vec<Kv>,
         workload: Workload,
     },
     /// The database itself.
@@ -126,8 +126,10 @@ impl Target {
     async fn run(&self, duration: Duration) -> Sample {
         match self {
             Self::Server {
-                channels, workload, ..
-            } => load::run(channels, workload, duration).await,
+                connections,
+                workload,
+                ..
+            } => load::run(connections, workload, duration).await,
             Self::Raw { raw, .. } => raw.run(duration).await,
         }
     }
@@ -168,7 +170,7 @@ async fn requests(args: &Args, report: &mut Report, server: &Server, kind: Kind)
             for (name, address) in &servers {
                 targets.push(Target::Server {
                     name: name.clone(),
-                    channels: load::connect(address, in_flight).await,
+                    connections: load::connect(address, in_flight).await,
                     workload: Workload {
                         condition: None,
                         op,
@@ -389,9 +391,15 @@ async fn beside_kine(args: &Args, report: &mut Report, stores: &Stores, kind: Ki
             targets.push((name, load::connect(&addresses[0], in_flight).await));
         }
         let rounds = args.rounds().min(KINE_ROUNDS_MAX);
-        let rates = take_turns(rounds, &targets, async |_, (_, channels)| {
+        let rates = take_turns(rounds, &targets, async |_, (_, connections)| {
             let cycle = CYCLES.fetch_add(1, Ordering::Relaxed);
-            in_time(kubernetes::cycle(channels, in_flight, cycle, args.round())).await
+            in_time(kubernetes::cycle(
+                connections,
+                in_flight,
+                cycle,
+                args.round(),
+            ))
+            .await
         })
         .await;
         for (request, pick) in [

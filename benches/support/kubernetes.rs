@@ -9,15 +9,14 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use segue::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::request_op::Request as Op;
 use segue::proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
     TxnResponse,
 };
-use tonic::transport::Channel;
 
 use super::client;
+use super::kv::Kv;
 
 /// Keys that one list answers: those of a namespace.
 pub const KEYS_PER_LIST: usize = 100;
@@ -25,7 +24,7 @@ pub const KEYS_PER_LIST: usize = 100;
 const LIST_LIMIT: i64 = 500;
 
 /// The revision at which a key that is not there is created.
-pub async fn create(kv: &mut Kv, key: &Bytes, value: &Bytes) -> i64 {
+pub async fn create(kv: &Kv, key: &Bytes, value: &Bytes) -> i64 {
     let put = put(key, value);
     let reply = txn(kv, compare(key, 0), put, None).await;
     assert!(reply.succeeded, "{key:?} is new");
@@ -33,14 +32,14 @@ pub async fn create(kv: &mut Kv, key: &Bytes, value: &Bytes) -> i64 {
 }
 
 /// The revision at which a key changes that was last changed at `seen`.
-pub async fn update(kv: &mut Kv, key: &Bytes, value: &Bytes, seen: i64) -> i64 {
+pub async fn update(kv: &Kv, key: &Bytes, value: &Bytes, seen: i64) -> i64 {
     let reply = txn(kv, compare(key, seen), put(key, value), Some(get_of(key))).await;
     assert!(reply.succeeded, "nobody else changes {key:?}");
     revision(&reply)
 }
 
 /// The revision at which a key goes that was last changed at `seen`.
-pub async fn delete(kv: &mut Kv, key: &Bytes, seen: i64) -> i64 {
+pub async fn delete(kv: &Kv, key: &Bytes, seen: i64) -> i64 {
     let delete = Op::RequestDeleteRange(DeleteRangeRequest {
         key: key.clone(),
         ..DeleteRangeRequest::default()
@@ -49,9 +48,6 @@ pub async fn delete(kv: &mut Kv, key: &Bytes, seen: i64) -> i64 {
     assert!(reply.succeeded, "nobody else deletes {key:?}");
     revision(&reply)
 }
-
-/// The KV service of one client.
-pub type Kv = KvClient<Channel>;
 
 fn compare(key: &Bytes, mod_revision: i64) -> Compare {
     Compare {
@@ -78,7 +74,7 @@ fn get_of(key: &Bytes) -> Op {
     })
 }
 
-async fn txn(kv: &mut Kv, compare: Compare, success: Op, failure: Option<Op>) -> TxnResponse {
+async fn txn(kv: &Kv, compare: Compare, success: Op, failure: Option<Op>) -> TxnResponse {
     let operation = |request| RequestOp {
         request: Some(request),
     };
@@ -87,19 +83,13 @@ async fn txn(kv: &mut Kv, compare: Compare, success: Op, failure: Option<Op>) ->
         success: vec![operation(success)],
         failure: failure.map(operation).into_iter().collect(),
     };
-    let reply = kv.txn(request).await.expect("a transaction is answered");
-    reply.into_inner()
+    kv.txn(&request).await
 }
 
 fn revision(reply: &TxnResponse) -> i64 {
     let header = reply.header.as_ref().expect("an answer has a header");
     assert!(header.revision > 0, "a change has a revision");
     header.revision
-}
-
-async fn range(kv: &mut Kv, request: RangeRequest) -> RangeResponse {
-    let reply = kv.range(request).await.expect("a range is answered");
-    reply.into_inner()
 }
 
 /// How often per second each request was answered.
@@ -163,21 +153,21 @@ const UPDATED: usize = 1 << 40;
 /// deletes them. Whatever was written has to be found as it was written, and whatever was deleted
 /// has to be gone. `round` must not have been used before on this store.
 pub async fn cycle(
-    channels: &[Channel],
+    connections: &[Kv],
     in_flight: usize,
     round: usize,
     duration: Duration,
 ) -> Rates {
     let clients = Clients {
-        channels,
+        connections,
         in_flight,
     };
     let keys = Keys { round };
     let created = clients
-        .each(Limit::Time(duration), move |mut kv, number| {
+        .each(Limit::Time(duration), move |kv, number| {
             async move {
                 let key = keys.key(number);
-                let revision = create(&mut kv, &key, &client::value(number)).await;
+                let revision = create(&kv, &key, &client::value(number)).await;
                 Written {
                     revision,
                     seed: number,
@@ -191,7 +181,7 @@ pub async fn cycle(
     let got = {
         let written = written.clone();
         clients
-            .each(Limit::Count(written.len()), move |mut kv, number| {
+            .each(Limit::Count(written.len()), move |kv, number| {
                 let written = written.clone();
                 async move {
                     let key = keys.key(number);
@@ -200,7 +190,7 @@ pub async fn cycle(
                         ..RangeRequest::default()
                     };
                     check(
-                        &range(&mut kv, request).await,
+                        &kv.range(&request).await,
                         keys,
                         number,
                         &written[number..=number],
@@ -214,12 +204,12 @@ pub async fn cycle(
         let written = written.clone();
         let limit = Limit::Either(duration, written.len());
         clients
-            .each(limit, move |mut kv, number| {
+            .each(limit, move |kv, number| {
                 let seen = written[number].revision;
                 async move {
                     let key = keys.key(number);
                     let new = number | UPDATED;
-                    let revision = update(&mut kv, &key, &client::value(new), seen).await;
+                    let revision = update(&kv, &key, &client::value(new), seen).await;
                     assert!(revision > seen, "revisions go up");
                     Written {
                         revision,
@@ -236,10 +226,10 @@ pub async fn cycle(
     let deleted = {
         let written = written.clone();
         clients
-            .each(Limit::Count(written.len()), move |mut kv, number| {
+            .each(Limit::Count(written.len()), move |kv, number| {
                 let seen = written[number].revision;
                 async move {
-                    let revision = delete(&mut kv, &keys.key(number), seen).await;
+                    let revision = delete(&kv, &keys.key(number), seen).await;
                     assert!(revision > seen, "revisions go up");
                 }
                 .boxed()
@@ -248,9 +238,9 @@ pub async fn cycle(
     };
     let lists = written.len().div_ceil(KEYS_PER_LIST);
     clients
-        .each(Limit::Count(lists), move |mut kv, number| {
+        .each(Limit::Count(lists), move |kv, number| {
             async move {
-                let left = range(&mut kv, keys.list(number)).await;
+                let left = kv.range(&keys.list(number)).await;
                 assert!(left.kvs.is_empty(), "what was deleted is gone");
             }
             .boxed()
@@ -305,7 +295,7 @@ impl<T> Outcome<T> {
 
 /// Clients that each send the next request as soon as one is answered.
 struct Clients<'a> {
-    channels: &'a [Channel],
+    connections: &'a [Kv],
     in_flight: usize,
 }
 
@@ -320,7 +310,7 @@ impl Clients<'_> {
         let start = Instant::now();
         let tasks: Vec<_> = (0..self.in_flight)
             .map(|number| {
-                let kv = client::kv(&self.channels[number % self.channels.len()]);
+                let kv = self.connections[number % self.connections.len()].clone();
                 let (next, send) = (next.clone(), send.clone());
                 tokio::task::spawn(async move {
                     let mut results = Vec::new();
@@ -368,13 +358,13 @@ impl Clients<'_> {
     ) -> Outcome<()> {
         let lists = written.len().div_ceil(KEYS_PER_LIST);
         let written = written.clone();
-        self.each(Limit::Both(duration, lists), move |mut kv, number| {
+        self.each(Limit::Both(duration, lists), move |kv, number| {
             let written = written.clone();
             async move {
                 let number = number % lists;
                 let first = number * KEYS_PER_LIST;
                 let last = written.len().min(first + KEYS_PER_LIST);
-                let reply = range(&mut kv, keys.list(number)).await;
+                let reply = kv.range(&keys.list(number)).await;
                 check(&reply, keys, first, &written[first..last]);
             }
             .boxed()

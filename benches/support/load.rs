@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use segue::proto::etcdserverpb::{PutRequest, RangeRequest};
-use tonic::transport::Channel;
 
 use super::client::{self, VALUE_BYTES, next_random};
+use super::kv::Kv;
 use super::rounds::{Series, median};
 
 /// Requests in flight on one connection. Applications are many clients with a connection each.
@@ -70,26 +70,21 @@ pub struct Sample {
 }
 
 /// Connections to `address`, as many as the workload wants.
-pub async fn connect(address: &str, in_flight: usize) -> Vec<Channel> {
-    let mut channels = Vec::new();
+pub async fn connect(address: &str, in_flight: usize) -> Vec<Kv> {
+    let mut connections = Vec::new();
     for _ in 0..in_flight.div_ceil(IN_FLIGHT_PER_CONNECTION) {
-        channels.push(client::connect(address).await);
+        connections.push(Kv::connect(address).await);
     }
-    channels
+    connections
 }
 
 /// Keeps `workload` up for `duration`. Fails if any request does: failing is faster than working.
-pub async fn run(channels: &[Channel], workload: &Workload, duration: Duration) -> Sample {
+pub async fn run(connections: &[Kv], workload: &Workload, duration: Duration) -> Sample {
     let start = Instant::now();
     let clients: Vec<_> = (0..workload.in_flight)
         .map(|number| {
-            let channel = channels[number % channels.len()].clone();
-            tokio::task::spawn(one_client(
-                channel,
-                workload.clone(),
-                number,
-                start + duration,
-            ))
+            let kv = connections[number % connections.len()].clone();
+            tokio::task::spawn(one_client(kv, workload.clone(), number, start + duration))
         })
         .collect();
     let mut latencies = histogram();
@@ -112,13 +107,7 @@ pub fn sample(latencies: &Latencies, operations: u64, seconds: f64) -> Sample {
     }
 }
 
-async fn one_client(
-    channel: Channel,
-    workload: Workload,
-    number: usize,
-    end: Instant,
-) -> Latencies {
-    let mut kv = client::kv(&channel);
+async fn one_client(kv: Kv, workload: Workload, number: usize, end: Instant) -> Latencies {
     let mut latencies = histogram();
     let value = client::value(number);
     // Every measurement, each client in it, takes keys of its own.
@@ -134,11 +123,7 @@ async fn one_client(
                     key,
                     ..RangeRequest::default()
                 };
-                let reply = kv
-                    .range(request)
-                    .await
-                    .expect("a get is answered")
-                    .into_inner();
+                let reply = kv.range(&request).await;
                 assert_eq!(reply.kvs.len(), 1, "a key that exists is found");
                 assert_eq!(reply.kvs[0].value.len(), VALUE_BYTES);
             }
@@ -150,19 +135,14 @@ async fn one_client(
                 };
                 if let Some(condition) = &workload.condition {
                     let request = client::conditional(condition, request);
-                    let reply = kv.txn(request).await.expect("a transaction is answered");
-                    assert!(reply.into_inner().succeeded);
+                    assert!(kv.txn(&request).await.succeeded);
                     let answered = Instant::now();
                     let micros = u64::try_from((answered - sent).as_micros()).expect("short");
                     latencies.saturating_record(micros);
                     sent = answered;
                     continue;
                 }
-                let reply = kv
-                    .put(request)
-                    .await
-                    .expect("a put is answered")
-                    .into_inner();
+                let reply = kv.put(&request).await;
                 assert!(reply.header.is_some_and(|header| header.revision > 0));
             }
             Op::Range => {
@@ -172,11 +152,7 @@ async fn one_client(
                     range_end: workload.keys[first + KEYS_PER_RANGE].clone(),
                     ..RangeRequest::default()
                 };
-                let reply = kv
-                    .range(request)
-                    .await
-                    .expect("a range is answered")
-                    .into_inner();
+                let reply = kv.range(&request).await;
                 assert_eq!(reply.kvs.len(), KEYS_PER_RANGE);
             }
         }

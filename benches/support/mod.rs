@@ -20,6 +20,7 @@ pub mod database;
 pub mod grpc_proxy;
 pub mod kine;
 pub mod kubernetes;
+pub mod kv;
 pub mod load;
 pub mod raw;
 pub mod report;

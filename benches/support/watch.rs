@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
+use super::kv::Kv;
 use super::{client, kubernetes, load};
 
 /// No event takes longer than this.
@@ -46,7 +47,7 @@ struct Write {
 /// again and again, and watches through each of `watchers`. Every watcher has to see every change
 /// once and in order.
 pub async fn run(
-    writers: &[Channel],
+    writers: &[Kv],
     watchers: &[Channel],
     in_flight: usize,
     duration: Duration,
@@ -62,9 +63,9 @@ pub async fn run(
     let end = Instant::now() + duration;
     let clients: Vec<_> = (0..in_flight)
         .map(|number| {
-            let channel = writers[number % writers.len()].clone();
+            let kv = writers[number % writers.len()].clone();
             let key = format!("{prefix}{number:040}").into();
-            tokio::task::spawn(write(channel, key, end))
+            tokio::task::spawn(write(kv, key, end))
         })
         .collect();
     let mut written = BTreeMap::new();
@@ -73,7 +74,7 @@ pub async fn run(
             written.insert(write.revision, write);
         }
     }
-    kubernetes::create(&mut client::kv(&writers[0]), &last, &client::value(0)).await;
+    kubernetes::create(&writers[0], &last, &client::value(0)).await;
     let mut lags = Vec::new();
     for watching in watching {
         let seen = tokio::time::timeout(DEADLINE, watching).await;
@@ -83,15 +84,14 @@ pub async fn run(
     lags
 }
 
-async fn write(channel: Channel, key: Bytes, end: Instant) -> Vec<Write> {
-    let mut kv = client::kv(&channel);
+async fn write(kv: Kv, key: Bytes, end: Instant) -> Vec<Write> {
     let mut writes: Vec<Write> = Vec::new();
     let mut sent = Instant::now();
     while sent < end {
         let value = client::value(writes.len());
         let revision = match writes.last() {
-            None => kubernetes::create(&mut kv, &key, &value).await,
-            Some(before) => kubernetes::update(&mut kv, &key, &value, before.revision).await,
+            None => kubernetes::create(&kv, &key, &value).await,
+            Some(before) => kubernetes::update(&kv, &key, &value, before.revision).await,
         };
         let answered = Instant::now();
         writes.push(Write {
