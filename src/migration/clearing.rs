@@ -12,9 +12,7 @@ use super::controller::Controller;
 use super::ledger::{Entry, write};
 use super::phase::{Stage, State};
 use super::records::{REJECTS, SHARDS, STATE, SURVEY, Survey, VERIFY};
-use crate::store::{
-    Guard, RecordTxn, RecordWrite, Replay, Replayed, RequestError, Result, StoreError,
-};
+use crate::store::{Guard, RecordTxn, Replay, Replayed, RequestError, Result, StoreError};
 use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
 
 /// Keys that are removed at a time.
@@ -95,31 +93,27 @@ async fn end_leases(shared: &Controller) -> Result<()> {
 }
 
 async fn remove_records(shared: &Controller, epoch: Epoch) -> Result<()> {
+    let state = due(shared, epoch).await?;
+    let mut names = Vec::new();
+    for prefix in [SHARDS, REJECTS, VERIFY] {
+        let records = shared.new.records(prefix).await?;
+        names.extend(records.into_iter().map(|record| record.name));
+    }
     let survey = Survey {
         expected: shared.old.count(KeyRange::all()).await? as u64,
         ..Survey::default()
     };
-    let mut writes = vec![write(SURVEY, &survey)];
-    for prefix in [SHARDS, REJECTS, VERIFY] {
-        let records = shared.new.records(prefix).await?;
-        writes.extend(records.into_iter().map(|record| RecordWrite {
-            name: record.name,
-            value: None,
-        }));
+    let txn = RecordTxn {
+        expect: vec![(STATE.to_owned(), state.version)],
+        writes: vec![write(SURVEY, &survey)],
+        ..RecordTxn::default()
+    };
+    let done = shared.ledger.write(txn).await? && shared.ledger.remove_all(&state, &names).await?;
+    if done {
+        Ok(())
+    } else {
+        Err(StoreError::Unavailable(
+            "the state has changed meanwhile".into(),
+        ))
     }
-    // As many as a transaction of etcd's takes, with room for what the store adds.
-    for some in writes.chunks(100) {
-        let state = due(shared, epoch).await?;
-        let txn = RecordTxn {
-            expect: vec![(STATE.to_owned(), state.version)],
-            writes: some.to_vec(),
-            ..RecordTxn::default()
-        };
-        if !shared.ledger.write(txn).await? {
-            return Err(StoreError::Unavailable(
-                "the state has changed meanwhile".into(),
-            ));
-        }
-    }
-    Ok(())
 }

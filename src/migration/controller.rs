@@ -1,4 +1,4 @@
-//! One member's view of the migration, and what people can ask of it.
+//! One member's view of the migration, and how the state of it changes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -8,161 +8,30 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use super::backfill::Progress;
 use super::driver::Driver;
-use super::ending::{COMPLETE, GONE};
-use super::fence;
+use super::ending::COMPLETE;
 use super::fleet::Fleet;
 use super::foreign::Watched;
+use super::joining::{self, OpenError, Options};
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{self, Standing};
 use super::passthrough::Passthrough;
-use super::phase::{Decision, FORMAT, Phase, SETTLED, Stage, State, Surroundings};
-use super::records::{
-    CONTROL, Control, Outcome, REJECTS, Reject, STATE, SURVEY, SWITCH, Survey, Switch,
-};
+use super::phase::{Phase, SETTLED, Stage, State};
+use super::records::{CONTROL, Control, REJECTS, Reject, STATE, SWITCH, Switch};
 use super::router::Router;
 use super::status::Meter;
-use super::switch::{KEY, Request};
 use super::tail::Tails;
 use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{
     Guard, GuardedStore, HOLD, NewStore, OldStore, RecordTxn, RecordWrite, Result, Store,
-    StoreError,
 };
 use crate::tasks::Tasks;
-use crate::types::{KeyRange, Put, Range, Reserved};
 
 /// How long the old store may take to say how far the mirror is: in the normal phase it may be gone.
 const MIRROR_LOOK: Duration = Duration::from_secs(1);
-
-/// What a member of a migration is told.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a setting of its own, named as its flag is"
-)]
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// A random name that nobody else has, not even this proxy after a restart.
-    pub id: String,
-    /// What people call it.
-    pub name: String,
-    /// The URL that clients find it at.
-    pub client_url: String,
-    /// The address of its admin API.
-    pub admin: String,
-    /// The keys that are Segue's own.
-    pub reserved: Reserved,
-    /// The phase that a migration begins in: [`Phase::Passthrough`] or [`Phase::Migration`].
-    pub start: Phase,
-    /// Begin even if the new store is not empty.
-    pub allow_nonempty: bool,
-    /// Nobody is served: this is an offline copy.
-    pub offline: bool,
-    /// The old store is fenced, and follows the new one's changes where it can: there is a way back.
-    pub mirror: bool,
-    /// Shards of the backfill that are copied at the same time.
-    pub parallel: usize,
-    /// How the backfill is to run, for a migration that begins.
-    pub control: Control,
-    /// Verify once when the backfill is complete.
-    pub auto_verify: bool,
-    /// Carry what others change in the old store into the new one.
-    pub follow: bool,
-    /// How often, and how long.
-    pub timing: Timing,
-}
-
-/// How often, and how long.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Between two looks at the records, and two beats of the member.
-    pub look: Duration,
-    /// A member whose beat stands still for this long is gone. Ten beats or more, so that a
-    /// moment's load does not cost a member its place.
-    pub lapse: Duration,
-    /// How long a request waits for a phase to open.
-    pub patience: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            look: Duration::from_millis(500),
-            lapse: Duration::from_secs(10),
-            patience: Duration::from_secs(30),
-        }
-    }
-}
-
-/// Why a migration cannot be begun or joined. Nothing was written.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A store failed.
-    #[error("the {which} store: {error}")]
-    Store {
-        /// `old` or `new`.
-        which: &'static str,
-        /// How.
-        error: StoreError,
-    },
-    /// The new store has keys.
-    #[error(
-        "the new store is not empty, and it holds no migration. If the migration to it was completed, run \
-         `segue serve --new URL` without --old: a second one from the same old store would bring back what \
-         was deleted since. Else give an empty new store, or say --allow-nonempty: its keys stay then, and \
-         win over the old store's where both have the same"
-    )]
-    NotEmpty,
-    /// The old store was left behind by another migration.
-    #[error(
-        "the old store is fenced: another migration has taken its data over, and nothing tells in the new \
-         store that it is still going on. If it was completed, run `segue serve --new URL` with the new \
-         store of that migration, without --old. (--no-mirror begins one that leaves the old store alone, \
-         and that has no way back)"
-    )]
-    Fenced,
-    /// Both are one.
-    #[error(
-        "the old and the new store are the same store: name two stores with --old and --new. \
-         (Two etcd clusters that were started with the same --initial-cluster and \
-         --initial-cluster-token count as one: start the new one with another token)"
-    )]
-    Same,
-    /// The new store holds another migration.
-    #[error(
-        "the new store holds a migration from another old store than this one. Give the old store that \
-         it began with, or an empty new one"
-    )]
-    OtherOldStore,
-    /// The new store holds a part of a copy that was made offline.
-    #[error(
-        "the new store holds an unfinished `segue copy`. The old store may have changed since, so it \
-         cannot be gone on with from here: finish it by the same command, or empty the new store"
-    )]
-    Offline,
-    /// The new store holds a migration with clients.
-    #[error(
-        "the new store holds a migration that clients have taken part in: go on with it by `segue \
-         serve`, and end it with `segue switch` and `segue complete`"
-    )]
-    Live,
-    /// The old store has no transactions.
-    #[error(
-        "this kind of old store cannot serve in the passthrough phase: its API has no transactions that \
-         could notice when the migration begins. Start without --start passthrough: the migration \
-         begins at once then"
-    )]
-    CannotWait,
-    /// The records are of another version.
-    #[error(
-        "the new store holds a migration in format {0}, and this version of segue knows {FORMAT}"
-    )]
-    Format(u32),
-}
 
 /// What a member knows, as of its last look.
 #[derive(Clone, Debug)]
@@ -238,25 +107,11 @@ impl Controller {
         options: Options,
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
-        let of_new = |error| OpenError::Store {
-            which: "new",
-            error,
-        };
         let ledger = Ledger::new(new.clone());
         let plain = new.guarded(Guard::None);
-        let state = loop {
-            if let Some(entry) = ledger.get::<State>(STATE).await.map_err(of_new)? {
-                check_joinable(&entry.value, &old, options.offline).await?;
-                break entry;
-            }
-            match begin(&ledger, &old, &new, &plain, &options).await {
-                // Another member has begun the same migration in this very moment.
-                Err(OpenError::NotEmpty | OpenError::Fenced)
-                    if has_state(&ledger).await.map_err(of_new)? => {}
-                begun => begun?,
-            }
-        };
-        let control = ledger.get::<Control>(CONTROL).await.map_err(of_new)?;
+        let state = joining::join(&ledger, &old, &new, &plain, &options).await?;
+        let control = ledger.get::<Control>(CONTROL).await;
+        let control = control.map_err(joining::of_new)?;
         let view = View {
             state,
             fleet: Fleet::default(),
@@ -382,62 +237,6 @@ impl Controller {
             .await;
     }
 
-    /// Writes the switch key, as any client could, and waits for what becomes of it.
-    pub async fn switch(&self, request: Request) -> Result<Switch> {
-        let refused = |reason: &str| Switch {
-            value: request.value(),
-            to: Some(request.to),
-            outcome: Outcome::Refused,
-            reason: reason.into(),
-            ..Switch::default()
-        };
-        if let Some(why) = self.ended() {
-            return Ok(refused(why));
-        }
-        let key = self.options.reserved.key(KEY);
-        self.router
-            .put(Put::new(key.clone(), request.value()))
-            .await?;
-        let written = self.plain.range(Range::key(key)).await?.reply.kvs;
-        let revision = written.first().map_or(0, |kv| kv.mod_revision.0);
-        self.wake.notify_one();
-        let decided =
-            |view: &View| view.switch.revision >= revision && !view.switch.reason.is_empty();
-        self.wait_until(|view| decided(view) || view.ended().is_some())
-            .await;
-        let view = self.view.load();
-        Ok(match view.ended() {
-            Some(why) if !decided(&view) => refused(why),
-            _ => view.switch.clone(),
-        })
-    }
-
-    /// Pauses or resumes the backfill, or changes its limits, for the whole fleet. Changes nothing when
-    /// there is nothing to steer any more.
-    pub async fn steer(&self, change: impl Fn(&mut Control)) -> Result<Control> {
-        loop {
-            let state = self.ledger.get::<State>(STATE).await?;
-            let Some(state) = state.filter(|entry| entry.value.phase != Phase::Settled) else {
-                return Ok(*self.control.borrow());
-            };
-            let mut entry = self
-                .ledger
-                .get::<Control>(CONTROL)
-                .await?
-                .unwrap_or_default();
-            change(&mut entry.value);
-            if self
-                .ledger
-                .put_under(&state, CONTROL, &entry.value, entry.version)
-                .await?
-            {
-                self.control.send_replace(entry.value);
-                self.wake.notify_one();
-                return Ok(entry.value);
-            }
-        }
-    }
-
     /// Why nothing can be asked of the migration any more, if that is so.
     #[must_use]
     pub fn ended(&self) -> Option<&'static str> {
@@ -456,13 +255,6 @@ impl Controller {
     /// [`super::ending`].
     pub async fn gone(&self) {
         self.gone.cancelled().await;
-    }
-
-    /// Asks for a verification, and answers its number; see [`Self::verifications_done`].
-    pub fn verify(&self) -> u64 {
-        self.verify_wanted.send_modify(|wanted| *wanted += 1);
-        self.wake.notify_one();
-        *self.verify_wanted.borrow()
     }
 
     /// The number of the latest verification asked of this member that has ended.
@@ -496,30 +288,6 @@ impl Controller {
         Ok(records.into_iter().map(|(_, entry)| entry.value).collect())
     }
 
-    /// What a decision about going to `to` has to take into account.
-    async fn surroundings(&self, state: &State, to: Phase) -> Result<Surroundings> {
-        self.surroundings_of(state, &self.view.load().fleet, to)
-            .await
-    }
-
-    /// The same, with the fleet as it was just seen.
-    pub(super) async fn surroundings_of(
-        &self,
-        state: &State,
-        fleet: &Fleet,
-        to: Phase,
-    ) -> Result<Surroundings> {
-        let standing = match to {
-            Phase::Passthrough => self.mirror(state).await.ok().flatten(),
-            _ => None,
-        };
-        Ok(Surroundings {
-            rejects: self.rejects().await?.len(),
-            behind: fleet.behind(state.epoch),
-            unmirrored: standing.map(|standing| standing.behind),
-        })
-    }
-
     /// Takes a reading of the backfill's pace.
     pub(super) fn mark(&self, progress: &Progress) {
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -533,53 +301,6 @@ impl Controller {
 
     pub(super) fn vanished(&self) -> bool {
         self.vanished.load(Ordering::Relaxed)
-    }
-
-    /// Whether the switch to the normal phase would be refused now, and why.
-    pub async fn blocked(&self) -> Result<Option<String>> {
-        let state = &self.view.load().state.value;
-        let around = self.surroundings(state, Phase::Normal).await?;
-        Ok(match state.may_switch(Phase::Normal, &around) {
-            Decision::Go(_) => None,
-            Decision::NoGo(why) | Decision::Wait(why) => Some(why),
-        })
-    }
-
-    /// Settles the migration, if that is safe: claims and the line are removed, and the old store is
-    /// let go. Answers why not, if not.
-    pub async fn complete(&self) -> Result<Result<(), String>> {
-        self.go_to(Phase::Settled).await
-    }
-
-    /// Begins the way back to the old store, if that is safe; answers why not, if not.
-    pub async fn rollback(&self) -> Result<Result<(), String>> {
-        self.go_to(Phase::Passthrough).await
-    }
-
-    /// Takes the fleet to another phase without the switch key, if that is safe; answers why not, if
-    /// not.
-    pub async fn go_to(&self, phase: Phase) -> Result<Result<(), String>> {
-        // Somebody who has just switched need not wait by hand.
-        let deadline = Instant::now() + self.options.timing.look * 10;
-        loop {
-            let Some(entry) = self.ledger.get::<State>(STATE).await? else {
-                return Ok(Err(self.ended().unwrap_or(GONE).into()));
-            };
-            let around = self.surroundings(&entry.value, phase).await?;
-            match entry.value.may_switch(phase, &around) {
-                Decision::NoGo(why) => return Ok(Err(why)),
-                Decision::Wait(why) if Instant::now() > deadline => return Ok(Err(why)),
-                Decision::Wait(_) => tokio::time::sleep(self.options.timing.look).await,
-                Decision::Go(why) => {
-                    let next = entry.value.switched(phase, now_ms());
-                    if self.transit(&entry, &next, None).await? {
-                        info!(epoch = next.epoch.0, why, "the phase is {phase}");
-                        self.wake.notify_one();
-                        return Ok(Ok(()));
-                    }
-                }
-            }
-        }
     }
 
     /// Carries out a transition by one compare-and-put; answers whether it was this one.
@@ -623,115 +344,6 @@ impl Controller {
                 return Ok(true);
             }
         }
-    }
-}
-
-async fn has_state(ledger: &Ledger) -> Result<bool> {
-    Ok(ledger.get::<State>(STATE).await?.is_some())
-}
-
-/// Writes the first state, unless another member does so first.
-async fn begin(
-    ledger: &Ledger,
-    old: &Arc<dyn OldStore>,
-    new: &Arc<dyn NewStore>,
-    plain: &Arc<dyn GuardedStore>,
-    options: &Options,
-) -> Result<(), OpenError> {
-    let of_old = |error| OpenError::Store {
-        which: "old",
-        error,
-    };
-    let of_new = |error| OpenError::Store {
-        which: "new",
-        error,
-    };
-    let identity = old.identity().await.map_err(of_old)?;
-    if options.start == Phase::Passthrough && old.fenceable().is_none() {
-        return Err(OpenError::CannotWait);
-    }
-    if identity == new.identity().await.map_err(of_new)? {
-        return Err(OpenError::Same);
-    }
-    let nonempty = !new.is_empty().await.map_err(of_new)?;
-    if nonempty && !options.allow_nonempty {
-        return Err(OpenError::NotEmpty);
-    }
-    if let Some(fenceable) = old.fenceable()
-        && (options.mirror || options.start == Phase::Passthrough)
-        && !options.offline
-        && fence::is_up(&fenceable).await.map_err(of_old)?
-    {
-        return Err(OpenError::Fenced);
-    }
-    // Read before the line is set. Nobody is served through this member yet.
-    let base = old.revision().await.map_err(of_old)?;
-    let survey = Survey {
-        expected: old.count(KeyRange::all()).await.map_err(of_old)? as u64,
-        ..Survey::default()
-    };
-    let migration = format!("{:016x}", rand::random::<u64>());
-    let mut state = if options.start == Phase::Passthrough {
-        State::wait(migration, identity, nonempty, now_ms())
-    } else {
-        State::begin(migration, identity, base, nonempty, now_ms())
-    };
-    state.offline = options.offline;
-    if options.mirror && !options.offline && old.fenceable().is_some() {
-        state = state.with_mirror();
-    }
-    // A value of the switch key that was there before is no request to this migration.
-    let key = Range::key(options.reserved.key(KEY));
-    let present = plain.range(key).await.map_err(of_new)?.reply.kvs;
-    let switch = Switch {
-        revision: present.first().map_or(0, |kv| kv.mod_revision.0),
-        outcome: Outcome::None,
-        reason: "nothing was asked for yet".into(),
-        ..Switch::default()
-    };
-    let txn = RecordTxn {
-        expect: vec![(STATE.to_owned(), 0)],
-        writes: vec![
-            write(STATE, &state),
-            write(SWITCH, &switch),
-            write(CONTROL, &options.control),
-            write(SURVEY, &survey),
-        ],
-        line: Some(state.line()),
-        ..RecordTxn::default()
-    };
-    if ledger.write(txn).await.map_err(of_new)? {
-        info!(migration = %state.migration, %base, "a migration begins");
-    }
-    Ok(())
-}
-
-async fn check_joinable(
-    state: &State,
-    old: &Arc<dyn OldStore>,
-    offline: bool,
-) -> Result<(), OpenError> {
-    if state.format != FORMAT {
-        return Err(OpenError::Format(state.format));
-    }
-    if state.phase != Phase::Settled && state.offline != offline {
-        return Err(if offline {
-            OpenError::Live
-        } else {
-            OpenError::Offline
-        });
-    }
-    if matches!(state.phase, Phase::Normal | Phase::Settled) {
-        // The old store is asked only if the phase goes back, and checked then.
-        return Ok(());
-    }
-    let identity = old.identity().await;
-    match identity.map_err(|error| OpenError::Store {
-        which: "old",
-        error,
-    })? {
-        identity if identity == state.old => Ok(()),
-        _ => Err(OpenError::OtherOldStore),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Once the phase is settled, no claims are left and nobody is behind, the owner **closes** the records:
 //! one transaction in which the state says so and the switch key goes. From then on no member makes a
-//! record, since whoever could make one expects the state as it has read it (see [`Ledger::put_under`]).
+//! record, since whoever could make one expects the state as it has read it (see [`super::ledger::Ledger::put_under`]).
 //! So what is listed now is all that there will be, and every member that sees the state closed removes
 //! it, the state last: whoever of them dies, another one finishes, or the next one that joins.
 //!
@@ -14,14 +14,11 @@ use tracing::info;
 
 use super::controller::{Controller, now_ms};
 use super::fleet::Fleet;
-use super::ledger::{Entry, Ledger, write};
+use super::ledger::{Entry, write};
 use super::phase::{State, Surroundings};
 use super::records::STATE;
 use super::switch::KEY;
-use crate::store::{FENCE, NewStore, RecordTxn, RecordWrite, Result};
-
-/// Records that are removed in one transaction.
-const TOGETHER: usize = 50;
+use crate::store::{FENCE, RecordTxn, Result};
 
 /// What is said to those who ask something of a migration that is over.
 pub const COMPLETE: &str = "the migration is complete: it is settled, and nothing of it is left in the new store, \
@@ -58,7 +55,13 @@ impl Controller {
     pub(super) async fn remove_rest(&self, state: &Entry<State>) -> Result<bool> {
         // The removal of the switch key may have left a mark.
         self.new.drop_claims().await?;
-        remove_records(&self.ledger, &*self.new, state).await?;
+        // The fence of a store that was an old one once is there for good.
+        let stays = |name: &String| name == STATE || name == FENCE;
+        let records = self.new.records("").await?.into_iter();
+        let names: Vec<_> = records.map(|record| record.name).collect();
+        let gone: Vec<_> = names.into_iter().filter(|name| !stays(name)).collect();
+        // If the state is another one, another member has come to the end of it.
+        self.ledger.remove_all(state, &gone).await?;
         if state.value.has_to_stay() {
             return Ok(true);
         }
@@ -68,30 +71,4 @@ impl Controller {
         }
         Ok(done)
     }
-}
-
-/// Removes all records but the state.
-async fn remove_records(ledger: &Ledger, new: &dyn NewStore, state: &Entry<State>) -> Result<()> {
-    let records = new.records("").await?;
-    let names = records.into_iter().map(|record| record.name);
-    // The fence of a store that was an old one once is there for good.
-    let gone: Vec<_> = names
-        .filter(|name| name != STATE && name != FENCE)
-        .collect();
-    for some in gone.chunks(TOGETHER) {
-        let removal = |name: &String| RecordWrite {
-            name: name.clone(),
-            value: None,
-        };
-        let txn = RecordTxn {
-            expect: vec![(STATE.to_owned(), state.version)],
-            writes: some.iter().map(removal).collect(),
-            ..RecordTxn::default()
-        };
-        if !ledger.write(txn).await? {
-            // Another member has come to the end of it.
-            break;
-        }
-    }
-    Ok(())
 }

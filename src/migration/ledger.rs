@@ -10,6 +10,10 @@ use super::phase::State;
 use super::records::STATE;
 use crate::store::{NewStore, Record, RecordTxn, RecordWrite, Result, StoreError};
 
+/// Records that are removed in one transaction: as many as one of etcd's takes, with room for what the store
+/// adds.
+const TOGETHER: usize = 100;
+
 /// The records of a new store.
 #[derive(Clone)]
 pub struct Ledger(Arc<dyn NewStore>);
@@ -115,6 +119,26 @@ impl Ledger {
             ..RecordTxn::default()
         })
         .await
+    }
+
+    /// Removes all these records while the state is still as it was read; answers whether it was to the end.
+    /// May be repeated.
+    pub async fn remove_all(&self, state: &Entry<State>, names: &[String]) -> Result<bool> {
+        for some in names.chunks(TOGETHER) {
+            let removal = |name: &String| RecordWrite {
+                name: name.clone(),
+                value: None,
+            };
+            let txn = RecordTxn {
+                expect: vec![(STATE.to_owned(), state.version)],
+                writes: some.iter().map(removal).collect(),
+                ..RecordTxn::default()
+            };
+            if !self.write(txn).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Carries out `txn` if all that it expects holds; answers whether it did.

@@ -2,7 +2,8 @@
 //!
 //! - [`phase`]: the state machine, pure.
 //! - [`records`], [`ledger`]: what is kept in the new store, and how it is read and written.
-//! - [`controller`]: one member's view of the migration, and what people can ask of it.
+//! - [`controller`]: one member's view of the migration; [`joining`]: how it comes to be one; `asking`: what
+//!   people ask of it.
 //! - `driver`: the loop that keeps the member in step with the fleet and runs the jobs.
 //! - [`router`]: the way of every request to the store that the phase says.
 //! - [`crossing`]: watches that go over from one store to the other.
@@ -15,6 +16,7 @@
 //! - [`offline`]: all of it at once, while the application is stopped.
 //! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
+mod asking;
 pub mod backfill;
 mod clearing;
 pub mod controller;
@@ -26,6 +28,7 @@ pub mod fence;
 pub mod fleet;
 pub mod foreign;
 mod jobs;
+pub mod joining;
 pub mod later;
 pub mod ledger;
 pub mod mirror;
@@ -47,6 +50,7 @@ pub mod switch;
 pub mod tail;
 pub mod verify;
 
-pub use controller::{Controller, OpenError, Options, Timing};
+pub use controller::Controller;
+pub use joining::{OpenError, Options, Timing};
 pub use later::OldLater;
 pub use router::Router;

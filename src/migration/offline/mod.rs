@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::controller::{Controller, OpenError, Options, Timing, View, now_ms};
+use super::controller::{Controller, View, now_ms};
+use super::joining::{OpenError, Options, Timing};
 use super::ledger::Ledger;
 use super::phase::{Phase, Stage, State};
 use super::records::{Control, STATE, readable};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{CopyError, TIMING};
-use crate::migration::controller::OpenError;
+use crate::migration::joining::OpenError;
 use crate::migration::ledger::Ledger;
 use crate::migration::phase::{FORMAT, Phase, State};
 use crate::migration::records::{MEMBERS, Member, STATE};
