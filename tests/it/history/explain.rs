@@ -63,6 +63,7 @@ impl History {
                 }
             }
         }
+        let mut shown_before = None;
         for operation in &self.operations {
             let revision = match &operation.outcome {
                 Outcome::Done(reply) => reply.revision,
@@ -76,7 +77,10 @@ impl History {
                 Outcome::Done(reply) => reply.pairs.iter().find(|pair| pair.key == key),
                 Outcome::Failed(_) | Outcome::Unknown(_) => None,
             };
-            if wrote || asked || shown.is_some() {
+            // Clients read the same again and again.
+            let news = shown.is_some() && shown != shown_before;
+            shown_before = shown.or(shown_before);
+            if wrote || (asked && shown.is_none()) || news {
                 story.push((revision, brief(operation, shown)));
             }
         }

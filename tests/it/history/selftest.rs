@@ -458,6 +458,31 @@ fn what_happened_while_nobody_watched_is_known_from_what_superseded_it() {
 }
 
 #[test]
+fn what_nobody_ever_saw_is_known_from_the_versions_behind_it() {
+    let mut history = good();
+    let unknown = |ms, value| {
+        let outcome = Outcome::Unknown("cut off".into());
+        operation(4, ms, put(&[("/a", value)]), outcome)
+    };
+    let after = pair("/a", "a5", 11, 18, 4);
+    history.operations.push(unknown((71, 80), "a4"));
+    history.operations.push(unknown((81, 90), "a5"));
+    let read = done(18, false, vec![after.clone()]);
+    history
+        .operations
+        .push(operation(5, (91, 95), get("/a"), read));
+    let last = history.last.as_mut().unwrap();
+    last.0 = 18;
+    last.1[0] = after;
+    assert!(check(&history).is_empty(), "{:#?}", check(&history));
+    // But not where somebody watched.
+    for watch in &mut history.watches {
+        watch.through = 18;
+    }
+    assert!(!check(&history).is_empty());
+}
+
+#[test]
 fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     let mut history = good();
     let leased = Pair {
