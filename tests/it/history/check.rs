@@ -68,8 +68,8 @@ pub fn check(history: &History) -> Vec<Violation> {
     for watch in &history.watches {
         checker.watch_alone(watch);
     }
-    checker.acknowledged_writes();
     checker.unseen_but_shown();
+    checker.acknowledged_writes();
     checker.unseen_deletes();
     let changes = std::mem::take(&mut checker.changes);
     let states = States::new(history.base, &history.initial, changes.values());
@@ -161,6 +161,7 @@ impl Checker<'_> {
             }
         }
         writes.sort_by_key(|(revision, _)| *revision);
+        let mut reconstructed = Vec::new();
         for pair in writes.windows(2) {
             if pair[0].0 == pair[1].0 {
                 let what = format!(
@@ -199,7 +200,26 @@ impl Checker<'_> {
                     self.complain(Rule::Lost, what);
                 }
                 let event = self.reconstruct(revision, key, value, &operation.call);
-                self.changes.insert(at, event);
+                self.changes.insert(at.clone(), event);
+                reconstructed.push(at);
+            }
+        }
+        self.count_unseen(&reconstructed);
+    }
+
+    /// Corrects versions of reconstructed events by what is known of those behind them: others that nobody
+    /// saw may have come before.
+    fn count_unseen(&mut self, reconstructed: &[(i64, String)]) {
+        for (revision, key) in reconstructed.iter().rev() {
+            let mut later = self.changes.range((*revision + 1, String::new())..);
+            let next = later.find(|((_, changed), _)| changed == key);
+            let next = next.and_then(|(_, event)| event.pair.clone());
+            let event = self.changes.get_mut(&(*revision, key.clone()));
+            let pair = event.and_then(|event| event.pair.as_mut());
+            if let (Some(pair), Some(next)) = (pair, next)
+                && pair.created == next.created
+            {
+                pair.version = pair.version.max(next.version - 1);
             }
         }
     }

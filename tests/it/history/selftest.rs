@@ -464,20 +464,23 @@ fn what_nobody_ever_saw_is_known_from_the_versions_behind_it() {
         let outcome = Outcome::Unknown("cut off".into());
         operation(4, ms, put(&[("/a", value)]), outcome)
     };
-    let after = pair("/a", "a5", 11, 18, 4);
+    let after = pair("/a", "a6", 11, 19, 5);
     history.operations.push(unknown((71, 80), "a4"));
-    history.operations.push(unknown((81, 90), "a5"));
-    let read = done(18, false, vec![after.clone()]);
+    history.operations.push(unknown((81, 90), "a6"));
+    // Nobody saw this one either, but its author was answered.
+    let answered = operation(5, (71, 80), put(&[("/a", "a5")]), done(18, true, vec![]));
+    history.operations.push(answered);
+    let read = done(19, false, vec![after.clone()]);
     history
         .operations
         .push(operation(5, (91, 95), get("/a"), read));
     let last = history.last.as_mut().unwrap();
-    last.0 = 18;
+    last.0 = 19;
     last.1[0] = after;
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
     // But not where somebody watched.
     for watch in &mut history.watches {
-        watch.through = 18;
+        watch.through = 19;
     }
     assert!(!check(&history).is_empty());
 }
