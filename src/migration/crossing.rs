@@ -268,3 +268,55 @@ async fn moved(stretch: &mut Option<Stretch>) {
 fn lost() -> WatchItem {
     WatchItem::End(WatchEnd::Lost("the store's watch has ended".into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::UnboundedReceiverStream;
+
+    use super::*;
+    use crate::types::{Change, Event, EventBatch};
+
+    #[test]
+    fn an_item_that_comes_together_with_the_border_is_seen_behind_it() {
+        let events = |revision| {
+            let key = Bytes::from("k");
+            let change = Change::Delete { key, revision };
+            WatchItem::Events(EventBatch {
+                revision,
+                events: vec![Event { change, prev: None }],
+            })
+        };
+        let (epoch, open) = (Epoch(1), Border::Open);
+        for border in [Border::Closing, Border::At(Revision(5))] {
+            // What is ready at first is taken in any order, if it is not in one.
+            for _ in 0..20 {
+                let known = watch::Sender::new(Known {
+                    epoch,
+                    border: open,
+                });
+                let stretch = Stretch::new(known.subscribe(), Reserved::default());
+                let (items, receiver) = mpsc::unbounded_channel();
+                let watching = Watching {
+                    revision: Revision(4),
+                    items: UnboundedReceiverStream::new(receiver).boxed(),
+                    progress: Arc::default(),
+                };
+                let request = Watch::of(KeyRange::all(), None);
+                let mut watching = across(request, watching, stretch, Weak::new());
+                items.send(events(Revision(5))).unwrap();
+                let told = watching.items.next().now_or_never();
+                assert_eq!(told, Some(Some(events(Revision(5)))));
+                assert_eq!(watching.items.next().now_or_never(), None);
+                items.send(events(Revision(6))).unwrap();
+                known.send_replace(Known { epoch, border });
+                let told = watching.items.next().now_or_never();
+                // With nowhere to go on, it ends where the border is known.
+                let expected = (border != Border::Closing).then(|| Some(lost()));
+                assert_eq!(told, expected);
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod decided;
 mod ended;
 mod failures;
 mod old;
+mod overtaken;
 mod quiet;
 mod replay;
 mod settle;

@@ -1,6 +1,7 @@
 //! A new store that one member is cut off from, or held up at, while the others use it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use segue::store::{
@@ -29,6 +30,7 @@ pub struct Gate {
     inner: Arc<dyn NewStore>,
     mode: watch::Sender<Mode>,
     holds: watch::Sender<bool>,
+    reads: AtomicUsize,
 }
 
 impl Gate {
@@ -37,11 +39,17 @@ impl Gate {
             inner,
             mode: watch::Sender::new(Mode::Open),
             holds: watch::Sender::new(false),
+            reads: AtomicUsize::new(0),
         })
     }
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// How often records were asked for, in whatever mode.
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
     }
 
     /// Waits until a write is held up.
@@ -81,6 +89,7 @@ impl NewStore for Gate {
     }
 
     async fn records(&self, prefix: &str) -> Result<Vec<Record>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.pass()?;
         self.inner.records(prefix).await
     }

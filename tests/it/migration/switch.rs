@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use segue::migration::phase::Phase;
 use segue::migration::records::Outcome;
+use segue::migration::status::Status;
 use segue::migration::switch::Request;
-use segue::store::{Guard, Store};
+use segue::store::{Guard, Store, Watch};
 use segue::types::{Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Reply, Txn};
 
 use super::fleet::{Member, Stores, get, key, put};
+use super::gate::{Gate, Mode};
 use super::witness::Witness;
 use crate::support::eventually;
 
@@ -254,4 +256,36 @@ async fn a_write_under_an_epoch_that_is_over_does_not_happen() {
         reply,
         Some(Reply::Range(segue::types::RangeReply::default()))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_cut_off_asks_again_and_again_but_not_all_the_time() {
+    let stores = Stores::both_ways().await;
+    let gate = Gate::before(stores.new.clone());
+    let behind_the_gate = Stores {
+        new: gate.clone(),
+        ..stores
+    };
+    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
+    let member = behind_the_gate.join_as("a", passthrough).await.unwrap();
+    member.controller.ready().await;
+    let store = member.store();
+    // Until its client reads, it has not gone over and the member acknowledges nothing.
+    let watch = Watch::of(KeyRange::all(), None);
+    let watching = store.watch(watch).await.unwrap();
+    let started = member.controller.go_to(Phase::Migration).await.unwrap();
+    assert_eq!(started, Ok(()));
+    let begun = |status: &Status| status.phase == "migration" && status.stage == "open";
+    member.until("begun", begun).await;
+    gate.set(Mode::Cut);
+    eventually("it is in trouble", async || {
+        member.controller.view().trouble.clone().ok_or(())
+    })
+    .await;
+    // What it has waited for is there now, and it cannot say so.
+    drop(watching);
+    let before = gate.reads();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = gate.reads() - before;
+    assert!((1..100).contains(&asked), "{asked} times");
 }

@@ -14,6 +14,7 @@ use segue::store::{
 use segue::tasks::spawn_owned;
 use segue::types::{Change, KeyRange, LeaseId, Reserved, Revision};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::fleet::{Member, Stores, get, grant, put, put_leased};
 use super::gate::{Gate, Mode};
@@ -151,6 +152,36 @@ async fn on_the_way_back(new: Arc<dyn NewStore>, ends_leases_by_itself: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_lives_on_in_the_old_store() {
     on_the_way_back(Arc::new(Memory::new()), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lease_ends_in_a_store_that_was_left_before_it_is_emptied() {
+    let new = Arc::new(Memory::new());
+    let two = Two::between(Arc::new(Memory::new()), new.clone()).await;
+    two.start().await;
+    two.unaware.until_phase(Phase::Migration).await;
+    let mut watcher = two.lease().await;
+    let store = two.carrier.store();
+
+    two.at_new_of_unaware.set(Mode::Cut);
+    two.at_new.set(Mode::HoldReplays);
+    let goal = put(&*store, "other", "1").await;
+    let gone_back = two.carrier.controller.rollback().await.unwrap();
+    assert_eq!(gone_back, Ok(()));
+    two.until_open_in("passthrough").await;
+    two.at_new.holds().await;
+    let over = Instant::now() + LEASE_AND_MORE;
+    while Instant::now() < over {
+        let alive = store.keep_alive(LeaseId(77)).await.unwrap();
+        assert_eq!(alive.reply, Some(2));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let left = new.guarded(Guard::None).status().await.unwrap();
+    assert_eq!(left.revision, goal);
+    two.at_new.let_go().await;
+    two.at_new_of_unaware.set(Mode::Open);
+    let next = put(&*store, "w/next", "1").await;
+    assert_eq!(watcher.told().await, (next, false, "w/next".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,68 @@
+//! An epoch that begins while a request of the one before is on its way.
+
+use std::time::{Duration, Instant};
+
+use segue::store::{Guard, Line, NewStore, RecordTxn, StoreError, StoreUrl, open_new};
+use segue::tasks::spawn_owned;
+use segue::types::{Epoch, Grant, LeaseId, Put, Range, Reserved, Revision};
+
+use super::open;
+use crate::support::Etcd;
+use crate::support::link::{Link, Traffic};
+
+/// How long everything takes, in each direction.
+const WAY: Duration = Duration::from_millis(600);
+
+async fn begin(new: &dyn NewStore, epoch: Epoch) -> Guard {
+    let claims = true;
+    let line = Line {
+        epoch,
+        claims,
+        base: Revision(1000),
+    };
+    let txn = RecordTxn {
+        line: Some(Some(line)),
+        ..RecordTxn::default()
+    };
+    assert!(new.write_records(txn).await.unwrap());
+    Guard::Epoch { epoch, claims }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let guard = begin(&*new, Epoch(1)).await;
+    let link = Link::to(&etcd.url()).await;
+    let url: StoreUrl = link.url(&etcd.url()).parse().unwrap();
+    let far = open_new(&url, &Reserved::default()).await.unwrap();
+    let stale = far.guarded(guard);
+    let id = LeaseId(77);
+    let grant = Grant {
+        id: Some(id),
+        ttl_s: 600,
+    };
+    stale.grant(grant).await.unwrap();
+    let put = Put {
+        lease: Some(id),
+        ..Put::new("held", "1")
+    };
+    stale.put(put).await.unwrap();
+
+    link.set(Traffic::Slow(WAY));
+    let sent = Instant::now();
+    // A look at the epoch, one at the lease's keys, and their removal: three times there and back.
+    let revoke = spawn_owned(async move { stale.revoke(id).await });
+    tokio::time::sleep(WAY * 5 / 2).await;
+    assert!(!revoke.is_finished());
+    let guard = begin(&*new, Epoch(2)).await;
+    assert!(
+        sent.elapsed() < WAY * 4,
+        "the machine is too slow for this test"
+    );
+    assert_eq!(revoke.await.unwrap(), Err(StoreError::StaleEpoch));
+    let now = new.guarded(guard);
+    let held = now.range(Range::key("held")).await.unwrap().reply.kvs;
+    assert_eq!(held[0].lease, id);
+    assert_eq!(now.leases().await.unwrap().reply, [id]);
+}
