@@ -172,8 +172,13 @@ impl Stream {
             }
             Action::Opened(_, Err(failure)) => {
                 let reason = status(&failure, Access::Read);
-                let refused = self.table.refused(reason.message(), self.table.seen);
-                self.outbox.push_back(refused);
+                if is_final(&failure) {
+                    let refused = self.table.refused(reason.message(), self.table.seen);
+                    self.outbox.push_back(refused);
+                } else {
+                    // A cancelled watch is over for good, and a stream that ends so is opened again.
+                    self.end = Some(End::Failed(reason));
+                }
             }
             Action::Refused(reason, revision) => {
                 self.outbox.push_back(self.table.refused(reason, revision));
@@ -264,7 +269,7 @@ impl Stream {
     }
 
     fn not_reopened(&mut self, id: i64, generation: Generation, failure: &StoreError) {
-        if let StoreError::Request(_) | StoreError::Broken(_) = failure {
+        if is_final(failure) {
             self.table.fail(id, generation, failure, &mut self.outbox);
             return;
         }
@@ -291,6 +296,11 @@ impl Stream {
             );
         }
     }
+}
+
+/// Whether a watch that fails so would fail again.
+const fn is_final(failure: &StoreError) -> bool {
+    matches!(failure, StoreError::Request(_) | StoreError::Broken(_))
 }
 
 /// Waits for the answer that is under way, and makes room for the next.

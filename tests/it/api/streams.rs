@@ -149,6 +149,26 @@ async fn a_watch_whose_history_went_while_its_store_was_away_says_so() {
 }
 
 #[tokio::test]
+async fn a_watch_that_finds_no_store_is_not_cancelled() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    store.lose();
+    let (requests, mut responses) = stream(&api, false).await.unwrap();
+    let request = pb::WatchCreateRequest {
+        key: "k".into(),
+        ..pb::WatchCreateRequest::default()
+    };
+    requests.send(create(request)).await.unwrap();
+    // A cancelled watch is over for good; when a stream ends so, clients open it again.
+    let end = tokio::time::timeout(SOON, responses.message()).await;
+    let end = end.expect("in time").unwrap_err();
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+}
+
+#[tokio::test]
 async fn a_stream_that_needs_a_leader_ends_without_the_store() {
     let store = Faulty::new();
     let api = Api::start(store.clone()).await;

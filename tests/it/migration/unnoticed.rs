@@ -20,8 +20,11 @@ use super::fleet::{Member, Stores, get, grant, put, put_leased};
 use super::gate::{Gate, Mode};
 use crate::support::Etcd;
 
-/// Longer than the lease of these tests lives when nobody keeps it alive.
-const LEASE_AND_MORE: Duration = Duration::from_millis(3500);
+/// How long the lease of these tests lives, in seconds.
+const TTL_S: i64 = 4;
+
+/// Longer than that, and less than a rollback may take.
+const LEASE_AND_MORE: Duration = Duration::from_millis(5500);
 
 /// One member that carries transitions out, and one that can be cut off from the records.
 struct Two {
@@ -65,10 +68,10 @@ impl Two {
         assert_eq!(started.unwrap(), Ok(()));
     }
 
-    /// Writes a key whose lease lives for two seconds, and watches it through the unaware member.
+    /// Writes a key with a lease, and watches it through the unaware member.
     async fn lease(&self) -> Watcher {
         let store = self.carrier.store();
-        grant(&*store, 77, 2).await;
+        grant(&*store, 77, TTL_S).await;
         put_leased(&*store, "w/leased", 77).await;
         let leased = get(&*store, "w/leased").await.unwrap();
         let behind = Some(leased.mod_revision.next());
@@ -140,7 +143,7 @@ async fn on_the_way_back(new: Arc<dyn NewStore>, ends_leases_by_itself: bool) {
     two.at_new_of_unaware.set(Mode::Open);
     assert_eq!(get(&*store, "w/leased").await, Some(held));
     let alive = store.keep_alive(LeaseId(77)).await.unwrap();
-    assert_eq!(alive.reply, Some(2));
+    assert_eq!(alive.reply, Some(TTL_S));
     let next = put(&*store, "w/next", "1").await;
     assert!(next > goal);
     let (first, second) = (watcher.told().await, watcher.told().await);
@@ -173,7 +176,7 @@ async fn no_lease_ends_in_a_store_that_was_left_before_it_is_emptied() {
     let over = Instant::now() + LEASE_AND_MORE;
     while Instant::now() < over {
         let alive = store.keep_alive(LeaseId(77)).await.unwrap();
-        assert_eq!(alive.reply, Some(2));
+        assert_eq!(alive.reply, Some(TTL_S));
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let left = new.guarded(Guard::None).status().await.unwrap();
