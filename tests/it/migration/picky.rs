@@ -1,4 +1,4 @@
-//! A new store that cannot take everything.
+//! A new store that cannot take everything, or that others write to at the wrong moment.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use segue::store::{
     RequestError, Result, Status, Store, Watch, Watching,
 };
 use segue::types::{
-    Answer, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Revision, Txn,
-    TxnReply,
+    Answer, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Put, Range, RangeReply,
+    Revision, Txn, TxnReply,
 };
 
 /// What it does not take.
@@ -20,6 +20,8 @@ pub struct Taste {
     pub pairs: usize,
     /// Values that are "unpalatable" are refused.
     pub values: bool,
+    /// Whoever looks at this key alone is overtaken by a client that writes it.
+    pub rival: Option<&'static str>,
 }
 
 /// A store in memory with a [`Taste`].
@@ -85,7 +87,15 @@ impl GuardedStore for Guarded {
         at: Option<Revision>,
         reads: Vec<Read>,
     ) -> Result<Answer<Vec<ReadReply>>> {
-        self.0.snapshot(at, reads).await
+        let rival = self.1.rival.filter(|rival| {
+            let looks = |read: &Read| matches!(read, Read::Claims { keys: KeyRange::One(key), .. } if key == rival);
+            reads.iter().any(looks)
+        });
+        let found = self.0.snapshot(at, reads).await?;
+        if let Some(rival) = rival {
+            self.0.put(Put::new(rival, "by a client")).await?;
+        }
+        Ok(found)
     }
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
