@@ -39,17 +39,17 @@ impl Complete {
             return dry_run(&client, "settled").await;
         }
         let answer: Value = client.post("/complete", None).await?;
-        println!("{}", answer["message"].as_str().unwrap_or_default());
+        say!("{}", answer["message"].as_str().unwrap_or_default());
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let status: Status = client.get("/status").await?;
             if status.complete {
-                println!("nothing of it is left in the new store, which the proxies serve alone");
+                say!("nothing of it is left in the new store, which the proxies serve alone");
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;
         }
-        println!(
+        say!(
             "what is left of it in the new store is still being removed; see `complete` in `segue status \
              --json`"
         );

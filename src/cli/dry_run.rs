@@ -9,14 +9,14 @@ use crate::migration::preview::Preview;
 pub(super) async fn dry_run(client: &Client, to: &str) -> Result<(), Failure> {
     let preview: Preview = client.get(&format!("/preview/{to}")).await?;
     let verdict = if preview.done { "would" } else { "would not" };
-    println!("it {verdict} be done now: {}", preview.why);
+    say!("it {verdict} be done now: {}", preview.why);
     if !preview.consequences.is_empty() {
-        println!("what would happen:");
+        say!("what would happen:");
     }
     for line in &preview.consequences {
-        println!("  {line}");
+        say!("  {line}");
     }
-    println!("nothing was changed");
+    say!("nothing was changed");
     if preview.done {
         Ok(())
     } else {

@@ -1,6 +1,14 @@
 //! The command line: one file per command. All but `serve`, `copy` and `demo` talk to a running proxy
 //! through its admin API, and to nothing else.
 
+/// Prints a line for whoever reads the output. A reader that has gone away has read enough, as `head` has:
+/// then the command ends at once, as if by SIGPIPE, which Rust's programs ignore.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::cli::print_line(format_args!($($text)*))
+    };
+}
+
 mod client;
 mod complete;
 mod copy;
@@ -16,6 +24,8 @@ mod status;
 mod switch;
 mod verify;
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -138,6 +148,21 @@ pub fn main() -> ExitCode {
             eprintln!("segue: {failure}");
             failure.code()
         }
+    }
+}
+
+/// What a shell tells of a program that SIGPIPE has ended.
+const BY_SIGPIPE: i32 = 128 + 13;
+
+fn print_line(text: fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    let printed = out.write_fmt(text).and_then(|()| out.write_all(b"\n"));
+    if let Err(error) = printed.and_then(|()| out.flush()) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(BY_SIGPIPE);
+        }
+        eprintln!("segue: cannot write the output: {error}");
+        std::process::exit(1);
     }
 }
 

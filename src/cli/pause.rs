@@ -45,7 +45,7 @@ pub(super) struct Rates {
 impl Pause {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let _: Value = Client::new(&self.admin).post("/pause", None).await?;
-        println!("the backfill is paused; `segue resume` lets it go on");
+        say!("the backfill is paused; `segue resume` lets it go on");
         Ok(())
     }
 }
@@ -53,7 +53,7 @@ impl Pause {
 impl Resume {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let _: Value = Client::new(&self.admin).post("/resume", None).await?;
-        println!("the backfill goes on");
+        say!("the backfill goes on");
         Ok(())
     }
 }
@@ -66,7 +66,7 @@ impl Rates {
             Some(limit) => format!("{limit} {unit}/s"),
             None => format!("any number of {unit}/s"),
         };
-        println!(
+        say!(
             "the backfill copies at most {} and {}",
             show(self.keys, "keys"),
             show(self.bytes, "bytes")

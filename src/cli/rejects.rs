@@ -24,15 +24,15 @@ impl Rejects {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let rejects: Vec<Value> = Client::new(&self.admin).get("/rejects").await?;
         if self.json {
-            println!("{}", Value::from(rejects));
+            say!("{}", Value::from(rejects));
             return Ok(());
         }
         for reject in &rejects {
             let text = |name: &str| reject[name].as_str().unwrap_or_default().to_owned();
-            println!("{}: {}", text("key"), text("reason"));
+            say!("{}: {}", text("key"), text("reason"));
         }
         if rejects.is_empty() {
-            println!("none");
+            say!("none");
         }
         Ok(())
     }

@@ -48,10 +48,11 @@ impl Rollback {
             let status: Status = client.get("/status").await?;
             let begun = status.epoch > before.epoch && status.stage == "open";
             if begun && status.phase == "passthrough" {
-                println!(
+                say!(
                     "the old store serves again, behind revision {}; the longest pause of a request here \
                      was {} ms",
-                    status.base, status.longest_stall_ms
+                    status.base,
+                    status.longest_stall_ms
                 );
                 return Ok(());
             }

@@ -46,10 +46,11 @@ impl Start {
         loop {
             let status: Status = client.get("/status").await?;
             if status.phase == "migration" && status.stage == "open" {
-                println!(
+                say!(
                     "the migration has begun behind revision {}; the longest pause of a request here \
                      was {} ms",
-                    status.base, status.longest_stall_ms
+                    status.base,
+                    status.longest_stall_ms
                 );
                 return Ok(());
             }

@@ -48,15 +48,15 @@ impl Status {
                 render(&status)
             };
             if !self.watch {
-                println!("{text}");
+                say!("{text}");
                 return Ok(());
             }
             if self.json {
-                println!("{text}");
+                say!("{text}");
             } else {
                 // Home, the text with every line's rest cleared, then everything below cleared.
                 let lines = text.replace('\n', "\x1b[K\n");
-                println!("\x1b[H{lines}\x1b[K\x1b[J");
+                say!("\x1b[H{lines}\x1b[K\x1b[J");
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

@@ -76,8 +76,8 @@ impl Switch {
         let answer: Value = client.post("/switch", Some(body)).await?;
         let message = answer["message"].as_str().unwrap_or_default();
         match answer["switch"]["outcome"].as_str() {
-            Some("waiting") => println!("the switch to {to} waits until it is safe: {message}"),
-            _ => println!("switched to {to}: {message}"),
+            Some("waiting") => say!("the switch to {to} waits until it is safe: {message}"),
+            _ => say!("switched to {to}: {message}"),
         }
         if self.wait {
             wait(&client, to).await?;
@@ -89,8 +89,8 @@ impl Switch {
 async fn rehearse(client: &Client) -> Result<(), Failure> {
     let rehearsal: Rehearsal = client.post("/rehearse", None).await?;
     let Rehearsal { phase, epoch, .. } = &rehearsal;
-    println!("rehearsed: the phase is {phase} as before, in epoch {epoch}");
-    println!(
+    say!("rehearsed: the phase is {phase} as before, in epoch {epoch}");
+    say!(
         "all members ({}) have acknowledged within {} ms; the longest pause of a request was {} ms",
         rehearsal.members.len(),
         rehearsal.acknowledged_ms,
@@ -99,8 +99,8 @@ async fn rehearse(client: &Client) -> Result<(), Failure> {
     for member in &rehearsal.members {
         let (name, after, stall) = (&member.name, member.acknowledged_ms, member.stall_ms);
         match stall {
-            0 => println!("  {name}: acknowledged after {after} ms; no request had to wait"),
-            _ => println!("  {name}: acknowledged after {after} ms; a request waited {stall} ms"),
+            0 => say!("  {name}: acknowledged after {after} ms; no request had to wait"),
+            _ => say!("  {name}: acknowledged after {after} ms; a request waited {stall} ms"),
         }
     }
     Ok(())
@@ -114,7 +114,7 @@ async fn wait(client: &Client, to: &str) -> Result<(), Failure> {
             .iter()
             .all(|member| member.acknowledged >= status.epoch);
         if status.phase == to && all {
-            println!("all {} members are in the {to} phase", status.members.len());
+            say!("all {} members are in the {to} phase", status.members.len());
             return Ok(());
         }
         if status.switch.outcome == Outcome::Refused {

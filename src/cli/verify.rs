@@ -60,7 +60,7 @@ impl Verify {
         };
         if self.json {
             let text = serde_json::to_string_pretty(&report);
-            println!(
+            say!(
                 "{}",
                 text.map_err(|error| Failure::Failed(error.to_string()))?
             );
@@ -76,7 +76,7 @@ impl Verify {
 }
 
 fn show(report: &Report) {
-    println!("{:>10} keys of the old store compared", report.compared);
+    say!("{:>10} keys of the old store compared", report.compared);
     for (count, what) in [
         (report.equal, "are the same in both"),
         (
@@ -94,13 +94,13 @@ fn show(report: &Report) {
             "are in the new store only, though no client wrote them",
         ),
     ] {
-        println!("{count:>10} {what}");
+        say!("{count:>10} {what}");
     }
     for finding in &report.findings {
-        println!("{:?} {} {}", finding.kind, finding.key, finding.detail);
+        say!("{:?} {} {}", finding.kind, finding.key, finding.detail);
     }
     let found = report.missing + report.different + report.stray;
     if found > report.findings.len() as u64 {
-        println!("… and {} more", found - report.findings.len() as u64);
+        say!("… and {} more", found - report.findings.len() as u64);
     }
 }

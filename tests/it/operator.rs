@@ -402,6 +402,23 @@ async fn two_proxies_agree_and_one_carries_on_when_the_other_is_killed() {
 }
 
 #[tokio::test]
+async fn a_reader_that_goes_away_ends_a_command_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let segue = Segue::start(["--new", &sqlite(&dir, "alone.db")]).await;
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_segue"));
+    command.args(["status", "--admin", &segue.admin()]);
+    command.stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    drop(process.stdout.take());
+    let ended = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap());
+    let ended = ended.await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    // As a shell tells of a program that SIGPIPE has ended.
+    assert_eq!(ended.status.code(), Some(141));
+}
+
+#[tokio::test]
 async fn a_signal_ends_the_proxy_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let old = filled(&dir, "old.db", 3).await;
