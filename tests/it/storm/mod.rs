@@ -59,10 +59,12 @@ async fn blow(plan: &Plan) {
     let mut operator = Operator::of(parties.admins());
     tokio::join!(parties.suffer(plan), operator.carry_out(&plan.transitions));
     eventually("all proxies come to the same epoch", async || {
-        operator.all_agree().await
+        // One that has ended by itself tells why.
+        parties.assert_well();
+        let agreed = operator.all_agree().await;
+        agreed.map_err(|told| (told, parties.last_words()))
     })
     .await;
-    parties.assert_well();
     load.round(500).await;
 
     let recorder = load.recorder.clone();

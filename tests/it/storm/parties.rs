@@ -87,6 +87,12 @@ impl Parties {
         join_all(all).await;
     }
 
+    /// What each proxy has said last.
+    pub(super) fn last_words(&self) -> Vec<String> {
+        let said = self.proxies.iter().map(|proxy| end_of(&proxy.output()));
+        said.collect()
+    }
+
     /// Panics if a proxy has ended by itself or panicked.
     pub(super) fn assert_well(&mut self) {
         for proxy in &mut self.proxies {
