@@ -486,6 +486,25 @@ fn what_nobody_ever_saw_is_known_from_the_versions_behind_it() {
 }
 
 #[test]
+fn a_swap_may_be_overtaken_by_what_nobody_ever_saw() {
+    let mut history = good();
+    let swap = Call::Swap {
+        key: "/a".into(),
+        expected: 16,
+        value: "a4".into(),
+    };
+    let refused = operation(4, (71, 80), swap, done(18, false, vec![]));
+    history.operations.push(refused);
+    history.last = None;
+    assert!(check(&history).is_empty(), "{:#?}", check(&history));
+    // But not where somebody watched.
+    for watch in &mut history.watches {
+        watch.through = 18;
+    }
+    assert!(!check(&history).is_empty());
+}
+
+#[test]
 fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     let mut history = good();
     let leased = Pair {
