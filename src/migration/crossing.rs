@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::router::Router;
+use crate::store::watch::ask_again;
 use crate::store::{StoreError, Watch, WatchEnd, WatchItem, Watching};
 use crate::types::{Epoch, KeyRange, Reserved, Revision};
 
@@ -218,7 +219,10 @@ impl Crossing {
             WatchItem::Progress(through) if through >= last => self.go_over(last).await,
             WatchItem::Progress(_) => {
                 // Not there yet.
-                self.hurried = false;
+                let progress = self.watching.as_ref().map(|watching| &watching.progress);
+                if let Some(progress) = progress.cloned() {
+                    ask_again(&progress).await;
+                }
                 None
             }
             item @ (WatchItem::Epoch(_) | WatchItem::End(_)) => Some(item),
@@ -271,13 +275,34 @@ fn lost() -> WatchItem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use bytes::Bytes;
     use futures_util::FutureExt as _;
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::UnboundedReceiverStream;
 
     use super::*;
+    use crate::store::watch::tests::slow_watch;
     use crate::types::{Change, Event, EventBatch};
+
+    #[tokio::test]
+    async fn a_store_that_has_not_come_to_the_border_is_asked_now_and_then() {
+        let behind = Known {
+            epoch: Epoch(1),
+            border: Border::At(Revision(9)),
+        };
+        let known = watch::Sender::new(behind);
+        let stretch = Stretch::new(known.subscribe(), Reserved::default());
+        let (watching, asked) = slow_watch();
+        let request = Watch::of(KeyRange::all(), None);
+        let mut watching = across(request, watching, stretch, Weak::new());
+        let second = Duration::from_secs(1);
+        let told = tokio::time::timeout(second, watching.items.next()).await;
+        assert!(told.is_err(), "{told:?}");
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((10..200).contains(&asked), "{asked}");
+    }
 
     #[test]
     fn an_item_that_comes_together_with_the_border_is_seen_behind_it() {

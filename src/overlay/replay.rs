@@ -3,6 +3,7 @@
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
+use crate::store::watch::ask_again;
 use crate::store::{Result, Store, Watch, WatchEnd, WatchItem, Watching};
 use crate::types::Revision;
 
@@ -58,7 +59,7 @@ async fn next(mut position: Position, base: Revision) -> Option<(WatchItem, Posi
                 Some(WatchItem::Events(_)) => Position::Present(present),
                 Some(WatchItem::Progress(through)) if through >= base => Position::Present(present),
                 Some(WatchItem::Progress(_)) => {
-                    past.progress.notify_one();
+                    ask_again(&past.progress).await;
                     Position::Past(past, present)
                 }
                 Some(WatchItem::Epoch(_)) => Position::Past(past, present),
@@ -86,6 +87,7 @@ async fn next(mut position: Position, base: Revision) -> Option<(WatchItem, Posi
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use async_trait::async_trait;
@@ -95,8 +97,22 @@ mod tests {
     use crate::overlay::WithPast;
     use crate::store::memory::Memory;
     use crate::store::old::AsOld;
+    use crate::store::watch::tests::slow_watch;
     use crate::store::{Guard, Line, NewStore as _, OldLease, OldStore, Page, RecordTxn};
     use crate::types::{Content, Delete, Epoch, KeyRange, KeyValue, Put, Reserved};
+
+    #[tokio::test]
+    async fn a_past_that_has_not_come_to_the_base_is_asked_now_and_then() {
+        let new = Memory::new().guarded(Guard::None);
+        let (past, asked) = slow_watch();
+        let request = Watch::of(KeyRange::all(), Some(Revision(1)));
+        let watching = super::watch(Ok(past), &*new, Revision(9), request).await;
+        let mut items = watching.unwrap().items;
+        let told = tokio::time::timeout(Duration::from_secs(1), items.next()).await;
+        assert!(told.is_err(), "{told:?}");
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((10..200).contains(&asked), "{asked}");
+    }
 
     /// An old store without history.
     struct Forgetful(AsOld);

@@ -1,6 +1,7 @@
 //! A watch as stores offer it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
@@ -49,6 +50,16 @@ pub struct Watching {
     pub progress: Arc<Notify>,
 }
 
+/// How long until a store that has not come far enough is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Asks a watch for progress once more, in a moment. Where there is nothing new it answers at once: whoever
+/// asked again at once would keep the thread from what brings something.
+pub async fn ask_again(progress: &Notify) {
+    tokio::time::sleep(ASK_AGAIN).await;
+    progress.notify_one();
+}
+
 /// What an open watch yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchItem {
@@ -71,4 +82,37 @@ pub enum WatchEnd {
     Compacted(Revision),
     /// The store is gone; a new watch from the last delivered revision + 1 may work later.
     Lost(String),
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream::{self, StreamExt as _};
+
+    use super::*;
+
+    /// Asked more often than this, a [`slow_watch`] gives up.
+    const ASKED_MAX: usize = 1000;
+
+    /// A watch in a store that stays at revision 1, and how often it was asked for progress.
+    pub(crate) fn slow_watch() -> (Watching, Arc<AtomicUsize>) {
+        let (progress, asked) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+        let state = (progress.clone(), asked.clone());
+        let items = stream::unfold(state, |(progress, asked)| async move {
+            progress.notified().await;
+            let item = if asked.fetch_add(1, Ordering::Relaxed) < ASKED_MAX {
+                WatchItem::Progress(Revision(1))
+            } else {
+                WatchItem::End(WatchEnd::Lost("asked too often".into()))
+            };
+            Some((item, (progress, asked)))
+        });
+        let watching = Watching {
+            revision: Revision(1),
+            items: items.boxed(),
+            progress,
+        };
+        (watching, asked)
+    }
 }
