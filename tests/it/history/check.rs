@@ -283,6 +283,9 @@ impl Checker<'_> {
             let expected = match &operation.call {
                 Call::Get { key } => states.at(key, reply.revision).into_iter().collect(),
                 Call::List { prefix } => states.list(prefix, reply.revision),
+                Call::Delete { key } if !reply.changed => {
+                    states.at(key, reply.revision).into_iter().collect()
+                }
                 _ => continue,
             };
             let shown: HashSet<_> = reply.pairs.iter().map(|pair| &pair.key).collect();

@@ -411,9 +411,17 @@ fn what_happened_while_nobody_watched_is_known_from_reads() {
         watch.batches.clear();
     }
     let read = operation(7, (900, 910), get("/leased"), done(17, false, vec![]));
-    history.operations.push(read);
+    let key = "/leased".into();
+    let nothing = done(17, false, vec![]);
+    let delete = operation(7, (900, 910), Call::Delete { key }, nothing);
     history.last.as_mut().unwrap().0 = 17;
-    assert!(check(&history).is_empty(), "{:#?}", check(&history));
+    for evidence in [delete, read] {
+        history.operations.push(evidence);
+        assert!(check(&history).is_empty(), "{:#?}", check(&history));
+        history.operations.pop();
+    }
+    let read = operation(7, (900, 910), get("/leased"), done(17, false, vec![]));
+    history.operations.push(read);
     // But not where somebody watched.
     for watch in &mut history.watches {
         (watch.start, watch.through) = (11, 17);
