@@ -142,7 +142,13 @@ impl Feed {
             None => revision,
         };
         let progress = Arc::new(Notify::new());
-        let watcher = Watcher::new(self.shared.clone(), request, seen, progress.clone());
+        let watcher = Watcher::new(
+            self.shared.clone(),
+            request,
+            seen,
+            revision,
+            progress.clone(),
+        );
         let items = stream::unfold(Some(watcher), |watcher| async move {
             let mut watcher = watcher?;
             let item = watcher.next().await;

@@ -292,7 +292,7 @@ async fn between_history_and_feed_nothing_is_lost_or_repeated() {
     for _ in 0..3 {
         fixture.put(&["a"]);
     }
-    let mut watcher = Watcher::new(shared, request, Revision(0), Arc::default());
+    let mut watcher = Watcher::new(shared, request, Revision(0), Revision(0), Arc::default());
     watcher.attach().unwrap();
     fixture.put(&["a"]);
     for expected in 1..=4 {
@@ -306,4 +306,45 @@ async fn between_history_and_feed_nothing_is_lost_or_repeated() {
         WatchItem::Events(batch) => assert_eq!(batch.revision, Revision(5)),
         item => panic!("{item:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_start_that_the_store_has_passed_is_looked_for_in_history_whatever_was_published() {
+    let fixture = Fixture::new(8);
+    fixture.put(&["k"]);
+    // Another process has moved the store on, and what happened in between is gone.
+    let now = Revision(9);
+    *fixture.log.compacted.lock().unwrap() = now.next();
+    let request = |start| Watch::of(one("k"), Some(Revision(start)));
+    let mut gone = fixture.feed.watch(request(5), now);
+    let mut ahead = fixture.feed.watch(request(10), now);
+    fixture.feed.advance(now);
+    fixture.put(&["k"]);
+    let end = WatchItem::End(WatchEnd::Compacted(now.next()));
+    assert_eq!(next(&mut gone).await, end);
+    assert_eq!(revisions(&mut ahead, 1).await, [10]);
+}
+
+#[tokio::test]
+async fn what_was_not_published_yet_comes_once_from_history() {
+    let fixture = Fixture::new(8);
+    let put = |revision| {
+        let revision = Revision(revision);
+        let pair = KeyValue {
+            key: "k".into(),
+            mod_revision: revision,
+            ..KeyValue::default()
+        };
+        let change = Change::Put(pair);
+        let events = vec![Event { change, prev: None }];
+        Arc::new(EventBatch { revision, events })
+    };
+    let batches: Vec<_> = (1..=3).map(put).collect();
+    fixture.log.batches.lock().unwrap().extend(batches.clone());
+    let request = Watch::of(one("k"), Some(Revision(2)));
+    let mut watching = fixture.feed.watch(request, Revision(3));
+    assert_eq!(revisions(&mut watching, 2).await, [2, 3]);
+    fixture.feed.publish(&batches);
+    fixture.put(&["k"]);
+    assert_eq!(revisions(&mut watching, 1).await, [4]);
 }

@@ -23,6 +23,9 @@ pub(super) struct Watcher {
     generation: u64,
     /// Everything up to here was delivered, is in `ready`, or is not asked for.
     seen: Revision,
+    /// Where the store stood when the watch was opened: up to here only history can tell, whatever was
+    /// published by then. It may be that the line of revisions has jumped.
+    current: Revision,
     /// What was read from history and not delivered yet.
     ready: VecDeque<EventBatch>,
     /// The place on the feed. A watcher takes it before it has read all of the history that lies
@@ -48,6 +51,7 @@ impl Watcher {
         shared: Arc<Shared>,
         request: Watch,
         seen: Revision,
+        current: Revision,
         progress: Arc<Notify>,
     ) -> Self {
         let generation = shared.hub.generation();
@@ -57,6 +61,7 @@ impl Watcher {
             request,
             generation,
             seen,
+            current,
             ready: VecDeque::new(),
             place: None,
             progress,
@@ -64,7 +69,7 @@ impl Watcher {
         };
         // A watch that needs no history is on the feed from the start: its first events need not
         // be in the history any more when it is polled.
-        if seen >= watcher.shared.hub.published() {
+        if seen >= watcher.told_by_history() {
             watcher.attach().ok();
         }
         watcher
@@ -95,7 +100,7 @@ impl Watcher {
             return Step::Yield(WatchItem::Events(batch));
         }
         let Some(place) = &mut self.place else {
-            return if self.seen < self.shared.hub.published() {
+            return if self.seen < self.told_by_history() {
                 Step::ReadHistory
             } else {
                 Step::Attach
@@ -132,6 +137,11 @@ impl Watcher {
                 }
             }
         }
+    }
+
+    /// What is not seen up to here is in history, and does not come by the feed for certain.
+    fn told_by_history(&self) -> Revision {
+        self.shared.hub.published().max(self.current)
     }
 
     fn yield_progress(&mut self, due: Revision) -> Step {

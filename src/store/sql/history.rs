@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::backend::{Backend, Found, Head, LogScan, Query, Snapshot};
+use super::backend::{Backend, Found, LogScan, Query, Snapshot};
 use crate::store::eval::check_at;
 use crate::store::feed::{History, Stretch};
 use crate::store::{RequestError, Result, StoreError, Watch};
@@ -17,17 +17,6 @@ const STRETCH_BYTES: usize = 1 << 20;
 pub(super) struct Log<B> {
     pub(super) backend: Arc<B>,
     pub(super) reserved: Reserved,
-}
-
-/// Fails if the log does not have all changes behind `after` any more.
-pub(super) fn check_kept(after: Revision, head: &Head) -> Result<(), RequestError> {
-    // The changes of the origin itself were the old store's.
-    if after < head.origin {
-        return Err(RequestError::Compacted(
-            head.compacted.max(head.origin.next()),
-        ));
-    }
-    check_at(after.next(), Revision(i64::MAX), head.compacted)
 }
 
 #[async_trait]
@@ -44,7 +33,11 @@ impl<B: Backend> History for Log<B> {
         let snapshot = Snapshot::latest(vec![Query::Log(scan)]);
         let mut read = self.backend.read(snapshot).await?;
         let head = read.head;
-        check_kept(after, &head)?;
+        // The changes of the origin itself were the old store's.
+        if after < head.origin {
+            return Err(RequestError::Compacted(head.compacted.max(head.origin.next())).into());
+        }
+        check_at(after.next(), Revision(i64::MAX), head.compacted)?;
         match read.found.pop() {
             Some(Found::Log { batches, reached }) => Ok(Stretch {
                 batches,

@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt as _};
 
 use super::backend::{Backend, Found, Head, Logged, Prefetch, Query, Row, Rows, Snapshot};
-use super::history::check_kept;
 use super::table::Table;
 use super::work::{Done, Job, Work, want_txn};
 use super::{SqlStore, unanswered};
 use crate::store::eval::{Working, finish};
 use crate::store::{
     Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
-    RequestError, Result, Status, Store, StoreError, Watch, WatchEnd, WatchItem, Watching, lease,
+    RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
 };
 use crate::types::{
     Answer, Content, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Reserved,
@@ -62,18 +60,6 @@ impl<B: Backend> Store for SqlStore<B> {
         // Where the store stands, and not only what has come in here of it: a watch that is opened
         // behind the answer of another process begins behind it.
         let (head, _) = self.read(None, Vec::new()).await?;
-        // The feed may not have come to where the line of revisions goes on here, and would take a watch that
-        // begins before as one of what comes.
-        if let Some(start) = request.start
-            && let Err(RequestError::Compacted(oldest)) = check_kept(Revision(start.0 - 1), &head)
-        {
-            let end = WatchItem::End(WatchEnd::Compacted(oldest));
-            return Ok(Watching {
-                revision: head.revision,
-                items: stream::iter([end]).boxed(),
-                progress: Arc::default(),
-            });
-        }
         Ok(self.engine.feed.watch(request, head.revision))
     }
 

@@ -8,9 +8,13 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use segue::store::sql::postgres::PostgresStore;
-use segue::store::{Store, StoreError, Watch, WatchItem};
+
+use segue::store::{
+    Guard, Line, NewStore as _, RecordTxn, Store, StoreError, Watch, WatchEnd, WatchItem,
+};
 use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Revision, Txn,
+    Change, Compare, CompareResult, CompareTarget, Delete, Epoch, KeyRange, Op, Put, Range,
+    Revision, Txn,
 };
 
 use super::open;
@@ -290,6 +294,36 @@ async fn watches_see_what_another_process_writes_without_asking() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_before_another_process_has_moved_the_line_is_told_so() {
+    let url = schema().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    let before = writer.put(Put::new("a", "1")).await.unwrap().revision;
+    // As after a rollback: what happened up to the goal is not in this log.
+    let goal = Revision(before.0 + 500);
+    let (epoch, claims) = (Epoch(7), false);
+    let line = Line {
+        epoch,
+        claims,
+        base: goal,
+    };
+    let txn = RecordTxn {
+        line: Some(Some(line)),
+        ..RecordTxn::default()
+    };
+    assert!(writer.write_records(txn).await.unwrap());
+    // The reader has published nothing of this yet.
+    let guarded = reader.guarded(Guard::Epoch { epoch, claims });
+    for start in [before.next(), goal] {
+        let watch = Watch::of(KeyRange::all(), Some(start));
+        let mut watching = guarded.watch(watch).await.unwrap();
+        writer.put(Put::new("a", "2")).await.unwrap();
+        let first = tokio::time::timeout(Duration::from_secs(4), watching.items.next()).await;
+        let end = WatchItem::End(WatchEnd::Compacted(goal.next()));
+        assert_eq!(first.unwrap(), Some(end), "{start}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
