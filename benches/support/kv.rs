@@ -1,8 +1,8 @@
 //! A client of the KV service that takes little of the processor, which it shares with what is measured.
 //!
-//! Of HTTP/2 it speaks what unary calls need (RFC 9113): the header block is made once and indexes nothing,
-//! answers are told by their frames, what the server says in headers is not looked at (an answer without a
-//! message is a failure), and all that has come up meanwhile is sent at once.
+//! Of HTTP/2 it speaks what unary calls need (RFC 9113): its headers index nothing, answers are told by their
+//! frames, what the server says in headers is not looked at (an answer without a message is a failure), and
+//! all that has come up meanwhile is sent at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,7 +46,7 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 pub struct Kv(Arc<Connection>);
 
 struct Connection {
-    /// `[address, authority]` of every request's headers.
+    /// Whom requests are for.
     authority: String,
     state: Mutex<State>,
     /// There is something to send.
@@ -128,15 +128,12 @@ impl Connection {
         let mut headers = Vec::with_capacity(128);
         // Indexed: `:method: POST`, `:scheme: http`.
         headers.extend_from_slice(&[0x83, 0x86]);
-        // Literals that are not to be indexed, by the static table: `:path`, `:authority`,
-        // `content-type`; and one with a name of its own.
+        // Literals without indexing, of names in the static table (`:path`, `:authority`, `content-type`)
+        // and of one that is not.
         literal(&mut headers, &[0x04], path);
         literal(&mut headers, &[0x01], &self.authority);
         literal(&mut headers, &[0x0f, 0x10], "application/grpc");
-        headers.extend_from_slice(&[0x00, 2]);
-        headers.extend_from_slice(b"te");
-        headers.extend_from_slice(&[8]);
-        headers.extend_from_slice(b"trailers");
+        literal(&mut headers, b"\x00\x02te", "trailers");
         let length = request.encoded_len();
         let mut message = Vec::with_capacity(5 + length);
         message.put_u8(0);
@@ -243,8 +240,9 @@ async fn serve(connection: std::sync::Weak<Connection>, stream: TcpStream) {
 
 fn literal(headers: &mut Vec<u8>, name: &[u8], value: &str) {
     headers.extend_from_slice(name);
-    headers.push(u8::try_from(value.len()).expect("a short value"));
+    // Longer ones take more than one byte for their length.
     assert!(value.len() < 0x7f, "a short value");
+    headers.push(u8::try_from(value.len()).expect("a short value"));
     headers.extend_from_slice(value.as_bytes());
 }
 

@@ -219,8 +219,8 @@ impl Crossing {
             WatchItem::Progress(through) if through >= last => self.go_over(last).await,
             WatchItem::Progress(_) => {
                 // Not there yet.
-                let progress = self.watching.as_ref().map(|watching| &watching.progress);
-                if let Some(progress) = progress.cloned() {
+                let watching = self.watching.as_ref();
+                if let Some(progress) = watching.map(|watching| watching.progress.clone()) {
                     ask_again(&progress).await;
                 }
                 None

@@ -2,7 +2,8 @@
 //!
 //! Once the phase is settled, no claims are left and nobody is behind, the owner **closes** the records:
 //! one transaction in which the state says so and the switch key goes. From then on no member makes a
-//! record, since whoever could make one expects the state as it has read it (see [`super::ledger::Ledger::put_under`]).
+//! record, since whoever could make one expects the state as it has read it (see
+//! [`super::ledger::Ledger::put_under`]).
 //! So what is listed now is all that there will be, and every member that sees the state closed removes
 //! it, the state last: whoever of them dies, another one finishes, or the next one that joins.
 //!

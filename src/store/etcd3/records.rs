@@ -155,6 +155,11 @@ pub(super) fn epoch_value(epoch: Epoch) -> Bytes {
     epoch.to_string().into()
 }
 
+/// The epoch that the key of it holds.
+pub(super) fn read_epoch(value: &[u8]) -> Option<Epoch> {
+    std::str::from_utf8(value).ok()?.parse().ok().map(Epoch)
+}
+
 /// The record has this version; 0 is "does not exist".
 pub(super) fn record_compare(names: &Names, name: &str, version: i64) -> pb::Compare {
     compare(

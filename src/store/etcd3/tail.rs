@@ -20,6 +20,7 @@ use tonic::Streaming;
 
 use super::client::Client;
 use super::numbers::Claimed;
+use super::records::read_epoch;
 use super::view::{View, header_revision};
 use crate::proto::etcdserverpb as pb;
 use crate::store::feed::{Feed, History, Stretch};
@@ -372,8 +373,7 @@ fn refused(view: &View, response: &pb::WatchResponse) -> StoreError {
 /// The epoch that this pair says begins with it, be it a fence or the line of another phase.
 fn epoch_of(view: &View, kv: &crate::proto::mvccpb::KeyValue) -> Option<Epoch> {
     if kv.key == view.names.epoch {
-        let text = std::str::from_utf8(&kv.value).ok()?;
-        return text.parse().ok().map(Epoch);
+        return read_epoch(&kv.value);
     }
     (kv.key == view.names.fence).then(|| Fence::read(&kv.value).epoch)
 }

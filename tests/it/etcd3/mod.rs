@@ -18,7 +18,7 @@ use segue::types::Reserved;
 use crate::support::Etcd;
 
 /// Opens the server as a new store.
-async fn open(etcd: &Etcd) -> Arc<dyn NewStore> {
+pub(crate) async fn open(etcd: &Etcd) -> Arc<dyn NewStore> {
     let url: StoreUrl = etcd.url().parse().unwrap();
     open_new(&url, &Reserved::default()).await.unwrap()
 }

@@ -357,7 +357,6 @@ impl Checker<'_> {
         }
     }
 
-    /// The numbers of a change follow from the state before it.
     /// Whether there can have been changes between the two that nobody knows of: in a time of which no watcher
     /// knows, by those who were not answered.
     fn leaves_room(&self, before: Option<&Pair>, pair: &Pair) -> bool {
@@ -375,6 +374,7 @@ impl Checker<'_> {
         }
     }
 
+    /// The numbers of a change follow from the state before it.
     fn numbers(&mut self, event: &Event, states: &States) {
         let before = states.at(&event.key, event.revision - 1);
         match &event.pair {

@@ -386,6 +386,14 @@ fn each_broken_promise_is_noticed() {
     }
 }
 
+/// What is let pass in a time that nobody watched is not, if it was watched.
+fn not_where_somebody_watched(mut history: History, through: i64) {
+    for watch in &mut history.watches {
+        watch.through = through;
+    }
+    assert!(!check(&history).is_empty());
+}
+
 #[test]
 fn a_write_that_nobody_watched_is_known_from_its_answer() {
     let mut history = good();
@@ -458,11 +466,7 @@ fn what_happened_while_nobody_watched_is_known_from_what_superseded_it() {
     last.0 = 18;
     last.1.insert(1, after);
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
-    // But not where somebody watched.
-    for watch in &mut history.watches {
-        watch.through = 18;
-    }
-    assert!(!check(&history).is_empty());
+    not_where_somebody_watched(history, 18);
 }
 
 #[test]
@@ -486,11 +490,7 @@ fn what_nobody_ever_saw_is_known_from_the_versions_behind_it() {
     last.0 = 19;
     last.1[0] = after;
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
-    // But not where somebody watched.
-    for watch in &mut history.watches {
-        watch.through = 19;
-    }
-    assert!(!check(&history).is_empty());
+    not_where_somebody_watched(history, 19);
 }
 
 #[test]
@@ -505,11 +505,7 @@ fn a_swap_may_be_overtaken_by_what_nobody_ever_saw() {
     history.operations.push(refused);
     history.last = None;
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
-    // But not where somebody watched.
-    for watch in &mut history.watches {
-        watch.through = 18;
-    }
-    assert!(!check(&history).is_empty());
+    not_where_somebody_watched(history, 18);
 }
 
 #[test]

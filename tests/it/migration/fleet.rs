@@ -126,6 +126,11 @@ impl Stores {
     }
 }
 
+/// For a member that lets clients work on the old store first.
+pub fn passthrough(options: &mut Options) {
+    options.start = Phase::Passthrough;
+}
+
 /// A proxy without its listeners.
 pub struct Member {
     pub controller: Arc<Controller>,

@@ -13,7 +13,7 @@ use segue::types::{
     Revision, Txn,
 };
 
-use super::fleet::{Member, Stores, get, grant, key, put, put_leased};
+use super::fleet::{Member, Stores, get, grant, key, passthrough, put, put_leased};
 use super::gate::{Gate, Mode};
 use crate::support::eventually;
 
@@ -80,7 +80,6 @@ async fn nothing_is_lost_on_the_way_back_and_numbers_stay() {
     stores.fill(300).await;
     grant(&*stores.source, 77, 600).await;
     put_leased(&*stores.source, "leased", 77).await;
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let member = stores.join_as("a", passthrough).await.unwrap();
     let store = member.store();
 
@@ -153,7 +152,6 @@ async fn nothing_is_lost_on_the_way_back_and_numbers_stay() {
 async fn a_watch_goes_on_across_every_border() {
     let stores = Stores::both_ways().await;
     stores.fill(10).await;
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let member = stores.join_as("a", passthrough).await.unwrap();
     member.controller.ready().await;
     let store = member.store();
@@ -200,7 +198,6 @@ async fn a_watch_goes_on_across_every_border() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compaction_waits_for_watches_that_are_on_their_way_to_the_other_store() {
     let stores = Stores::both_ways().await;
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let member = stores.join_as("a", passthrough).await.unwrap();
     member.controller.ready().await;
     let store = member.store();
@@ -237,7 +234,6 @@ async fn a_compaction_waits_for_watches_that_are_on_their_way_to_the_other_store
 async fn whoever_believes_in_an_earlier_phase_is_refused_by_the_store() {
     let stores = Stores::both_ways().await;
     stores.fill(10).await;
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let member = stores.join_as("a", passthrough).await.unwrap();
     member.controller.ready().await;
     let fenceable = stores.old.fenceable().unwrap();
@@ -309,7 +305,6 @@ async fn another_member_carries_the_mirror_and_the_rollback_on() {
 async fn whoever_is_held_up_while_it_empties_the_new_store_does_the_next_migration_no_harm() {
     let stores = Stores::both_ways().await;
     stores.fill(20).await;
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let gate = Gate::before(stores.new.clone());
     let behind_the_gate = Stores {
         new: gate.clone(),

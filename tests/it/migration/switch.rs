@@ -11,7 +11,7 @@ use segue::migration::switch::Request;
 use segue::store::{Guard, Store, Watch};
 use segue::types::{Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Reply, Txn};
 
-use super::fleet::{Member, Stores, get, key, put};
+use super::fleet::{Member, Stores, get, key, passthrough, put};
 use super::gate::{Gate, Mode};
 use super::witness::Witness;
 use crate::support::eventually;
@@ -266,7 +266,6 @@ async fn a_member_that_is_cut_off_asks_again_and_again_but_not_all_the_time() {
         new: gate.clone(),
         ..stores
     };
-    let passthrough = |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
     let member = behind_the_gate.join_as("a", passthrough).await.unwrap();
     member.controller.ready().await;
     let store = member.store();

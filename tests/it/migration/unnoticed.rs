@@ -8,16 +8,15 @@ use segue::migration::phase::Phase;
 use segue::migration::records::STATE;
 use segue::migration::status::Status;
 use segue::store::memory::Memory;
-use segue::store::{
-    AsOld, Guard, NewStore, OldStore, StoreUrl, Watch, WatchItem, Watching, open_new,
-};
+use segue::store::{AsOld, Guard, NewStore, OldStore, Watch, WatchItem, Watching};
 use segue::tasks::spawn_owned;
-use segue::types::{Change, KeyRange, LeaseId, Reserved, Revision};
+use segue::types::{Change, KeyRange, LeaseId, Revision};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::fleet::{Member, Stores, get, grant, put, put_leased};
+use super::fleet::{Member, Stores, get, grant, passthrough, put, put_leased};
 use super::gate::{Gate, Mode};
+use crate::etcd3::open;
 use crate::support::Etcd;
 
 /// How long the lease of these tests lives, in seconds.
@@ -46,8 +45,6 @@ impl Two {
                 old,
                 new: new.clone(),
             };
-            let passthrough =
-                |options: &mut segue::migration::Options| options.start = Phase::Passthrough;
             stores.join_as(name, passthrough).await.unwrap()
         };
         let carrier = join("a", &at_new).await;
@@ -190,16 +187,14 @@ async fn no_lease_ends_in_a_store_that_was_left_before_it_is_emptied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_was_left_ends_leases_and_nobody_hears_of_it() {
     let etcd = Etcd::start().await;
-    let url: StoreUrl = etcd.url().parse().unwrap();
-    let new = open_new(&url, &Reserved::default()).await.unwrap();
+    let new = open(&etcd).await;
     on_the_way_back(new, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_is_fenced_ends_leases_and_they_end_once() {
     let etcd = Etcd::start().await;
-    let url: StoreUrl = etcd.url().parse().unwrap();
-    let old = open_new(&url, &Reserved::default()).await.unwrap();
+    let old = open(&etcd).await;
     let two = Two::between(old.clone(), Arc::new(Memory::new())).await;
     let mut watcher = two.lease().await;
     let store = two.carrier.store();
