@@ -16,17 +16,17 @@ use super::{ROWS_PER_INSERT, Row, Session, Sessions};
 /// Both tables in one statement, which is a commit of its own: one round trip.
 const WRITE: &str = "WITH logged AS ( \
       INSERT INTO log (revision, key, kind, create_revision, version, lease, prev_revision, value) \
-      SELECT revision, key, 1, revision, 1, 0, 0, value \
-      FROM unnest($1::bytea[], $2::bytea[], $3::bigint[]) AS r (key, value, revision)) \
+      SELECT revision, key, 1, revision, 1, 0, 0, value FROM (SELECT unnest($1::bytea[]), \
+      unnest($2::bytea[]), unnest($3::bigint[])) AS r (key, value, revision)) \
     INSERT INTO kv (key, create_revision, mod_revision, version, lease, live, logged, value) \
-    SELECT key, revision, revision, 1, 0, 1, 1, value \
-    FROM unnest($1::bytea[], $2::bytea[], $3::bigint[]) AS r (key, value, revision) \
+    SELECT key, revision, revision, 1, 0, 1, 1, value FROM (SELECT unnest($1::bytea[]), \
+    unnest($2::bytea[]), unnest($3::bigint[])) AS r (key, value, revision) \
     ON CONFLICT (key) DO UPDATE SET mod_revision = excluded.mod_revision, \
       version = kv.version + 1, live = 1, logged = 1, value = excluded.value";
 const LOAD: &str = "INSERT INTO kv (key, create_revision, mod_revision, version, lease, live, \
       logged, value) \
-    SELECT key, revision, revision, 1, 0, 1, 0, value \
-    FROM unnest($1::bytea[], $2::bytea[], $3::bigint[]) AS r (key, value, revision)";
+    SELECT key, revision, revision, 1, 0, 1, 0, value FROM (SELECT unnest($1::bytea[]), \
+    unnest($2::bytea[]), unnest($3::bigint[])) AS r (key, value, revision)";
 const READ: &str =
     "SELECT value, create_revision, mod_revision, version, lease FROM kv WHERE key = $1";
 const RANGE: &str = "SELECT key, value, create_revision, mod_revision, version, lease FROM kv \

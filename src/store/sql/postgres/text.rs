@@ -159,10 +159,14 @@ pub(super) const TABLES: [&str; 6] = ["head", "kv", "log", "lease", "record", "w
 
 const ROW_NAMES: &str = "\"key\", key_rest, value, create_revision, mod_revision, version, lease, \
                          live, logged";
-const ROW_ARRAYS: &str = "unnest(?1::bytea[], ?2::bytea[], ?3::bytea[], ?4::int8[], ?5::int8[], \
-                          ?6::int8[], ?7::int8[], ?8::int2[], ?9::int2[])";
+const ROW_TYPES: [&str; 9] = [
+    "bytea", "bytea", "bytea", "int8", "int8", "int8", "int8", "int2", "int2",
+];
 const LOG_NAMES: &str = "revision, sub, \"key\", key_rest, kind, value, create_revision, version, \
                          lease, prev_revision";
+const LOG_TYPES: [&str; 10] = [
+    "int8", "int4", "bytea", "bytea", "int8", "bytea", "int8", "int8", "int8", "int8",
+];
 
 impl Sql {
     #[expect(clippy::too_many_lines, reason = "a list")]
@@ -222,12 +226,14 @@ impl Sql {
             ),
             sizes: sizes(schema, prefix),
             insert_rows: n(format!(
-                "INSERT INTO {p}kv ({ROW_NAMES}) SELECT * FROM {ROW_ARRAYS}"
+                "INSERT INTO {p}kv ({ROW_NAMES}) {}",
+                lists(&ROW_TYPES)
             )),
             update_rows: n(format!(
                 "UPDATE {p}kv AS k SET value = n.value, create_revision = n.create_revision, \
                  mod_revision = n.mod_revision, version = n.version, lease = n.lease, \
-                 live = n.live, logged = n.logged FROM {ROW_ARRAYS} AS n({ROW_NAMES}) WHERE {}",
+                 live = n.live, logged = n.logged FROM ({}) AS n({ROW_NAMES}) WHERE {}",
+                lists(&ROW_TYPES),
                 dialect.same_key("k.", "n.")
             )),
             delete_rows: n(format!(
@@ -241,9 +247,8 @@ impl Sql {
                 dialect.same_key("l.", "n.")
             )),
             insert_log: n(format!(
-                "INSERT INTO {p}log ({LOG_NAMES}) SELECT * FROM unnest(?1::int8[], ?2::int4[], \
-                 ?3::bytea[], ?4::bytea[], ?5::int8[], ?6::bytea[], ?7::int8[], ?8::int8[], \
-                 ?9::int8[], ?10::int8[])"
+                "INSERT INTO {p}log ({LOG_NAMES}) {}",
+                lists(&LOG_TYPES)
             )),
             put_leases: n(format!(
                 "INSERT INTO {p}lease (id, ttl_s, deadline_ms) \
@@ -419,6 +424,17 @@ impl Sql {
             keys = dialect.keys("", rows.open_end),
         ))
     }
+}
+
+/// Rows out of arrays, one for each column, of the same length. In the list of what is selected they are
+/// unpacked row by row; as a table each of them would be laid out in full first.
+fn lists(types: &[&str]) -> String {
+    let columns: Vec<String> = types
+        .iter()
+        .zip(1..)
+        .map(|(of, number)| format!("unnest(?{number}::{of}[])"))
+        .collect();
+    format!("SELECT {}", columns.join(", "))
 }
 
 /// The parameters of [`Sql::changes`].
