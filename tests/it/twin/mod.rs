@@ -6,22 +6,21 @@
 //! counted. Not asked is for what is knowingly different: `differential::script` names it.
 
 mod lines;
+mod stores;
 mod watching;
 
 use std::env::var;
 
 use segue::proto::etcdserverpb as pb;
 use segue::tasks::spawn_owned;
-use tempfile::TempDir;
 
 use self::lines::Lines;
+use self::stores::{Bare, Kind};
 use self::watching::Watches;
 use crate::differential::ask::{Ask, Client};
 use crate::differential::random::{Random, revision_of};
 use crate::differential::script::{put, range};
 use crate::support::Etcd;
-use crate::support::mariadb::database;
-use crate::support::postgres::schema;
 use crate::support::segue::{Segue, run};
 
 /// Requests in each phase, unless the environment names another number in `TWIN_ASKS`.
@@ -48,42 +47,6 @@ const PATIENCE: usize = 20_000;
 /// More revisions than a transition takes.
 const AHEAD: i64 = 1_000_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Sqlite,
-    Postgres,
-    Mariadb,
-    Etcd,
-}
-
-/// A store that runs for as long as this.
-struct Home {
-    url: String,
-    _etcd: Option<Etcd>,
-    _dir: TempDir,
-}
-
-impl Kind {
-    async fn start(self) -> Home {
-        let dir = tempfile::tempdir().unwrap();
-        let etcd = match self {
-            Self::Etcd => Some(Etcd::start().await),
-            Self::Sqlite | Self::Postgres | Self::Mariadb => None,
-        };
-        let url = match (self, &etcd) {
-            (Self::Sqlite, _) => format!("sqlite:{}", dir.path().join("store.db").display()),
-            (Self::Postgres, _) => schema().await,
-            (Self::Mariadb, _) => database().await,
-            (Self::Etcd, etcd) => etcd.as_ref().expect("just started").url(),
-        };
-        Home {
-            url,
-            _etcd: etcd,
-            _dir: dir,
-        }
-    }
-}
-
 /// A transition: the command, and the phase that it leads to.
 type Transition = (&'static [&'static str], &'static str);
 
@@ -97,6 +60,9 @@ const COMPLETE: Transition = (&["complete"], "settled");
 const WAY: [Transition; 9] = [
     START, BACK, START, NORMAL, BACK, START, NORMAL, MIGRATION, NORMAL,
 ];
+
+/// The way of a migration that there is no way back from.
+const NO_WAY_BACK: [Transition; 3] = [NORMAL, MIGRATION, NORMAL];
 
 /// The one that never migrates, and Segue.
 struct Twins {
@@ -226,80 +192,135 @@ fn sort_few(range: &mut pb::RangeRequest) {
     }
 }
 
-async fn nobody_can_tell_them_apart(old: Kind, new: Kind) {
-    let number = |name, otherwise: u64| var(name).map_or(otherwise, |text| text.parse().unwrap());
-    let (seed, asks) = (number("SEED", SEED), number("TWIN_ASKS", ASKS as u64));
-    let asks = usize::try_from(asks).unwrap();
-    println!("SEED={seed} TWIN_ASKS={asks}");
-    let (twin, old_home, new_home) = tokio::join!(Etcd::start(), old.start(), new.start());
-    if old != Kind::Etcd {
-        // An old store that waits has to be one.
-        drop(Segue::start(["--new", &old_home.url]).await);
+/// Keys that stand there from the beginning.
+fn quiet_keys(root: &str) -> Vec<String> {
+    let letter = |quiet| ["a", "b", "c", "d"][quiet % 4];
+    (0..QUIET)
+        .map(|quiet| format!("{root}{}{quiet:02}", letter(quiet)))
+        .collect()
+}
+
+fn asks() -> usize {
+    var("TWIN_ASKS").map_or(ASKS, |text| text.parse().unwrap())
+}
+
+async fn connect(endpoint: &str) -> Client {
+    Client {
+        slack_s: SLACK_S,
+        ..Client::connect(endpoint).await
     }
+}
+
+impl Twins {
+    async fn new(twin: Client, proxy: Segue, phase: &str) -> Self {
+        let seed = var("SEED").map_or(SEED, |text| text.parse().unwrap());
+        println!("SEED={seed} TWIN_ASKS={}", asks());
+        Self {
+            twin,
+            segue: connect(&proxy.endpoint()).await,
+            proxy,
+            random: Random {
+                ahead: 0,
+                ..Random::new(seed)
+            },
+            lines: Lines::new(),
+            watches: Watches::default(),
+            compacted: 0,
+            base: 0,
+            oldest_watch: 2,
+            may_leave_out: false,
+            left_out: 0,
+            asked: Vec::new(),
+            asked_for: 0,
+            phase: phase.into(),
+        }
+    }
+
+    /// Some keys of those that were there before are written as often as others.
+    fn use_some(&mut self, keys: &[String]) {
+        self.random.keys.extend(keys.iter().step_by(7).cloned());
+    }
+
+    /// The last phases, and what is there in the end.
+    async fn end(mut self, new: Kind) {
+        // Then etcd gives copied keys numbers of its own.
+        if new != Kind::Etcd {
+            // Nobody has the old store's history any more.
+            self.forget_before(self.base);
+            self.go(COMPLETE).await;
+            self.ask_around(asks()).await;
+        }
+        self.ask(range("\0", "\0")).await;
+        self.ask(pb::LeaseLeasesRequest {}).await;
+        println!(
+            "{} requests and {} events alike; {} revisions left out",
+            self.asked.len(),
+            self.watches.compared,
+            self.left_out
+        );
+    }
+}
+
+/// From a store that keeps etcd's history: from before the migration on, and there and back.
+async fn nobody_can_tell_them_apart(old: Kind, new: Kind) {
+    let (twin, old_home, new_home) = tokio::join!(Etcd::start(), old.start_old(), new.start());
     let args = ["--old", &old_home.url, "--new", &new_home.url];
     let more = ["--start", "passthrough", "--rate-keys", RATE];
     let proxy = Segue::start(args.into_iter().chain(more)).await;
-    let connect = async |endpoint: String| Client {
-        slack_s: SLACK_S,
-        ..Client::connect(&endpoint).await
-    };
-    let mut twins = Twins {
-        twin: connect(twin.endpoint()).await,
-        segue: connect(proxy.endpoint()).await,
-        proxy,
-        random: Random {
-            ahead: 0,
-            ..Random::new(seed)
-        },
-        lines: Lines::new(),
-        watches: Watches::default(),
-        compacted: 0,
-        base: 0,
-        oldest_watch: 2,
-        may_leave_out: false,
-        left_out: 0,
-        asked: Vec::new(),
-        asked_for: 0,
-        phase: "passthrough".into(),
-    };
+    let mut twins = Twins::new(connect(&twin.endpoint()).await, proxy, "passthrough").await;
     twins.watch_all().await;
-    for quiet in 0..QUIET {
-        let key = format!("{}{quiet:02}", ["a", "b", "c", "d"][quiet % 4]);
-        twins.ask(put(&key, "quiet")).await;
-        if quiet % 7 == 0 {
-            twins.random.keys.push(key);
-        }
+    let quiet = quiet_keys("");
+    for key in &quiet {
+        twins.ask(put(key, "quiet")).await;
     }
-    twins.ask_around(asks).await;
+    twins.use_some(&quiet);
+    twins.ask_around(asks()).await;
     for transition in WAY {
         twins.go(transition).await;
         twins.may_leave_out = new == Kind::Etcd && transition != BACK;
-        twins.ask_around(asks).await;
+        twins.ask_around(asks()).await;
     }
-    // Then etcd gives copied keys numbers of its own.
-    if new != Kind::Etcd {
-        // Nobody has the old store's history any more.
-        twins.forget_before(twins.base);
-        twins.go(COMPLETE).await;
-        twins.ask_around(asks).await;
+    twins.end(new).await;
+}
+
+/// From a store that has no more than pairs: from the beginning of the migration on.
+async fn nobody_can_tell_what_was_copied(old: Bare, new: Kind) {
+    let quiet = quiet_keys("/");
+    let ((old_home, revisions), twin, new_home) =
+        tokio::join!(old.start(&quiet, "quiet"), Etcd::start(), new.start());
+    let mut unmoved = connect(&twin.endpoint()).await;
+    for key in &quiet {
+        unmoved.ask(&put(key, "quiet").into()).await;
     }
-    twins.ask(range("\0", "\0")).await;
-    twins.ask(pb::LeaseLeasesRequest {}).await;
-    println!(
-        "{} requests and {} events alike; {} revisions left out",
-        twins.asked.len(),
-        twins.watches.compared,
-        twins.left_out
-    );
+    let args = ["--old", &old_home.url, "--new", &new_home.url];
+    let proxy = Segue::start(args.into_iter().chain(["--rate-keys", RATE])).await;
+    let mut twins = Twins::new(unmoved, proxy, "migration").await;
+    for (twin, segue) in (2..).zip(revisions) {
+        twins.lines.note(twin, segue);
+    }
+    twins.base = twins.lines.newest();
+    // There is no history of what was before.
+    twins.forget_before(twins.base);
+    twins.may_leave_out = true;
+    twins.watch_all().await;
+    twins.ask(put("z", "migration")).await;
+    twins.use_some(&quiet);
+    twins.may_leave_out = new == Kind::Etcd;
+    twins.ask_around(asks()).await;
+    for transition in NO_WAY_BACK {
+        twins.go(transition).await;
+        twins.ask_around(asks()).await;
+    }
+    twins.end(new).await;
 }
 
 macro_rules! pairs {
-    ($($module:ident: $old:ident { $($name:ident: $new:ident)* })*) => {
+    ($how:ident { $($module:ident: $kind:ident::$old:ident, $($name:ident: $new:ident)*;)* }) => {
         $(mod $module {
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
-                    super::nobody_can_tell_them_apart(super::Kind::$old, super::Kind::$new).await;
+                    super::$how(super::$kind::$old, super::Kind::$new).await;
                 }
             )*
         })*
@@ -307,21 +328,34 @@ macro_rules! pairs {
 }
 
 macro_rules! matrix {
-    ($($module:ident: $old:ident)*) => {
+    ($how:ident { $($module:ident: $kind:ident::$old:ident)* }) => {
         pairs! {
-            $($module: $old {
-                to_sqlite: Sqlite
-                to_postgres: Postgres
-                to_mariadb: Mariadb
-                to_etcd: Etcd
-            })*
+            $how {
+                $($module: $kind::$old,
+                    to_sqlite: Sqlite
+                    to_postgres: Postgres
+                    to_mariadb: Mariadb
+                    to_etcd: Etcd;
+                )*
+            }
         }
     };
 }
 
 matrix! {
-    from_sqlite: Sqlite
-    from_postgres: Postgres
-    from_mariadb: Mariadb
-    from_etcd: Etcd
+    nobody_can_tell_them_apart {
+        from_sqlite: Kind::Sqlite
+        from_postgres: Kind::Postgres
+        from_mariadb: Kind::Mariadb
+        from_etcd: Kind::Etcd
+    }
+}
+
+matrix! {
+    nobody_can_tell_what_was_copied {
+        from_etcd2: Bare::Etcd2
+        from_a_postgres_table: Bare::PostgresTable
+        from_a_mariadb_table: Bare::MariadbTable
+        from_a_sqlite_table: Bare::SqliteTable
+    }
 }
