@@ -1,8 +1,10 @@
 //! SQLite as the database under the engine: one file, one process.
 //!
 //! `schema` has the tables and statements, `fetch` the reads, `writer` the connection that writes on
-//! the engine's writer thread, `reader` the threads that read.
+//! the engine's writer thread, `reader` the threads that read, `checkpoint` the one that keeps the write-ahead
+//! log short.
 
+mod checkpoint;
 mod clock;
 mod error;
 mod fetch;
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
 
+use self::checkpoint::Checkpoints;
 use self::clock::Clock;
 use self::error::{Opening, opening};
 use self::reader::Readers;
@@ -51,6 +54,7 @@ pub struct Sqlite {
     sql: Arc<Sql>,
     clock: Clock,
     readers: Readers,
+    _checkpoints: Checkpoints,
     /// Used by one task at a time; the lock is for the compiler and never waited for.
     writer: Mutex<Writer>,
     /// Locked as long as this process has the store open.
@@ -105,11 +109,15 @@ impl Sqlite {
             .collect::<Result<_>>()?;
         let readers = Readers::start(conns, &sql, clock)
             .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))?;
+        let checkpoints = connect(path, &what, CHECKPOINT_CACHE_KIB)?;
+        let checkpoints = Checkpoints::start(checkpoints, &mut conn, checkpoint::FRAMES)
+            .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))?;
         Ok(Self {
             identity,
             sql,
             clock,
             readers,
+            _checkpoints: checkpoints,
             writer: Mutex::new(Writer::new(conn)),
             _lock: lock,
         })
@@ -207,10 +215,8 @@ const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// own cache is behind it.
 const READER_CACHE_KIB: i64 = 8 * 1024;
 
-/// Frames in the write-ahead log before they are moved to the database: 64 MB of pages. A checkpoint
-/// costs two syncs and holds the writer up; at the default of 1000 frames a busy one would run it
-/// every few batches. A page that changed often meanwhile is moved once.
-const CHECKPOINT_FRAMES: i64 = 16_000;
+/// Page cache of the connection that moves pages from the write-ahead log to the database, past any cache.
+const CHECKPOINT_CACHE_KIB: i64 = 64;
 
 fn connect(path: &Path, what: &Opening, cache_kib: i64) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -223,7 +229,7 @@ fn connect(path: &Path, what: &Opening, cache_kib: i64) -> Result<Connection> {
         // FULL syncs the write-ahead log at every commit: what was answered is on the disk.
         conn.execute_batch(&format!(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
-             PRAGMA cache_size = -{cache_kib}; PRAGMA wal_autocheckpoint = {CHECKPOINT_FRAMES};"
+             PRAGMA cache_size = -{cache_kib};"
         ))?;
         Ok(conn)
     };
