@@ -93,13 +93,17 @@ impl Store for Guarded {
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
-        if self.guard != Guard::None {
-            session.delete_attached(id).await?;
-        }
+        let deleted = if self.guard == Guard::None {
+            None
+        } else {
+            session.delete_attached(id).await?
+        };
         let request = pb::LeaseRevokeRequest { id: id.0 };
         let response = session.view.client.revoke(request).await?;
+        // Copy-ups may have taken revisions in between, which nobody is told of.
+        let revision = deleted.unwrap_or_else(|| session.revision(response.header.as_ref()));
         Ok(Answer {
-            revision: session.revision(response.header.as_ref()),
+            revision,
             reply: (),
         })
     }

@@ -167,8 +167,9 @@ impl Session {
     }
 
     /// Deletes the keys that are attached to a lease which is about to be revoked, under the guard.
-    /// etcd's own revoke does so too, but whether or not the guard's condition holds.
-    pub(super) async fn delete_attached(&self, id: LeaseId) -> Result<()> {
+    /// etcd's own revoke does so too, but whether or not the guard's condition holds. Answers the revision
+    /// of the deletes, if there were any.
+    pub(super) async fn delete_attached(&self, id: LeaseId) -> Result<Option<Revision>> {
         for _ in 0..TRIES_MAX {
             let request = pb::LeaseTimeToLiveRequest {
                 id: id.0,
@@ -178,7 +179,7 @@ impl Session {
             keys.sort_unstable();
             // What is more than a transaction takes is left to the revoke, which follows at once.
             if keys.is_empty() || keys.len() > OPS_WITH_CLAIMS_MAX {
-                return Ok(());
+                return Ok(None);
             }
             let attached = |key: &Bytes| {
                 let lease = TargetUnion::Lease(id.0);
@@ -199,7 +200,7 @@ impl Session {
             };
             let mut response = self.send(request, true).await?;
             if response.succeeded {
-                return Ok(());
+                return Ok(Some(self.revision(response.header.as_ref())));
             }
             if !self.epoch_stands(response.responses.pop()) {
                 return Err(StoreError::StaleEpoch);

@@ -8,7 +8,7 @@
     reason = "behaviours are for every store in this binary"
 )]
 
-mod dsl;
+pub(crate) mod dsl;
 mod stores;
 mod twin;
 

@@ -1,12 +1,16 @@
-//! An epoch that begins while a request of the one before is on its way.
+//! What comes in between while a request is on its way: another epoch, copy-ups.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use segue::store::{Guard, Line, NewStore, RecordTxn, StoreError, StoreUrl, open_new};
+use segue::store::{
+    Guard, GuardedStore, Line, NewStore, RecordTxn, StoreError, StoreUrl, open_new,
+};
 use segue::tasks::spawn_owned;
-use segue::types::{Epoch, Grant, LeaseId, Put, Range, Reserved, Revision};
+use segue::types::{Epoch, Grant, KeyRange, LeaseId, Put, Range, Reserved, Revision};
 
 use super::open;
+use crate::contract::dsl::{NewSubject, old, words};
 use crate::support::Etcd;
 use crate::support::link::{Link, Traffic};
 
@@ -28,28 +32,51 @@ async fn begin(new: &dyn NewStore, epoch: Epoch) -> Guard {
     Guard::Epoch { epoch, claims }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
-    let etcd = Etcd::start().await;
-    let new = open(&etcd).await;
-    let guard = begin(&*new, Epoch(1)).await;
+/// A store under a line, far away, with a lease that has a key.
+async fn lease_far_away(etcd: &Etcd, new: &dyn NewStore) -> (Link, Arc<dyn GuardedStore>, LeaseId) {
+    let guard = begin(new, Epoch(1)).await;
     let link = Link::to(&etcd.url()).await;
     let url: StoreUrl = link.url(&etcd.url()).parse().unwrap();
     let far = open_new(&url, &Reserved::default()).await.unwrap();
-    let stale = far.guarded(guard);
+    let far = far.guarded(guard);
     let id = LeaseId(77);
     let grant = Grant {
         id: Some(id),
         ttl_s: 600,
     };
-    stale.grant(grant).await.unwrap();
+    far.grant(grant).await.unwrap();
     let put = Put {
         lease: Some(id),
         ..Put::new("held", "1")
     };
-    stale.put(put).await.unwrap();
-
+    far.put(put).await.unwrap();
     link.set(Traffic::Slow(WAY));
+    (link, far, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoke_is_answered_with_the_revision_of_its_deletes() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let (_link, far, id) = lease_far_away(&etcd, &*new).await;
+    let near = NewSubject::with(new, 1, false);
+    let mut watched = near.store.watch(KeyRange::all(), None).await;
+    let revoke = spawn_owned(async move { far.revoke(id).await });
+    // The keys are gone, and the revoke itself is on its way.
+    let gone = watched.batch().await;
+    assert_eq!(words(&gone), ["delete held"]);
+    let copies = vec![old("a", "1"), old("b", "1")];
+    assert_eq!(near.copy_up(copies).await, 2);
+    assert!(!revoke.is_finished());
+    let answer = revoke.await.unwrap().unwrap();
+    assert_eq!(answer.revision, gone.revision);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let (_link, stale, id) = lease_far_away(&etcd, &*new).await;
     let sent = Instant::now();
     // A look at the epoch, one at the lease's keys, and their removal: three times there and back.
     let revoke = spawn_owned(async move { stale.revoke(id).await });
