@@ -44,7 +44,10 @@ impl Complete {
         while Instant::now() < deadline {
             let status: Status = client.get("/status").await?;
             if status.complete {
-                say!("nothing of it is left in the new store, which the proxies serve alone");
+                say!(
+                    "nothing of it is left in the new store, which the proxies serve alone (in an etcd only \
+                     the record that says how revisions go on)"
+                );
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

@@ -111,7 +111,8 @@ fn render(status: &Report) -> String {
         return out.trim_end().to_owned();
     }
     if status.complete {
-        let over = "complete: nothing of it is left in the new store, which is served alone";
+        let over = "complete: nothing of it is left in the new store, which is served alone (in an etcd \
+                    only the record that says how revisions go on)";
         line(&mut out, "migration", over);
     }
     // Before the migration begins there is nothing to tell of.
