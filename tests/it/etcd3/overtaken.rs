@@ -3,42 +3,25 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use segue::store::{
-    Guard, GuardedStore, Line, NewStore, RecordTxn, StoreError, StoreUrl, open_new,
-};
+use segue::store::{GuardedStore, NewStore, StoreError, StoreUrl, open_new};
 use segue::tasks::spawn_owned;
-use segue::types::{Epoch, Grant, KeyRange, LeaseId, Put, Range, Reserved, Revision};
+use segue::types::{Grant, KeyRange, LeaseId, Put, Range, Reserved};
 
 use super::open;
-use crate::contract::dsl::{NewSubject, old, words};
+use crate::contract::dsl::{NewSubject, guard, line, old, set_line, words};
 use crate::support::Etcd;
 use crate::support::link::{Link, Traffic};
 
 /// How long everything takes, in each direction.
 const WAY: Duration = Duration::from_millis(600);
 
-async fn begin(new: &dyn NewStore, epoch: Epoch) -> Guard {
-    let claims = true;
-    let line = Line {
-        epoch,
-        claims,
-        base: Revision(1000),
-    };
-    let txn = RecordTxn {
-        line: Some(Some(line)),
-        ..RecordTxn::default()
-    };
-    assert!(new.write_records(txn).await.unwrap());
-    Guard::Epoch { epoch, claims }
-}
-
 /// A store under a line, far away, with a lease that has a key.
 async fn lease_far_away(etcd: &Etcd, new: &dyn NewStore) -> (Link, Arc<dyn GuardedStore>, LeaseId) {
-    let guard = begin(new, Epoch(1)).await;
+    set_line(new, Some(line(1))).await;
     let link = Link::to(&etcd.url()).await;
     let url: StoreUrl = link.url(&etcd.url()).parse().unwrap();
     let far = open_new(&url, &Reserved::default()).await.unwrap();
-    let far = far.guarded(guard);
+    let far = far.guarded(guard(1));
     let id = LeaseId(77);
     let grant = Grant {
         id: Some(id),
@@ -82,13 +65,13 @@ async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
     let revoke = spawn_owned(async move { stale.revoke(id).await });
     tokio::time::sleep(WAY * 5 / 2).await;
     assert!(!revoke.is_finished());
-    let guard = begin(&*new, Epoch(2)).await;
+    set_line(&*new, Some(line(2))).await;
     assert!(
         sent.elapsed() < WAY * 4,
         "the machine is too slow for this test"
     );
     assert_eq!(revoke.await.unwrap(), Err(StoreError::StaleEpoch));
-    let now = new.guarded(guard);
+    let now = new.guarded(guard(2));
     let held = now.range(Range::key("held")).await.unwrap().reply.kvs;
     assert_eq!(held[0].lease, id);
     assert_eq!(now.leases().await.unwrap().reply, [id]);

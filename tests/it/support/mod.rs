@@ -18,6 +18,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod segue;
+pub mod stores;
 pub mod tables;
 pub mod v2;
 pub mod wait;

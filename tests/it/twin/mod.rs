@@ -15,13 +15,14 @@ use segue::proto::etcdserverpb as pb;
 use segue::tasks::spawn_owned;
 
 use self::lines::Lines;
-use self::stores::{Bare, Kind};
+use self::stores::{Bare, start_old};
 use self::watching::Watches;
 use crate::differential::ask::{Ask, Client};
 use crate::differential::random::{Random, revision_of};
 use crate::differential::script::{put, range};
 use crate::support::Etcd;
 use crate::support::segue::{Segue, run};
+use crate::support::stores::Kind;
 
 /// Requests in each phase, unless the environment names another number in `TWIN_ASKS`.
 const ASKS: usize = 40;
@@ -263,7 +264,7 @@ impl Twins {
 
 /// From a store that keeps etcd's history: from before the migration on, and there and back.
 async fn nobody_can_tell_them_apart(old: Kind, new: Kind) {
-    let (twin, old_home, new_home) = tokio::join!(Etcd::start(), old.start_old(), new.start());
+    let (twin, old_home, new_home) = tokio::join!(Etcd::start(), start_old(old), new.start());
     let args = ["--old", &old_home.url, "--new", &new_home.url];
     let more = ["--start", "passthrough", "--rate-keys", RATE];
     let proxy = Segue::start(args.into_iter().chain(more)).await;
@@ -286,7 +287,7 @@ async fn nobody_can_tell_them_apart(old: Kind, new: Kind) {
 /// From a store that has no more than pairs: from the beginning of the migration on.
 async fn nobody_can_tell_what_was_copied(old: Bare, new: Kind) {
     let quiet = quiet_keys("/");
-    let ((old_home, revisions), twin, new_home) =
+    let (old_home, twin, new_home) =
         tokio::join!(old.start(&quiet, "quiet"), Etcd::start(), new.start());
     let mut unmoved = connect(&twin.endpoint()).await;
     for key in &quiet {
@@ -295,7 +296,7 @@ async fn nobody_can_tell_what_was_copied(old: Bare, new: Kind) {
     let args = ["--old", &old_home.url, "--new", &new_home.url];
     let proxy = Segue::start(args.into_iter().chain(["--rate-keys", RATE])).await;
     let mut twins = Twins::new(unmoved, proxy, "migration").await;
-    for (twin, segue) in (2..).zip(revisions) {
+    for (twin, segue) in (2..).zip(old_home.revisions.iter().copied()) {
         twins.lines.note(twin, segue);
     }
     twins.base = twins.lines.newest();

@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use etcd_client::{Client, GetOptions, KvClient};
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::load::Load;
 use super::old::{everything, fill, fill_v3, old_key};
@@ -12,6 +11,7 @@ use super::{assert_good, switch_when_ready};
 use crate::history::Pair;
 use crate::history::client::pair;
 use crate::support::segue::{self, Segue};
+use crate::support::stores::{Kind, Running};
 use crate::support::{Etcd, V2, eventually, mariadb, postgres};
 
 /// Keys to begin with.
@@ -41,59 +41,6 @@ enum Old {
     SqliteTable,
 }
 
-/// Where it goes.
-enum New {
-    Sqlite,
-    Postgres,
-    Mariadb,
-    Etcd,
-}
-
-/// A store that runs until this is dropped.
-struct Running {
-    url: String,
-    _servers: (Option<TempDir>, Option<Etcd>),
-}
-
-impl Running {
-    fn at(url: String) -> Self {
-        Self {
-            url,
-            _servers: (None, None),
-        }
-    }
-
-    fn file() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self {
-            url: format!("sqlite:{}", dir.path().join("store.db").display()),
-            _servers: (Some(dir), None),
-        }
-    }
-
-    fn etcd(etcd: Etcd, url: String) -> Self {
-        Self {
-            url,
-            _servers: (None, Some(etcd)),
-        }
-    }
-}
-
-impl New {
-    async fn start(&self) -> Running {
-        match self {
-            Self::Sqlite => Running::file(),
-            Self::Postgres => Running::at(postgres::schema().await),
-            Self::Mariadb => Running::at(mariadb::database().await),
-            Self::Etcd => {
-                let etcd = Etcd::start().await;
-                let url = etcd.url();
-                Running::etcd(etcd, url)
-            }
-        }
-    }
-}
-
 /// An old store with something in it.
 struct Filled {
     store: Running,
@@ -106,10 +53,10 @@ impl Old {
     async fn start(&self) -> Filled {
         match self {
             Self::Sqlite => filled_alone(Running::file()).await,
-            Self::Postgres => filled_alone(New::Postgres.start().await).await,
-            Self::Mariadb => filled_alone(New::Mariadb.start().await).await,
+            Self::Postgres => filled_alone(Kind::Postgres.start().await).await,
+            Self::Mariadb => filled_alone(Kind::Mariadb.start().await).await,
             Self::Etcd => {
-                let store = New::Etcd.start().await;
+                let store = Kind::Etcd.start().await;
                 let endpoint = store.url.replace("etcd:", "http:");
                 filled(store, &endpoint).await
             }
@@ -293,7 +240,7 @@ async fn assert_odd(endpoint: &str, odd: &[(Bytes, Bytes)]) {
 }
 
 /// `segue copy`, then the new store alone.
-async fn copied_offline(old: &Filled, new: &New) {
+async fn copied_offline(old: &Filled, new: Kind) {
     let new = new.start().await;
     let args = ["copy", "--old", &old.store.url, "--new", &new.url, "--json"];
     let outcome = segue::run(args).await;
@@ -328,7 +275,7 @@ fn assert_same(is: &[Pair], should: &[Pair], numbered: bool) {
 }
 
 /// A whole migration with a load on it.
-async fn migrated_live(old: Filled, new: &New) {
+async fn migrated_live(old: Filled, new: Kind) {
     let new = new.start().await;
     let args = [
         "--old",
@@ -365,10 +312,10 @@ async fn migrated_live(old: Filled, new: &New) {
     assert_odd(&endpoint, &old.odd).await;
 }
 
-async fn come_over(old: Old, new: New) {
+async fn come_over(old: Old, new: Kind) {
     let old = old.start().await;
-    copied_offline(&old, &new).await;
-    migrated_live(old, &new).await;
+    copied_offline(&old, new).await;
+    migrated_live(old, new).await;
 }
 
 macro_rules! pairs {
@@ -377,7 +324,7 @@ macro_rules! pairs {
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
-                    super::come_over(super::Old::$old, super::New::$new).await;
+                    super::come_over(super::Old::$old, super::Kind::$new).await;
                 }
             )*
         })*

@@ -172,7 +172,9 @@ fn pass(conn: &Connection) -> Result<i32> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+
+    use tempfile::TempDir;
 
     use super::*;
 
@@ -186,13 +188,15 @@ mod tests {
     }
 
     /// A writer with an empty table, and what keeps its log short.
-    fn start(path: &Path) -> (Connection, Checkpoints) {
-        let mut writer = connect(path);
-        let checkpoints = Checkpoints::start(connect(path), &mut writer, MANY).unwrap();
+    fn start() -> (TempDir, PathBuf, Connection, Checkpoints) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let mut writer = connect(&path);
+        let checkpoints = Checkpoints::start(connect(&path), &mut writer, MANY).unwrap();
         writer
             .execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, x BLOB)")
             .unwrap();
-        (writer, checkpoints)
+        (dir, path, writer, checkpoints)
     }
 
     /// Commits, each of which adds a page or two to the log.
@@ -217,9 +221,7 @@ mod tests {
 
     #[test]
     fn the_log_stays_short_while_the_writer_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.db");
-        let (writer, checkpoints) = start(&path);
+        let (_dir, path, writer, checkpoints) = start();
         commit(&writer, 3000);
         let most = most_frames(&path);
         assert!(most < MANY * TOO_MANY + 10, "{most} frames");
@@ -230,9 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_moved_by_the_writer() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.db");
-        let (writer, checkpoints) = start(&path);
+        let (_dir, path, writer, checkpoints) = start();
         let state = || checkpoints.shared.lock();
         commit(&writer, 20);
         let before = state().frames;
@@ -247,9 +247,7 @@ mod tests {
 
     #[test]
     fn the_writer_does_not_wait_for_readers_and_the_log_begins_anew_behind_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.db");
-        let (writer, checkpoints) = start(&path);
+        let (_dir, path, writer, checkpoints) = start();
         commit(&writer, 10);
         let reader = connect(&path);
         reader.execute_batch("BEGIN").unwrap();
