@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rand::seq::index;
 use tokio::sync::Mutex;
 
 use super::client::{self, next_random};
@@ -214,11 +215,14 @@ async fn one_session(
         let sent = match work {
             Work::Write(size) => {
                 let first = REVISION.fetch_add(size as i64, Ordering::Relaxed);
-                let rows: Vec<Row> = (0..size)
-                    .map(|index| Row {
-                        key: keys[scattered(chosen, index, count)].clone(),
+                // As clients choose theirs: neighbours share pages, and would be cheaper.
+                let rows: Vec<Row> = index::sample(&mut rand::rng(), count, size)
+                    .iter()
+                    .zip(first..)
+                    .map(|(number, revision)| Row {
+                        key: keys[number].clone(),
                         value: value.clone(),
-                        revision: first + index as i64,
+                        revision,
                     })
                     .collect();
                 let sent = Instant::now();
@@ -244,11 +248,4 @@ async fn one_session(
             return (session, latencies);
         }
     }
-}
-
-/// Indices that lie far apart and differ, as long as there are fewer than `count` of them.
-fn scattered(first: usize, index: usize, count: usize) -> usize {
-    // A prime above any number of keys has no factor in common with it.
-    const STRIDE: usize = 1_000_003;
-    (first + index * STRIDE) % count
 }
