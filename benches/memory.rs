@@ -32,36 +32,32 @@ async fn main() {
     let args = Args::read();
     let mut report = Report::new("memory");
     let count = args.scale(1_000_000, 20_000);
-    let old = Etcd::with()
-        .args(["--quota-backend-bytes", "8589934592"])
-        .start()
-        .await;
-    let channel = client::connect(&old.address()).await;
     let keys = Arc::new(client::keys("bench/", count));
-    client::bulk_load(&channel, &keys).await;
 
     if args.wants("sqlite") {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let url = format!("sqlite:{}", dir.path().join("new.db").display());
-        migrate(&mut report, "etcd -> SQLite", &old, &url, &keys).await;
+        migrate(&mut report, "etcd -> SQLite", &url, &keys).await;
     }
     if args.wants("etcd") {
-        let new = Etcd::with()
-            .args(["--quota-backend-bytes", "8589934592"])
-            .start()
-            .await;
-        migrate(&mut report, "etcd -> etcd", &old, &new.url(), &keys).await;
+        let new = roomy_etcd().await;
+        migrate(&mut report, "etcd -> etcd", &new.url(), &keys).await;
     }
     report.finish(&args);
 }
 
-async fn migrate(
-    report: &mut Report,
-    what: &str,
-    old: &Etcd,
-    new: &str,
-    keys: &Arc<Vec<bytes::Bytes>>,
-) {
+/// An etcd that takes a million keys.
+async fn roomy_etcd() -> Etcd {
+    Etcd::with()
+        .args(["--quota-backend-bytes", "8589934592"])
+        .start()
+        .await
+}
+
+/// Moves the keys from an etcd of their own, which is fenced from then on.
+async fn migrate(report: &mut Report, what: &str, new: &str, keys: &Arc<Vec<bytes::Bytes>>) {
+    let old = roomy_etcd().await;
+    client::bulk_load(&client::connect(&old.address()).await, keys).await;
     let start = Instant::now();
     let segue = Arc::new(Segue::serve(&["--old", &old.url(), "--new", new]).await);
     let copied = Arc::new(AtomicBool::new(false));
