@@ -5,11 +5,14 @@
 
 mod support;
 
+use std::any::Any;
+use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
+use tempfile::TempDir;
 
 use support::args::Args;
 use support::client;
@@ -31,65 +34,86 @@ type Timed<'a> = Box<dyn Fn() -> LocalBoxFuture<'a, f64> + 'a>;
 async fn main() {
     let args = Args::read();
     let mut report = Report::new("backfill");
-    let count = args.scale(100_000, 5_000);
+    let count = args.scale(400_000, 5_000);
     let keys = client::keys("bench/", count);
 
-    let into_sql_wanted: Vec<(Kind, String)> = Kind::ALL
-        .into_iter()
-        .map(|kind| (kind, format!("etcd v3 -> {kind}")))
-        .filter(|(_, what)| args.wants(what))
-        .collect();
-    if !into_sql_wanted.is_empty() || args.wants("etcd v3 -> etcd v3") {
-        let old = Etcd::start().await;
-        client::bulk_load(&client::connect(&old.address()).await, &keys).await;
-        let url = old.url();
-        for (kind, what) in into_sql_wanted {
-            into_sql(&args, &mut report, &what, kind, &url, &keys).await;
+    for kind in Kind::ALL {
+        let what = format!("etcd v3 -> {kind}");
+        if args.wants(&what) {
+            into_sql(&args, &mut report, &what, kind, &keys).await;
         }
-        if args.wants("etcd v3 -> etcd v3") {
-            into_etcd(&args, &mut report, "etcd v3 -> etcd v3", &url, &keys).await;
-        }
+    }
+    if args.wants("etcd v3 -> etcd v3") {
+        let old = || filled_etcd(&keys).boxed_local();
+        into_etcd(&args, &mut report, "etcd v3 -> etcd v3", &old, &keys).await;
     }
     if args.wants("SQLite -> etcd v3") {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let url = format!("sqlite:{}", dir.path().join("old.db").display());
+        let filled = dir.path().join("filled.db");
         {
-            let filler = Segue::serve(&["--new", &url]).await;
-            client::bulk_load(&client::connect(&filler.address()).await, &keys).await;
+            let segue = Segue::serve(&["--new", &format!("sqlite:{}", filled.display())]).await;
+            client::bulk_load(&client::connect(&segue.address()).await, &keys).await;
         }
-        into_etcd(&args, &mut report, "SQLite -> etcd v3", &url, &keys).await;
+        let old = || filled_sqlite(&filled).boxed_local();
+        into_etcd(&args, &mut report, "SQLite -> etcd v3", &old, &keys).await;
     }
     if args.wants("etcd v2 -> etcd v3") {
         // A v2 store is a tree: a hundred keys in each directory.
         let count = args.scale(20_000, 2_000);
-        let old = Etcd::start_v2().await;
         let names: Vec<String> = (0..count)
             .map(|number| format!("/bench/{:05}/{:049}", number / 100, number))
             .collect();
-        let value = |number: usize| format!("{number:0width$}", width = client::VALUE_BYTES);
-        V2::of(&old)
-            .fill(
-                names
-                    .iter()
-                    .enumerate()
-                    .map(|(number, name)| (name.clone(), value(number))),
-            )
-            .await;
-        let keys: Vec<Bytes> = names.into_iter().map(Bytes::from).collect();
-        into_etcd(
-            &args,
-            &mut report,
-            "etcd v2 -> etcd v3",
-            &old.v2_url(),
-            &keys,
-        )
-        .await;
+        let keys: Vec<Bytes> = names.iter().cloned().map(Bytes::from).collect();
+        let old = || filled_etcd2(&names).boxed_local();
+        into_etcd(&args, &mut report, "etcd v2 -> etcd v3", &old, &keys).await;
     }
     report.finish(&args);
 }
 
+/// An old store with all keys. A migration fences it, so that each has one of its own.
+struct Old {
+    url: String,
+    /// What it is in, which ends with it.
+    _held: Box<dyn Any>,
+}
+
+/// Makes an old store.
+type Fill<'a> = dyn Fn() -> LocalBoxFuture<'a, Old> + 'a;
+
+async fn filled_etcd(keys: &[Bytes]) -> Old {
+    let etcd = Etcd::start().await;
+    client::bulk_load(&client::connect(&etcd.address()).await, keys).await;
+    Old {
+        url: etcd.url(),
+        _held: Box::new(etcd),
+    }
+}
+
+/// Copies a database that nobody has open.
+async fn filled_sqlite(filled: &Path) -> Old {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = dir.path().join("old.db");
+    tokio::fs::copy(filled, &path).await.expect("a copy");
+    Old {
+        url: format!("sqlite:{}", path.display()),
+        _held: Box::new(dir),
+    }
+}
+
+async fn filled_etcd2(names: &[String]) -> Old {
+    let etcd = Etcd::start_v2().await;
+    let value = |number: usize| format!("{number:0width$}", width = client::VALUE_BYTES);
+    let pairs = names.iter().enumerate();
+    let pairs = pairs.map(|(number, name)| (name.clone(), value(number)));
+    V2::of(&etcd).fill(pairs).await;
+    Old {
+        url: etcd.v2_url(),
+        _held: Box::new(etcd),
+    }
+}
+
 /// Into an empty etcd, against 128 puts per transaction and 4 transactions in flight.
-async fn into_etcd(args: &Args, report: &mut Report, what: &str, old: &str, keys: &[Bytes]) {
+async fn into_etcd(args: &Args, report: &mut Report, what: &str, old: &Fill<'_>, keys: &[Bytes]) {
     let raw = || {
         async {
             let new = Etcd::start().await;
@@ -102,8 +126,8 @@ async fn into_etcd(args: &Args, report: &mut Report, what: &str, old: &str, keys
     };
     let backfill = || {
         async {
-            let new = Etcd::start().await;
-            backfill(old, &new.url()).await
+            let (old, new) = (old().await, Etcd::start().await);
+            backfill(&old.url, &new.url()).await
         }
         .boxed_local()
     };
@@ -113,14 +137,7 @@ async fn into_etcd(args: &Args, report: &mut Report, what: &str, old: &str, keys
 
 /// Into an empty database, against a bulk load into equal tables, as durable, in each way that the
 /// database has.
-async fn into_sql(
-    args: &Args,
-    report: &mut Report,
-    what: &str,
-    kind: Kind,
-    old: &str,
-    keys: &[Bytes],
-) {
+async fn into_sql(args: &Args, report: &mut Report, what: &str, kind: Kind, keys: &[Bytes]) {
     let server = Server::start(kind).await;
     let server = &server;
     let load = |bulk| {
@@ -136,8 +153,8 @@ async fn into_sql(
     };
     let backfill = || {
         async {
-            let database = server.database().await;
-            backfill(old, &database.segue()).await
+            let (old, database) = (filled_etcd(keys).await, server.database().await);
+            backfill(&old.url, &database.segue()).await
         }
         .boxed_local()
     };

@@ -1,6 +1,7 @@
 //! What Segue costs in front of etcd: the same load straight at etcd, through etcd's own
-//! `grpc-proxy`, and through Segue in the normal and in the migration phase, there above the frontier
-//! (the backfill is held back) and below it (everything is copied).
+//! `grpc-proxy`, and through Segue in the normal phase (with and without a mirror, which does every
+//! write again in the old store) and in the migration phase, there above the frontier (the backfill is
+//! held back) and below it (everything is copied).
 
 #![allow(clippy::cast_precision_loss, reason = "figures are rounded anyway")]
 
@@ -54,25 +55,37 @@ struct Target {
 /// Segue between two etcds in one phase.
 struct Phase {
     segue: Segue,
+    old: Etcd,
     new: Etcd,
 }
 
 impl Phase {
-    async fn start(old: &Etcd, args: &[&str]) -> Self {
-        let new = Etcd::start().await;
-        let (old, url) = (old.url(), new.url());
-        let args = [&["--old", &old, "--new", &url], args].concat();
+    async fn start(data: &[&[Bytes]], args: &[&str]) -> Self {
+        let (old, new) = (filled(data).await, Etcd::start().await);
+        let (from, to) = (old.url(), new.url());
+        let args = [&["--old", &from, "--new", &to], args].concat();
         let segue = Segue::serve(&args).await;
-        Self { segue, new }
+        Self { segue, old, new }
     }
 
-    async fn target(&self, name: &'static str, old: &Etcd) -> Target {
+    /// With everything copied.
+    async fn copied(data: &[&[Bytes]], args: &[&str]) -> Self {
+        let phase = Self::start(data, args).await;
+        phase.segue.until_copied().await;
+        phase
+    }
+
+    async fn target(&self, name: &'static str) -> Target {
         Target {
             name,
             address: self.segue.address(),
             etcd: client::connect(&self.new.address()).await,
             condition: None,
-            processes: vec![self.segue.id(), self.new.process().id(), old.process().id()],
+            processes: vec![
+                self.segue.id(),
+                self.new.process().id(),
+                self.old.process().id(),
+            ],
         }
     }
 }
@@ -84,21 +97,17 @@ async fn main() {
     let read = client::keys(READ, args.scale(20_000, 2_000));
     let written = client::keys(WRITTEN, args.scale(210_000, 21_000));
 
-    let direct = Etcd::start().await;
-    let old = Etcd::start().await;
-    for etcd in [&direct, &old] {
-        let channel = client::connect(&etcd.address()).await;
-        client::bulk_load(&channel, &client::keys(FIRST, FIRST_COUNT)).await;
-        client::bulk_load(&channel, &read).await;
-        client::bulk_load(&channel, &written).await;
-    }
+    let first = client::keys(FIRST, FIRST_COUNT);
+    let data = [&first[..], &read, &written];
+
+    let direct = filled(&data).await;
     let grpc_proxy = GrpcProxy::start(&direct.address()).await;
-    let above = Phase::start(&old, &HELD_BACK).await;
-    let below = Phase::start(&old, &[]).await;
-    below.segue.until_copied().await;
-    let normal = Phase::start(&old, &[]).await;
-    normal.segue.until_copied().await;
+    let above = Phase::start(&data, &HELD_BACK).await;
+    let below = Phase::copied(&data, &[]).await;
+    let normal = Phase::copied(&data, &["--no-mirror"]).await;
     normal.segue.to_normal().await;
+    let mirrored = Phase::copied(&data, &[]).await;
+    mirrored.segue.to_normal().await;
     let alone = Segue::serve(&["--new", &direct.url()]).await;
     let direct_channel = client::connect(&direct.address()).await;
     let targets = [
@@ -116,9 +125,9 @@ async fn main() {
             condition: None,
             processes: vec![grpc_proxy.id(), direct.process().id()],
         },
-        normal.target("segue, normal", &old).await,
-        below.target("segue, below", &old).await,
-        above.target("segue, above", &old).await,
+        normal.target("segue, normal").await,
+        below.target("segue, below").await,
+        above.target("segue, above").await,
         Target {
             name: "etcd, conditional",
             address: direct.address(),
@@ -133,6 +142,7 @@ async fn main() {
             condition: None,
             processes: vec![alone.id(), direct.process().id()],
         },
+        mirrored.target("segue, mirrored").await,
     ];
     for op in [Op::Get, Op::Put] {
         if !args.wants(&op.to_string()) {
@@ -149,6 +159,16 @@ async fn main() {
         }
     }
     report.finish(&args);
+}
+
+/// An etcd with these keys.
+async fn filled(data: &[&[Bytes]]) -> Etcd {
+    let etcd = Etcd::start().await;
+    let channel = client::connect(&etcd.address()).await;
+    for keys in data {
+        client::bulk_load(&channel, keys).await;
+    }
+    etcd
 }
 
 /// Processor time that all of them have taken.
@@ -217,6 +237,7 @@ async fn measure(
         _above,
         conditional,
         _alone,
+        _mirrored,
     ] = &series[..]
     else {
         panic!("one series per target");
@@ -246,5 +267,6 @@ async fn measure(
     row(report, 4, etcd, Some(ABOVE));
     row(report, 5, etcd, None);
     row(report, 6, etcd, None);
+    row(report, 7, etcd, None);
     row(report, 2, conditional, None);
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -20,11 +21,11 @@ use super::survey::survey;
 use crate::store::{GuardedStore, OldStore, Page, Result, StoreError};
 use crate::types::{Content, KeyRange};
 
-/// Most pairs per page. etcd counts the rest of the range for every page, so small ones are slow.
+/// Most pairs per page. etcd counts the rest of the shard for every page, so small ones are slow.
 const PAGE_KEYS: usize = 8192;
 /// Bytes that a page should have; each shard that is being copied holds two of them.
 const PAGE_BYTES: usize = 2 << 20;
-/// Pairs in a shard's first page, before their size is known.
+/// Pairs in the first page, before their size is known.
 const FIRST_PAGE: usize = 128;
 /// How long to wait after a store has failed: twice as long each time, up to the second figure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -51,6 +52,8 @@ struct Worker {
     copier: Copier,
     brake: Brake,
     control: watch::Receiver<Control>,
+    /// Pairs in the next page, by the size of those in the last one.
+    page: AtomicUsize,
 }
 
 enum Finished {
@@ -68,6 +71,7 @@ impl Backfill {
             old: self.old.clone(),
             brake: Brake::default(),
             control: self.control.clone(),
+            page: AtomicUsize::new(FIRST_PAGE),
         });
         let found = Arc::new(Notify::new());
         let mut busy = BTreeSet::new();
@@ -160,14 +164,13 @@ impl Backfill {
 impl Worker {
     /// Copies a shard from its frontier to its end, or until another has taken it over.
     async fn copy(&self, mut cursor: Cursor) -> Result<()> {
-        let mut limit = FIRST_PAGE;
-        let mut ahead = Some(self.read(cursor.entry.value.rest(), &mut limit).await?);
+        let mut ahead = Some(self.read(cursor.entry.value.rest()).await?);
         while let Some((page, next)) = ahead.take() {
             // The next page is on its way while this one is written. It may be old when its turn
             // comes: what has changed by then is claimed.
             let read = async {
                 match next {
-                    Some(rest) => self.read(rest, &mut limit).await.map(Some),
+                    Some(rest) => self.read(rest).await.map(Some),
                     None => Ok(None),
                 }
             };
@@ -181,28 +184,25 @@ impl Worker {
     }
 
     /// A page, and what is to be read after it.
-    async fn read(&self, rest: KeyRange, limit: &mut usize) -> Result<(Page, Option<KeyRange>)> {
+    async fn read(&self, rest: KeyRange) -> Result<(Page, Option<KeyRange>)> {
         if rest.is_empty() {
             return Ok((Page::default(), None));
         }
+        let limit = self.page.load(Ordering::Relaxed);
         let most = match self.control.borrow().rate_keys {
-            Some(rate) => (*limit).min(usize::try_from(rate).unwrap_or(*limit).max(1)),
-            None => *limit,
+            Some(rate) => limit.min(usize::try_from(rate).unwrap_or(limit).max(1)),
+            None => limit,
         };
         let page = self.old.scan(rest.clone(), most, Content::Full).await?;
-        let next = match (page.more, page.last_key()) {
-            (true, Some(last)) => rest.after(last),
-            (true, None) => {
-                return Err(StoreError::Broken(
-                    "the old store answered with an empty page".into(),
-                ));
-            }
-            (false, _) => None,
+        let next = match (page.stop()?, rest) {
+            (Some(stop), KeyRange::Span { end, .. }) => Some(KeyRange::span(stop, end)),
+            _ => None,
         };
         if !page.kvs.is_empty() {
             let bytes: usize = page.kvs.iter().map(weight).sum();
             let mean = (bytes / page.kvs.len()).max(1);
-            *limit = (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(*limit * 8);
+            let fit = (PAGE_BYTES / mean).clamp(1, PAGE_KEYS);
+            self.page.store(fit.min(limit * 8), Ordering::Relaxed);
         }
         Ok((page, next))
     }

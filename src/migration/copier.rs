@@ -81,10 +81,12 @@ impl Copier {
         }
     }
 
-    /// The first of `pairs` that go into one transaction.
+    /// The first of `pairs` that go into one transaction: all of them take few transactions, and equal
+    /// ones.
     #[must_use]
     pub fn batch<'a>(&self, pairs: &'a [KeyValue]) -> &'a [KeyValue] {
         let most = self.batch.load(Ordering::Relaxed);
+        let most = pairs.len().div_ceil(pairs.len().div_ceil(most).max(1));
         let mut bytes = 0;
         let fit = pairs.iter().take(most).take_while(|kv| {
             bytes += weight(kv);

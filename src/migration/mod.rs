@@ -38,6 +38,7 @@ mod passthrough;
 pub mod phase;
 pub mod preview;
 pub mod rate;
+mod reach;
 pub mod records;
 pub mod rehearsal;
 pub mod rejects;

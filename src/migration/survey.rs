@@ -7,16 +7,16 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::ledger::{Entry, Ledger, write};
+use super::reach::Reach;
 use super::records::{SHARDS, SURVEY, Shard, Survey};
 use crate::store::{OldStore, RecordTxn, Result, StoreError};
-use crate::types::range::successor;
-use crate::types::{Content, KeyRange};
+use crate::types::Content;
 
 /// Keys in the first shards. Later ones grow with the store, so that there are never many.
 const STRIDE: u64 = 4096;
 /// A shard has at most this part of what was seen before it.
 const PART: u64 = 16;
-/// Keys per page. etcd counts the rest of the range for every page, so small ones are slow.
+/// Keys per page.
 const PAGE: usize = 10_000;
 
 /// Goes on with the survey until every key is in a shard. `found` is notified of each.
@@ -24,9 +24,10 @@ pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) ->
     // Every migration begins with one, so without it this one is over.
     let read = async || ledger.get(SURVEY).await?.ok_or(StoreError::StaleEpoch);
     let mut entry: Entry<Survey> = read().await?;
+    let mut reach = Reach::from(entry.value.next.clone());
     while !entry.value.done {
         let mut next = entry.value.clone();
-        let shard = stride(old, &mut next).await?;
+        let shard = stride(old, &mut reach, &mut next).await?;
         let name = format!("{SHARDS}{:06}", entry.value.shards);
         next.shards += 1;
         let txn = RecordTxn {
@@ -40,28 +41,25 @@ pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) ->
             found.notify_one();
         } else {
             entry = read().await?;
+            reach = Reach::from(entry.value.next.clone());
         }
     }
     Ok(())
 }
 
-/// The next shard; `survey` is moved behind it.
-async fn stride(old: &dyn OldStore, survey: &mut Survey) -> Result<Shard> {
+/// The next shard; `reach` and `survey` are moved behind it.
+async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> Result<Shard> {
     let wanted = STRIDE.max(survey.seen / PART);
     let start = survey.next.clone();
     let mut surveyed = 0;
     while surveyed < wanted && !survey.done {
         let limit = usize::try_from(wanted - surveyed).unwrap_or(PAGE).min(PAGE);
-        let rest = KeyRange::span(survey.next.clone(), None);
-        let page = old.scan(rest, limit, Content::KeysOnly).await?;
+        let page = old.scan(reach.range(), limit, Content::KeysOnly).await?;
         surveyed += (page.kvs.len() + page.rejects.len()) as u64;
-        survey.done = !page.more;
-        if page.more {
-            let last = page.last_key().ok_or_else(|| {
-                StoreError::Broken("the old store answered with an empty page".into())
-            })?;
-            survey.next = successor(last);
-        }
+        survey.done = !reach.go_on(&page, page.stop()?);
+    }
+    if !survey.done {
+        survey.next = reach.next().clone();
     }
     survey.seen += surveyed;
     Ok(Shard {

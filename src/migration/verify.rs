@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::mirror;
+use super::reach::Reach;
 use super::records::readable;
 use crate::store::{
     Claim, GuardedStore, NewStore, OldStore, Page, Read, ReadReply, Result, StoreError,
@@ -111,41 +112,34 @@ impl Verification {
         mut report: Report,
         progress: &(dyn Fn(&Report) + Sync),
     ) -> Result<Report> {
-        let mut rest = Some(KeyRange::all());
+        let mut reach = Reach::from(Bytes::new());
         let mut limits = (FIRST_PAGE, FIRST_PAGE);
-        while let Some(span) = rest {
-            rest = self.step(span, &mut limits, &mut report).await?;
+        while self.step(&mut reach, &mut limits, &mut report).await? {
             progress(&report);
         }
+        progress(&report);
         report.complete = true;
         report.good = report.missing + report.different + report.stray == 0;
         Ok(report)
     }
 
-    /// Compares the first part of `span`, and answers with the rest.
+    /// Compares the next part, and answers whether anything is left.
     async fn step(
         &self,
-        span: KeyRange,
+        reach: &mut Reach,
         limits: &mut (usize, usize),
         report: &mut Report,
-    ) -> Result<Option<KeyRange>> {
+    ) -> Result<bool> {
         // Before the old store is read, and the new one after it: what was replayed by then and has
         // not changed by now is the same in both.
         let replayed = match &self.mirrored {
             Some(old) => mirror::replayed_through(old).await?,
             None => None,
         };
+        let span = reach.range();
         let mut page = self.old.scan(span.clone(), limits.0, Content::Full).await?;
         limits.0 = adapted(limits.0, page.kvs.iter());
-        let old_end = page
-            .more
-            .then(|| page.last_key().map(|key| successor(key)))
-            .flatten();
-        if page.more && old_end.is_none() {
-            return Err(StoreError::Broken(
-                "the old store answered with an empty page".into(),
-            ));
-        }
+        let old_end = page.stop()?;
         // Stores count what a range holds besides its first page: none is left longer than need be.
         let page_span = match &old_end {
             Some(end) => KeyRange::span(span.start().clone(), Some(end.clone())),
@@ -158,8 +152,9 @@ impl Verification {
         };
         let part = match &end {
             Some(end) => KeyRange::span(span.start().clone(), Some(end.clone())),
-            None => span.clone(),
+            None => span,
         };
+        let more = reach.go_on(&page, end);
         page.kvs.retain(|kv| part.contains(&kv.key));
         page.rejects.retain(|(key, _)| part.contains(key));
         let claims = self.claims(part).await?;
@@ -176,13 +171,7 @@ impl Verification {
             report.superseded += (before - page.kvs.len()) as u64;
         }
         compare(&page, &claims, replayed, report);
-        Ok(end.and_then(|end| match span {
-            KeyRange::Span { end: last, .. } => {
-                let rest = KeyRange::span(end, last);
-                (!rest.is_empty()).then_some(rest)
-            }
-            KeyRange::One(_) => None,
-        }))
+        Ok(more)
     }
 
     /// Where a page of `limit` live keys of the new store ends, if it does not reach the end of

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::foreign::{Bookmark, ForeignChanges};
-use super::{Guard, NewStore, Result, Store, Watch, Watching};
+use super::{Guard, NewStore, Result, Store, StoreError, Watch, Watching};
+use crate::types::range::successor;
 use crate::types::{
     Content, KeyRange, KeyValue, LeaseId, Op, Range, RangeReply, Reply, Revision, Txn,
 };
@@ -84,12 +85,34 @@ pub struct Page {
 }
 
 impl Page {
+    /// The first key of the page, be it a pair's or a reject's.
+    #[must_use]
+    pub fn first_key(&self) -> Option<&Bytes> {
+        let pair = self.kvs.first().map(|kv| &kv.key);
+        let reject = self.rejects.iter().map(|(key, _)| key).min();
+        match (pair, reject) {
+            (Some(pair), Some(reject)) => Some(pair.min(reject)),
+            (one, other) => one.or(other),
+        }
+    }
+
     /// The last key of the page, be it a pair's or a reject's: the scan goes on behind it.
     #[must_use]
     pub fn last_key(&self) -> Option<&Bytes> {
         let pair = self.kvs.last().map(|kv| &kv.key);
         let reject = self.rejects.iter().map(|(key, _)| key).max();
         pair.max(reject)
+    }
+
+    /// First key behind the page; nothing if the page has everything that its range had.
+    pub fn stop(&self) -> Result<Option<Bytes>> {
+        if !self.more {
+            return Ok(None);
+        }
+        let last = self.last_key().ok_or_else(|| {
+            StoreError::Broken("the old store answered with an empty page".into())
+        })?;
+        Ok(Some(successor(last)))
     }
 }
 

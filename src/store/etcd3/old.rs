@@ -22,12 +22,14 @@ use crate::store::{
 };
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
-/// Pairs that a page has at most. etcd counts the rest of the range for every page, so small pages cost
-/// more than large ones; with 10,000 that no longer shows.
+/// Pairs that a page has at most. etcd counts the rest of the range for every page, so few large pages
+/// take less of its time than many small ones.
 const PAGE_KEYS_MAX: usize = 10_000;
 /// What a page should weigh at most. etcd cannot be told, so the next page's number of pairs follows
 /// from the size of the last one's.
 const PAGE_BYTES: usize = 4 << 20;
+/// So many more pairs may be in a page of keys alone: etcd reads their values all the same.
+const KEYS_ONLY: usize = 8;
 /// Pairs of the first page, before any size is known.
 const FIRST_PAGE_KEYS: usize = 500;
 /// How often something is read again because the line has changed.
@@ -272,7 +274,10 @@ impl OldStore for OldEtcd3 {
     async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
         let limit = match content {
             Content::Full => limit.min(self.page_keys.load(Ordering::Relaxed)),
-            Content::KeysOnly => limit.min(PAGE_KEYS_MAX),
+            Content::KeysOnly => {
+                let fit = self.page_keys.load(Ordering::Relaxed) * KEYS_ONLY;
+                limit.min(fit).min(PAGE_KEYS_MAX)
+            }
             Content::CountOnly => limit,
         }
         .max(1);

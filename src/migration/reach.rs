@@ -1,0 +1,208 @@
+//! How far a page of keys may go.
+//!
+//! etcd goes over everything up to the end of a range for each page of it, to count what is left: a
+//! walk in pages to the end of all keys takes time as the square of their number. A range that ends a
+//! little behind the page takes the time of the page. Where that is has to be guessed, from how far
+//! apart the keys of the page before were. A wrong guess costs a page that is short or empty, or time;
+//! never a key.
+
+use bytes::Bytes;
+
+use crate::store::Page;
+use crate::types::KeyRange;
+
+/// The next range should have so many times the keys of the page before.
+const PAGES: u8 = 4;
+
+/// A walk over keys in pages.
+#[derive(Clone, Debug)]
+pub(super) struct Reach {
+    /// First key that was not looked at.
+    next: Bytes,
+    scale: Option<Scale>,
+}
+
+/// How far the next range goes. Keys are seen as numbers whose digits are bytes.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    /// Which digit grows.
+    digit: usize,
+    /// By how much.
+    by: u8,
+    /// Ranges that ended a page before its limit, one after the other.
+    short: usize,
+}
+
+impl Reach {
+    /// From this key on.
+    pub(super) fn from(next: Bytes) -> Self {
+        Self { next, scale: None }
+    }
+
+    /// The range of the next page.
+    pub(super) fn range(&self) -> KeyRange {
+        KeyRange::span(self.next.clone(), self.end())
+    }
+
+    fn end(&self) -> Option<Bytes> {
+        self.scale?.end(&self.next)
+    }
+
+    /// Goes on behind what was looked at of [`Self::range`]: everything below `stop`, or all of it.
+    /// `page` is what there was. Answers whether anything is left.
+    pub(super) fn go_on(&mut self, page: &Page, stop: Option<Bytes>) -> bool {
+        if let Some(stop) = stop {
+            self.next = stop;
+            self.scale = match (page.first_key(), page.last_key()) {
+                (Some(first), Some(last)) => Scale::of(first, last),
+                _ => self.scale,
+            };
+            return true;
+        }
+        let Some(end) = self.end() else {
+            return false;
+        };
+        self.next = end;
+        self.scale = self.scale.and_then(Scale::wider);
+        true
+    }
+
+    /// First key that was not looked at.
+    pub(super) fn next(&self) -> &Bytes {
+        &self.next
+    }
+}
+
+impl Scale {
+    /// After a page with these keys at its ends.
+    fn of(first: &[u8], last: &[u8]) -> Option<Self> {
+        let digit = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let (first, last) = (first.get(digit).unwrap_or(&0), last.get(digit)?);
+        let by = (last - first).max(1).saturating_mul(PAGES);
+        Some(Self {
+            digit,
+            by,
+            short: 0,
+        })
+    }
+
+    /// After a page that ended before its limit: what has these digits in front is done with, or
+    /// nearly. A digit further to the left has a range so much larger that none is passed over, until
+    /// it looks as if they were the many that long keys have in common.
+    fn wider(self) -> Option<Self> {
+        const SINGLY: usize = 4;
+        Some(Self {
+            digit: self.digit.checked_sub(1 + self.short / SINGLY)?,
+            by: 2,
+            short: self.short + 1,
+        })
+    }
+
+    /// Where a range from `start` on ends; nowhere if no digit can grow.
+    fn end(self, start: &[u8]) -> Option<Bytes> {
+        let mut end = start.to_vec();
+        end.resize(self.digit + 1, 0);
+        let mut by = self.by;
+        while let Some(digit) = end.pop() {
+            if let Some(grown) = digit.checked_add(by) {
+                end.push(grown);
+                return Some(end.into());
+            }
+            by = 1;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Walks over `keys` as a survey does. Answers how many keys etcd would go over, and in how many
+    /// pages.
+    fn walk(keys: &BTreeSet<Bytes>, limit: usize) -> (usize, usize) {
+        let mut reach = Reach::from(Bytes::new());
+        let (mut seen, mut gone_over, mut pages) = (Vec::new(), 0, 0);
+        loop {
+            let range = reach.range();
+            let within: Vec<Bytes> = keys.range::<[u8], _>(range.bounds()).cloned().collect();
+            gone_over += within.len();
+            pages += 1;
+            let page = Page {
+                more: within.len() > limit,
+                rejects: within.into_iter().take(limit).map(rejected).collect(),
+                ..Page::default()
+            };
+            seen.extend(page.rejects.iter().map(|(key, _)| key.clone()));
+            if !reach.go_on(&page, page.stop().unwrap()) {
+                break;
+            }
+        }
+        assert!(seen.iter().eq(keys), "every key is seen once, in order");
+        (gone_over, pages)
+    }
+
+    fn rejected(key: Bytes) -> (Bytes, String) {
+        (key, String::new())
+    }
+
+    fn pod(number: u64) -> String {
+        let name = crc32fast::hash(&number.to_le_bytes());
+        format!("/registry/pods/ns-{:03}/pod-{name:08x}", number % 97)
+    }
+
+    #[test]
+    fn a_walk_goes_over_few_keys_often() {
+        const COUNT: u64 = 50_000;
+        const LIMIT: usize = 500;
+        let hash = |number: u64| {
+            let half = u64::from(crc32fast::hash(&number.to_be_bytes()));
+            half << 32 | u64::from(crc32fast::hash(&half.to_le_bytes()))
+        };
+        let shapes: [(&str, fn(u64) -> Vec<u8>); 5] = [
+            ("numbers", |n| format!("bench/{n:058}").into()),
+            ("plain numbers", |n| n.to_string().into()),
+            ("Kubernetes", |n| pod(n).into()),
+            ("far apart", |n| {
+                let prefix = ["a/", "a/b/c/", "zz/", "\u{ff}"][(n % 4) as usize];
+                format!("{prefix}{n:07}").into()
+            }),
+            ("binary", |n| n.to_le_bytes().to_vec()),
+        ];
+        let mut sets: Vec<(&str, BTreeSet<Bytes>)> = shapes
+            .iter()
+            .map(|(name, key)| (*name, (0..COUNT).map(|n| key(n).into()).collect()))
+            .collect();
+        let hashes = (0..COUNT).map(|n| Bytes::copy_from_slice(&hash(n).to_be_bytes()));
+        sets.push(("hashes", hashes.collect()));
+        for (name, keys) in sets {
+            let (gone_over, pages) = walk(&keys, LIMIT);
+            // Without a guess: 50 times the keys, in 100 pages.
+            assert!(gone_over < keys.len() * 8, "{name}: {gone_over}");
+            assert!(pages < keys.len() / LIMIT * 7, "{name}: {pages} pages");
+        }
+    }
+
+    #[test]
+    fn a_walk_ends_wherever_the_keys_are() {
+        for keys in [
+            vec![],
+            vec![""],
+            vec!["", "\0", "\0\0"],
+            vec!["a"],
+            vec!["a", "b", "b\0", "\u{ff}\u{ff}"],
+        ] {
+            let keys: BTreeSet<Bytes> = keys.into_iter().map(Bytes::from).collect();
+            for limit in 1..4 {
+                walk(&keys, limit);
+            }
+        }
+        let last = BTreeSet::from([
+            Bytes::from_static(&[0xff; 20]),
+            Bytes::from_static(&[0xff; 9]),
+        ]);
+        walk(&last, 1);
+    }
+}
