@@ -12,7 +12,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
-use tempfile::TempDir;
 
 use support::args::Args;
 use support::client;

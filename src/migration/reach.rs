@@ -12,7 +12,7 @@ use crate::store::Page;
 use crate::types::KeyRange;
 
 /// The next range should have so many times the keys of the page before.
-const PAGES: u8 = 4;
+pub(super) const PAGES: u8 = 4;
 
 /// A walk over keys in pages.
 #[derive(Clone, Debug)]
@@ -51,19 +51,14 @@ impl Reach {
     /// Goes on behind what was looked at of [`Self::range`]: everything below `stop`, or all of it.
     /// `page` is what there was. Answers whether anything is left.
     pub(super) fn go_on(&mut self, page: &Page, stop: Option<Bytes>) -> bool {
-        if let Some(stop) = stop {
-            self.next = stop;
-            self.scale = match (page.first_key(), page.last_key()) {
-                (Some(first), Some(last)) => Scale::of(first, last),
-                _ => self.scale,
-            };
-            return true;
-        }
-        let Some(end) = self.end() else {
+        let Some(next) = stop.or_else(|| self.end()) else {
             return false;
         };
-        self.next = end;
-        self.scale = self.scale.and_then(Scale::wider);
+        self.next = next;
+        self.scale = match (page.first_key(), page.last_key()) {
+            (Some(first), Some(last)) if page.more => Scale::of(first, last),
+            _ => self.scale.and_then(Scale::wider),
+        };
         true
     }
 
@@ -144,6 +139,9 @@ mod tests {
         (gone_over, pages)
     }
 
+    /// A way to make keys of numbers.
+    type Shape = (&'static str, fn(u64) -> Vec<u8>);
+
     fn rejected(key: Bytes) -> (Bytes, String) {
         (key, String::new())
     }
@@ -161,7 +159,7 @@ mod tests {
             let half = u64::from(crc32fast::hash(&number.to_be_bytes()));
             half << 32 | u64::from(crc32fast::hash(&half.to_le_bytes()))
         };
-        let shapes: [(&str, fn(u64) -> Vec<u8>); 5] = [
+        let shapes: [Shape; 5] = [
             ("numbers", |n| format!("bench/{n:058}").into()),
             ("plain numbers", |n| n.to_string().into()),
             ("Kubernetes", |n| pod(n).into()),

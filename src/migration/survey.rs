@@ -1,23 +1,26 @@
 //! Divides the old store into shards by walking over its keys, without values, well ahead of the
-//! copying. No guess about how keys are distributed can be wrong then, and in the end the number of
-//! keys is known exactly.
+//! copying. Where the store says how many keys a range holds, some of them are enough to know how the
+//! next ones lie. No guess about that can do harm: what is divided is what was counted, and in the end
+//! the number of keys is known exactly.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use super::ledger::{Entry, Ledger, write};
-use super::reach::Reach;
+use super::reach::{PAGES, Reach};
 use super::records::{SHARDS, SURVEY, Shard, Survey};
 use crate::store::{OldStore, RecordTxn, Result, StoreError};
 use crate::types::Content;
 
 /// Keys in the first shards. Later ones grow with the store, so that there are never many.
 const STRIDE: u64 = 4096;
-/// A shard has at most this part of what was seen before it.
+/// A shard has about this part of what was seen before it.
 const PART: u64 = 16;
-/// Keys per page.
+/// Keys per page, at most.
 const PAGE: usize = 10_000;
+/// Keys that tell how those behind them lie, at least.
+const SAMPLE: usize = 256;
 
 /// Goes on with the survey until every key is in a shard. `found` is notified of each.
 pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) -> Result<()> {
@@ -49,24 +52,31 @@ pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) ->
 
 /// The next shard; `reach` and `survey` are moved behind it.
 async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> Result<Shard> {
-    let wanted = STRIDE.max(survey.seen / PART);
+    let wanted = usize::try_from(STRIDE.max(survey.seen / PART)).unwrap_or(usize::MAX);
     let start = survey.next.clone();
     let mut surveyed = 0;
     while surveyed < wanted && !survey.done {
-        let limit = usize::try_from(wanted - surveyed).unwrap_or(PAGE).min(PAGE);
+        let limit = ((wanted - surveyed) / usize::from(PAGES)).clamp(SAMPLE, PAGE);
         let page = old.scan(reach.range(), limit, Content::KeysOnly).await?;
-        surveyed += (page.kvs.len() + page.rejects.len()) as u64;
-        survey.done = !reach.go_on(&page, page.stop()?);
+        surveyed += page.kvs.len() + page.rejects.len();
+        // What is left of the range is taken as it is, unless the range was far too long.
+        let left = page.left.filter(|left| surveyed + left <= 2 * wanted);
+        let stop = match left {
+            Some(_) => None,
+            None => page.stop()?,
+        };
+        surveyed += left.unwrap_or_default();
+        survey.done = !reach.go_on(&page, stop);
     }
     if !survey.done {
         survey.next = reach.next().clone();
     }
-    survey.seen += surveyed;
+    survey.seen += surveyed as u64;
     Ok(Shard {
         frontier: start.clone(),
         start,
         end: (!survey.done).then(|| survey.next.clone()),
-        surveyed,
+        surveyed: surveyed as u64,
         ..Shard::default()
     })
 }

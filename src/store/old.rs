@@ -79,6 +79,8 @@ pub struct Page {
     pub kvs: Vec<KeyValue>,
     /// There may be more behind [`Page::last_key`]; then the page is not empty.
     pub more: bool,
+    /// How many pairs of the range are behind the page, where the store says so without being asked.
+    pub left: Option<usize>,
     /// Keys that the store holds in this part but that cannot be keys and values of ours, with
     /// the reason.
     pub rejects: Vec<(Bytes, String)>,
@@ -193,6 +195,7 @@ impl OldStore for AsOld {
         };
         let reply = self.store.range(range).await?.reply;
         Ok(Page {
+            left: Some(reply.count.saturating_sub(reply.kvs.len())),
             kvs: reply.kvs,
             more: reply.more,
             rejects: Vec::new(),

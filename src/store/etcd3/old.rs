@@ -308,7 +308,9 @@ impl OldStore for OldEtcd3 {
             }
             let rest = parts.next();
             if !kvs.is_empty() || rest.is_none() {
+                let left = reply.count.saturating_sub(kvs.len());
                 return Ok(Page {
+                    left: rest.is_none().then_some(left),
                     more: reply.more || rest.is_some(),
                     kvs,
                     rejects: Vec::new(),

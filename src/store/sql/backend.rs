@@ -190,8 +190,8 @@ pub struct LogEntry {
 pub struct Prefetch {
     /// Keys whose rows are needed.
     pub keys: Vec<Bytes>,
-    /// Keys of which only has to be known whether they have a row.
-    pub probes: Vec<Bytes>,
+    /// Spans of which only has to be known which keys have a row. May overlap.
+    pub claims: Vec<KeyRange>,
     /// Spans whose rows are all needed. May overlap.
     pub spans: Vec<KeyRange>,
     /// Spans whose live pairs at a revision of the past are needed.
@@ -204,6 +204,10 @@ pub struct Prefetch {
     pub records: Vec<String>,
 }
 
+/// Keys that are looked for in a span of [`Prefetch::claims`]. More than a copy-up has pairs: where
+/// there are so many, many were not copied.
+pub const CLAIMS_MAX: usize = 2048;
+
 /// What was found. What is not in it does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefetched {
@@ -213,8 +217,10 @@ pub struct Prefetched {
     pub now_ms: i64,
     /// Rows, in any order, possibly repeated.
     pub rows: Vec<Row>,
-    /// The probed keys that have a row.
+    /// Keys that have a row in the spans of [`Prefetch::claims`], the first [`CLAIMS_MAX`] of each.
     pub claimed: Vec<Bytes>,
+    /// One of these spans may have more.
+    pub more_claimed: bool,
     /// The pairs of the past, in key order, in the order in which they were asked for.
     pub past: Vec<Past>,
     /// The leases.

@@ -14,7 +14,7 @@ use tracing::{debug, error};
 use super::backend::{Backend, Changes, Head, Snapshot};
 use super::decide::{Decided, decide};
 use super::height::Height;
-use super::work::{Done, Job, Request, want};
+use super::work::{Claims, Done, Job, Request, want};
 use crate::store::feed::Feed;
 use crate::store::{Result, StoreError};
 use crate::types::Reserved;
@@ -157,23 +157,10 @@ impl<B: Backend> Writer<B> {
 
     /// Commits a batch and publishes what happened, before anybody hears of it.
     async fn commit(&self, batch: &[Request]) -> Result<(Vec<Result<Done>>, Head)> {
-        let mut decided: Option<Decided> = None;
-        let floor = self.height.get();
-        let mut fallen = Ok(());
-        self.backend
-            .transact(&want(batch, &self.reserved), &mut |found| {
-                fallen = self.height.check(floor, found.head.revision);
-                if fallen.is_err() {
-                    return Changes::none(found.head);
-                }
-                let mut next = decide(batch, found, &self.reserved);
-                let head = next.changes.head;
-                let changes = std::mem::replace(&mut next.changes, Changes::none(head));
-                decided = Some(next);
-                changes
-            })
-            .await?;
-        fallen?;
+        let decided = match self.transact(batch, Claims::BySpan).await? {
+            Some(decided) => Some(decided),
+            None => self.transact(batch, Claims::ByKey).await?,
+        };
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
         };
@@ -185,6 +172,29 @@ impl<B: Backend> Writer<B> {
             self.behind.notify_one();
         }
         Ok((decided.done, head))
+    }
+
+    /// Commits a batch, unless it was not found out which keys are claimed: then nothing is done.
+    async fn transact(&self, batch: &[Request], claims: Claims) -> Result<Option<Decided>> {
+        let mut decided: Option<Decided> = None;
+        let floor = self.height.get();
+        let mut fallen = Ok(());
+        self.backend
+            .transact(&want(batch, &self.reserved, claims), &mut |found| {
+                decided = None;
+                fallen = self.height.check(floor, found.head.revision);
+                if fallen.is_err() || found.more_claimed {
+                    return Changes::none(found.head);
+                }
+                let mut next = decide(batch, found, &self.reserved);
+                let head = next.changes.head;
+                let changes = std::mem::replace(&mut next.changes, Changes::none(head));
+                decided = Some(next);
+                changes
+            })
+            .await?;
+        fallen?;
+        Ok(decided)
     }
 }
 

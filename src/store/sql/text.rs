@@ -76,8 +76,6 @@ pub(super) struct Texts {
     pub(super) set_swept: String,
     /// The row of key `?1`.
     pub(super) row: String,
-    /// Whether key `?1` has a row.
-    pub(super) row_exists: String,
     /// The rows of lease `?1`, in any order.
     pub(super) rows_attached: String,
     /// The keys of lease `?1`.
@@ -119,7 +117,6 @@ impl Texts {
             ),
             set_swept: format!("UPDATE {p}head SET swept = ?1"),
             row: format!("SELECT {row} FROM {p}kv WHERE {is_key}"),
-            row_exists: format!("SELECT 1 FROM {p}kv WHERE {is_key}"),
             rows_attached: format!("SELECT {row} FROM {p}kv WHERE lease = ?1 AND lease <> 0"),
             keys_attached: format!(
                 "SELECT {key} FROM {p}kv WHERE lease = ?1 AND lease <> 0 ORDER BY {order}",

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::backend::Prefetch;
 use crate::store::{CopyUp, FENCE, Guard, HOLD, RecordTxn, RecordWrite, Replay, Replayed, Result};
+use crate::types::range::successor;
 use crate::types::{
     Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
 };
@@ -133,7 +134,7 @@ impl Work {
         }
     }
 
-    fn want(&self, reserved: &Reserved, want: &mut Prefetch) {
+    fn want(&self, reserved: &Reserved, claims: Claims, want: &mut Prefetch) {
         match self {
             Self::Txn { copies, txn } => {
                 for kv in copies {
@@ -144,8 +145,11 @@ impl Work {
             }
             Self::CopyUp(copy_up) => {
                 for kv in &copy_up.kvs {
-                    want.probes.push(kv.key.clone());
                     want_lease(kv.lease, want);
+                }
+                match claims {
+                    Claims::BySpan => want.claims.extend(span_of(&copy_up.kvs)),
+                    Claims::ByKey => want.keys.extend(keys_of(&copy_up.kvs).cloned()),
                 }
                 let record = copy_up.record.iter();
                 want.records
@@ -179,18 +183,36 @@ impl Work {
     }
 }
 
+/// How it is found out which pairs of a copy-up are claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claims {
+    /// By looking at what is there from the first to the last of them. Mostly that is little, since the
+    /// pairs follow each other in the old store.
+    BySpan,
+    /// By looking for each of them.
+    ByKey,
+}
+
 /// All that the batch needs.
-pub(super) fn want(batch: &[Request], reserved: &Reserved) -> Prefetch {
+pub(super) fn want(batch: &[Request], reserved: &Reserved, claims: Claims) -> Prefetch {
     let mut want = Prefetch::default();
     for request in batch {
-        request.work.want(reserved, &mut want);
+        request.work.want(reserved, claims, &mut want);
     }
     sorted(&mut want.keys);
-    sorted(&mut want.probes);
     sorted(&mut want.leases);
     sorted(&mut want.attached);
     sorted(&mut want.records);
     want
+}
+
+fn keys_of(kvs: &[KeyValue]) -> impl Iterator<Item = &Bytes> {
+    kvs.iter().map(|kv| &kv.key)
+}
+
+fn span_of(kvs: &[KeyValue]) -> Option<KeyRange> {
+    let (first, last) = (keys_of(kvs).min()?, keys_of(kvs).max()?);
+    Some(KeyRange::span(first.clone(), Some(successor(last))))
 }
 
 fn sorted<T: Ord>(list: &mut Vec<T>) {

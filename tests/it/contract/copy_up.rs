@@ -67,6 +67,24 @@ pub async fn only_unclaimed_keys_are_copied(fixture: &dyn NewFixture) {
     assert_eq!(text(&range_reply(&reply.replies[1]).kvs[0].value), "new");
 }
 
+pub async fn a_claim_is_found_among_many_keys(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    // More than a look at what is there would take in.
+    let names: Vec<String> = (0..2200).map(|number| format!("m{number:04}")).collect();
+    for names in names.chunks(100) {
+        let puts = names.iter().map(|name| put_op(name, "new")).collect();
+        subject.store.txn(Txn::of(puts)).await;
+    }
+    subject.store.put("n", "new").await;
+    subject.store.put("o", "new").await;
+    subject.store.delete(one("o")).await;
+    let copies = ["a", "m1100", "n", "o", "z"].map(|key| old(key, "old"));
+    assert_eq!(subject.copy_up(copies.to_vec()).await, 2);
+    let claims = subject.claims(span("n", "zz")).await;
+    assert_eq!(claims, ["n=new", "o whiteout", "z=old"]);
+    assert_eq!(subject.store.value("m1100").await.as_deref(), Some("new"));
+}
+
 pub async fn repeating_it_does_nothing(fixture: &dyn NewFixture) {
     let subject = NewSubject::of(fixture).await;
     assert_eq!(subject.copy_up(vec![old("a", "0"), old("b", "0")]).await, 2);

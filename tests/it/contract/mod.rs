@@ -173,6 +173,7 @@ macro_rules! new_store_contract {
                     copies_keep_all_their_numbers
                     it_is_no_change
                     only_unclaimed_keys_are_copied
+                    a_claim_is_found_among_many_keys
                     repeating_it_does_nothing
                     the_first_change_knows_what_was_before
                     a_deleted_copy_leaves_a_whiteout

@@ -9,7 +9,7 @@ use super::error::Failure;
 use super::schema::VERSION;
 use super::script::{Script, Scripts};
 use super::text::{self, SPANS_TOGETHER, TOGETHER};
-use crate::store::sql::backend::{Head, Past, Prefetch, Prefetched, Row};
+use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Prefetch, Prefetched, Row};
 use crate::store::sql::rows::{Columns as _, head_of, lease_of, record_of, row_of};
 use crate::store::sql::tables::version_complaint;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
@@ -59,11 +59,12 @@ pub(super) fn ask(scripts: &mut Scripts, p: &str, want: &Prefetch) {
         in_ids(script, "lease", ids);
         script.say(" AND lease <> 0");
     }
-    for keys in want.probes.chunks(TOGETHER) {
+    for span in &want.claims {
         let script = scripts.next(&format!(
-            "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE `key` IN ("
+            "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE "
         ));
-        list_keys(script, keys);
+        text::in_parts(script, "", std::slice::from_ref(span));
+        text::limit(script, Some(CLAIMS_MAX));
     }
     for ids in want.leases.chunks(TOGETHER) {
         let script = scripts.next(&format!(
@@ -105,6 +106,7 @@ pub(super) fn take_prefetched(
         now_ms,
         rows: take_rows(sets, &want.keys)?,
         claimed: Vec::new(),
+        more_claimed: false,
         past: Vec::new(),
         leases: Vec::new(),
         records: Vec::new(),
@@ -113,8 +115,10 @@ pub(super) fn take_prefetched(
     for _ in 0..more {
         read_into(&mut found.rows, sets, row_of)?;
     }
-    for _ in want.probes.chunks(TOGETHER) {
+    for _ in &want.claims {
+        let before = found.claimed.len();
         read_into(&mut found.claimed, sets, |row| row.bytes(0))?;
+        found.more_claimed |= found.claimed.len() - before >= CLAIMS_MAX;
     }
     for _ in want.leases.chunks(TOGETHER) {
         read_into(&mut found.leases, sets, lease_of)?;

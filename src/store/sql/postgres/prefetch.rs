@@ -6,7 +6,7 @@ use tokio_postgres::{Error, Row as Answer};
 
 use super::conn::Step;
 use super::text::{ROWS_TYPES, RowsText, Sql, Values, split};
-use crate::store::sql::backend::{Head, Past, Prefetch, Prefetched};
+use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
 
@@ -16,8 +16,9 @@ pub(super) fn steps<'a>(sql: &Sql, want: &'a Prefetch) -> Vec<Step<'a>> {
     if !want.keys.is_empty() {
         steps.push(by_key(&sql.rows_by_key, &want.keys));
     }
-    if !want.probes.is_empty() {
-        steps.push(by_key(&sql.keys_known, &want.probes));
+    for span in &want.claims {
+        let text = RowsText::of(span, false, true, Values::None);
+        steps.push(span_step(sql.span(text), span, Some(CLAIMS_MAX), None, 0));
     }
     if !want.attached.is_empty() {
         let ids: Vec<i64> = want.attached.iter().map(|id| id.0).collect();
@@ -61,8 +62,13 @@ pub(super) fn found(
         rows.push(row_of(&row)?);
     }
     let mut claimed = Vec::new();
-    for row in next(!want.probes.is_empty()) {
-        claimed.push(row.bytes(0)?);
+    let mut more_claimed = false;
+    for _ in &want.claims {
+        let rows = next(true);
+        more_claimed |= rows.len() >= CLAIMS_MAX;
+        for row in rows {
+            claimed.push(row.bytes(0)?);
+        }
     }
     for row in next(!want.attached.is_empty()) {
         rows.push(row_of(&row)?);
@@ -93,6 +99,7 @@ pub(super) fn found(
         now_ms,
         rows,
         claimed,
+        more_claimed,
         past,
         leases,
         records,

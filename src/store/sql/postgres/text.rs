@@ -128,7 +128,6 @@ pub(super) struct Sql {
     pub(super) head: String,
     pub(super) points: String,
     pub(super) rows_by_key: String,
-    pub(super) keys_known: String,
     pub(super) rows_attached: String,
     pub(super) leases_by_id: String,
     pub(super) records_by_name: String,
@@ -205,11 +204,6 @@ impl Sql {
             rows_by_key: n(format!(
                 "SELECT {row} FROM {p}kv WHERE \"key\" = ANY(?1::bytea[]) \
                  AND (key_rest = '' OR key_rest = ANY(?2::bytea[]))"
-            )),
-            keys_known: n(format!(
-                "SELECT {key} FROM {p}kv WHERE \"key\" = ANY(?1::bytea[]) \
-                 AND (key_rest = '' OR key_rest = ANY(?2::bytea[]))",
-                key = dialect.key(""),
             )),
             rows_attached: n(format!(
                 "SELECT {row} FROM {p}kv WHERE lease = ANY(?1::int8[]) AND lease <> 0"

@@ -7,7 +7,9 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::schema::Sql;
-use crate::store::sql::backend::{Found, Head, Lease, LogScan, Past, Prefetch, Query, Row, Rows};
+use crate::store::sql::backend::{
+    CLAIMS_MAX, Found, Head, Lease, LogScan, Past, Prefetch, Query, Row, Rows,
+};
 use crate::store::sql::backend::{Prefetched, Snapshot};
 use crate::store::sql::rows::{
     Batches, Columns, Taken, end_of, head_of, lease_of, record_of, row_of,
@@ -60,14 +62,17 @@ pub(super) fn prefetch(
             keep(row)?;
         }
     }
-    let mut claimed = Vec::new();
-    if !want.probes.is_empty() {
-        let mut statement = conn.prepare_cached(&sql.texts.row_exists)?;
-        for key in &want.probes {
-            if statement.exists([&key[..]])? {
-                claimed.push(key.clone());
-            }
+    let (mut claimed, mut more_claimed) = (Vec::new(), false);
+    for span in &want.claims {
+        let mut statement = conn.prepare_cached(&sql.span(end_of(span).is_none(), true, false))?;
+        let most = i64::try_from(CLAIMS_MAX).unwrap_or(-1);
+        let end = end_of(span);
+        let span = (&span.start()[..], end.as_deref(), most);
+        let before = claimed.len();
+        for key in statement.query_map(span, |row| row.bytes(0))? {
+            claimed.push(key?);
         }
+        more_claimed |= claimed.len() - before >= CLAIMS_MAX;
     }
     let mut leases = Vec::new();
     for id in &want.leases {
@@ -107,6 +112,7 @@ pub(super) fn prefetch(
         now_ms,
         rows,
         claimed,
+        more_claimed,
         past,
         leases,
         records,
