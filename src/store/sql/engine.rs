@@ -57,6 +57,7 @@ impl<B: Backend> Writer<B> {
     pub(super) async fn run(mut self) {
         let mut head = self.head().await;
         let mut next = None;
+        let mut last = 0;
         loop {
             let step = match next.take() {
                 Some(job) => Step::Take(job),
@@ -64,7 +65,9 @@ impl<B: Backend> Writer<B> {
             };
             match step {
                 Step::Take(Job::Request(first)) => {
-                    let batch = gather(first, &mut self.queue, &mut next);
+                    let most = share(1 + self.queue.len(), last);
+                    let batch = gather(first, most, &mut self.queue, &mut next);
+                    last = batch.len();
                     self.carry_out(batch, &mut head).await;
                 }
                 Step::Take(Job::DropWhiteouts(reply)) => {
@@ -215,13 +218,28 @@ fn give(batch: Vec<Request>, done: Vec<Result<Done>>) {
     }
 }
 
-/// Takes as much as a batch may hold of what waits. What cannot be in it is held for the next.
-fn gather(first: Request, queue: &mut Receiver<Job>, held: &mut Option<Job>) -> Vec<Request> {
+/// Requests in a batch, at most, when so many wait and so many were just answered.
+///
+/// Whoever was answered is about to ask again. Half of both waits while the other half is being
+/// committed; would all that wait be taken, nearly all clients would be in one batch, and the next one
+/// would be committed for the few that were late.
+fn share(waiting: usize, answered: usize) -> usize {
+    (waiting + answered).div_ceil(2).min(BATCH_REQUESTS)
+}
+
+/// Takes as much as a batch may hold of what waits, `most` requests in all. What cannot be in it is held
+/// for the next.
+fn gather(
+    first: Request,
+    most: usize,
+    queue: &mut Receiver<Job>,
+    held: &mut Option<Job>,
+) -> Vec<Request> {
     let mut bytes = first.work.size();
     let mut solo = first.work.is_solo();
-    let mut batch = Vec::with_capacity(queue.len().min(BATCH_REQUESTS) + 1);
+    let mut batch = Vec::with_capacity(most);
     batch.push(first);
-    while !solo && batch.len() < BATCH_REQUESTS && bytes < BATCH_BYTES {
+    while !solo && batch.len() < most && bytes < BATCH_BYTES {
         match queue.try_recv() {
             Ok(Job::Request(request)) if request.work.is_solo() => {
                 *held = Some(Job::Request(request));
