@@ -270,3 +270,32 @@ fn refuse(job: Job) {
         Job::Defragment(reply) => drop(reply.send(gone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes of batches for clients who each ask again as soon as they are answered, while the next batch
+    /// is being committed.
+    fn batches(clients: usize, first: usize) -> Vec<usize> {
+        let (mut waiting, mut asking) = (clients - first, first);
+        (0..8)
+            .map(|_| {
+                let batch = share(waiting, asking).min(waiting);
+                waiting = waiting - batch + asking;
+                asking = batch;
+                batch
+            })
+            .collect()
+    }
+
+    #[test]
+    fn clients_come_to_be_in_two_equal_batches() {
+        assert_eq!(batches(128, 8), [64; 8]);
+        assert_eq!(batches(128, 120)[1..], [64; 7]);
+        assert_eq!(batches(3, 1), [2, 1, 2, 1, 2, 1, 2, 1]);
+        assert_eq!(batches(1000, 0), [256; 8]);
+        assert_eq!(share(1, 0), 1);
+        assert_eq!(share(1, 1), 1);
+    }
+}

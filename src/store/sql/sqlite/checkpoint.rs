@@ -246,6 +246,33 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_a_reader_holds_is_not_tried_at_every_commit() {
+        let (_dir, path, writer, checkpoints) = start();
+        let state = || checkpoints.shared.lock();
+        commit(&writer, 10);
+        let reader = connect(&path);
+        reader.execute_batch("BEGIN").unwrap();
+        assert_eq!(count(&reader), 10);
+        // Commits until it is tried in vain; answers when it will be tried again.
+        let tried = |before: i32| {
+            for _ in 0..1000 {
+                commit(&writer, 1);
+                let state = state();
+                if state.again_at > before {
+                    assert_eq!(state.turn, Turn::Nobody);
+                    return state.again_at;
+                }
+            }
+            panic!("it is not tried");
+        };
+        let first = tried(0);
+        assert!(first > MANY);
+        commit(&writer, 1);
+        assert_eq!(state().turn, Turn::Nobody);
+        tried(first);
+    }
+
+    #[test]
     fn the_writer_does_not_wait_for_readers_and_the_log_begins_anew_behind_them() {
         let (_dir, path, writer, checkpoints) = start();
         commit(&writer, 10);
