@@ -180,10 +180,7 @@ impl Overlay {
                 (PAGE_KEYS, Content::KeysOnly)
             };
             let page = self.old.scan(keys.clone(), limit, content).await?;
-            left = match page.kvs.last() {
-                Some(last) if page.more => keys.after(&last.key),
-                _ => None,
-            };
+            left = page.rest(&keys)?;
             if *budget > 0 {
                 *budget = budget.saturating_sub(page.kvs.len());
                 found.pairs.extend(page.kvs);

@@ -81,10 +81,7 @@ impl Overlay {
         let mut left = Some(gap);
         while let Some(keys) = left {
             let page = self.old.scan(keys.clone(), PAGE, Content::Full).await?;
-            left = match page.kvs.last() {
-                Some(last) if page.more => keys.after(&last.key),
-                _ => None,
-            };
+            left = page.rest(&keys)?;
             self.copy_up(page.kvs).await?;
         }
         Ok(())

@@ -1,9 +1,12 @@
 //! Tables that an application has made itself, as old store, in every database.
 
 use bytes::Bytes;
-use segue::store::OldStore;
-use segue::types::{Content, KeyRange, KeyValue};
+use segue::overlay::Overlay;
+use segue::store::memory::Memory;
+use segue::store::{NewStore as _, OldStore, Store as _};
+use segue::types::{Content, KeyRange, KeyValue, Range, Reserved, Txn};
 
+use crate::contract::dsl::{delete_op, guard, line, set_line};
 use crate::support::segue::{Segue, run};
 use crate::support::tables::Kind::{MariaDb, Sqlite};
 use crate::support::tables::{ALL, Home};
@@ -21,9 +24,7 @@ async fn all(
             .scan(keys.clone(), limit, Content::Full)
             .await
             .unwrap();
-        if page.more {
-            rest = keys.after(page.last_key().unwrap());
-        }
+        rest = page.rest(&keys).unwrap();
         kvs.extend(page.kvs);
         rejects.extend(page.rejects);
     }
@@ -276,6 +277,41 @@ async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
             let page = store.scan(one(key), 1, Content::Full).await.unwrap();
             assert_eq!(page.rejects.len(), rejects, "{kind:?} {key}");
         }
+    }
+}
+
+#[tokio::test]
+async fn clients_find_what_lies_behind_rows_that_are_no_pairs() {
+    // More than any page holds.
+    const REJECTS: usize = 1200;
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        let rejects: Vec<String> = (0..REJECTS).map(|n| format!("('a{n:04}', NULL)")).collect();
+        home.run(&format!(
+            "CREATE TABLE kv (k varchar(50) PRIMARY KEY, v text);\n\
+             INSERT INTO kv VALUES {}, ('b', '1'), ('c', '2')",
+            rejects.join(", ")
+        ))
+        .await;
+        let old = home.open("kv", "key=k&value=v").await;
+        let new = Memory::new();
+        set_line(&new, Some(line(1))).await;
+        let overlay = Overlay::new(old, new.guarded(guard(1)), Reserved::default());
+        for (limit, seen) in [(1, 1), (2, 2), (0, 2)] {
+            let request = Range {
+                limit,
+                ..Range::of(KeyRange::all())
+            };
+            let found = overlay.range(request).await.unwrap().reply;
+            let expected = [(&b"b"[..], &b"1"[..]), (b"c", b"2")];
+            assert_eq!(pairs(&found.kvs), expected[..seen], "{kind:?} {limit}");
+            assert_eq!(found.count, 2, "{kind:?} {limit}");
+        }
+        // Deleting them all leaves no pair of the old store to be seen, in a transaction either.
+        let delete = Txn::of(vec![delete_op(KeyRange::all())]);
+        overlay.txn(delete).await.unwrap();
+        let left = overlay.range(Range::of(KeyRange::all())).await.unwrap();
+        assert_eq!(pairs(&left.reply.kvs), [], "{kind:?}");
     }
 }
 

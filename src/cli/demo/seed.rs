@@ -237,10 +237,7 @@ impl Survey {
                 "the old store holds more than {KEYS_MAX} keys, too many for a demonstration; \
                  `segue serve` moves them"
             );
-            rest = match page.kvs.last() {
-                Some(last) if page.more => keys.after(&last.key),
-                _ => None,
-            };
+            rest = page.rest(&keys)?;
         }
         Ok(survey)
     }
