@@ -16,17 +16,12 @@ use tracing::warn;
 use super::copier::{Copier, Cursor, Step, weight};
 use super::ledger::{Entry, Ledger};
 use super::rate::Brake;
+use super::reach::{FIRST_PAGE, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
 use crate::store::{GuardedStore, OldStore, Page, Result, StoreError};
 use crate::types::{Content, KeyRange};
 
-/// Most pairs per page. etcd counts the rest of the shard for every page, so small ones are slow.
-const PAGE_KEYS: usize = 8192;
-/// Bytes that a page should have; each shard that is being copied holds two of them.
-const PAGE_BYTES: usize = 2 << 20;
-/// Pairs in the first page, before their size is known.
-const FIRST_PAGE: usize = 128;
 /// How long to wait after a store has failed: twice as long each time, up to the second figure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -194,16 +189,9 @@ impl Worker {
             None => limit,
         };
         let page = self.old.scan(rest.clone(), most, Content::Full).await?;
-        let next = match (page.stop()?, rest) {
-            (Some(stop), KeyRange::Span { end, .. }) => Some(KeyRange::span(stop, end)),
-            _ => None,
-        };
-        if !page.kvs.is_empty() {
-            let bytes: usize = page.kvs.iter().map(weight).sum();
-            let mean = (bytes / page.kvs.len()).max(1);
-            let fit = (PAGE_BYTES / mean).clamp(1, PAGE_KEYS);
-            self.page.store(fit.min(limit * 8), Ordering::Relaxed);
-        }
+        let next = page.rest(&rest)?;
+        let limit = adapted(limit, page.kvs.iter());
+        self.page.store(limit, Ordering::Relaxed);
         Ok((page, next))
     }
 

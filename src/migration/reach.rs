@@ -1,4 +1,4 @@
-//! How far a page of keys may go.
+//! How far a page of keys may go: over what range, and how many pairs.
 //!
 //! etcd goes over everything up to the end of a range for each page of it, to count what is left: a
 //! walk in pages to the end of all keys takes time as the square of their number. A range that ends a
@@ -8,8 +8,26 @@
 
 use bytes::Bytes;
 
+use super::copier::weight;
 use crate::store::Page;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, KeyValue};
+
+/// Pairs in the first page, before their size is known.
+pub(super) const FIRST_PAGE: usize = 128;
+/// Bytes that a page should have.
+const PAGE_BYTES: usize = 2 << 20;
+/// Most pairs per page. etcd goes over its whole range for every page, so small ones are slow.
+const PAGE_KEYS: usize = 8192;
+
+/// How many pairs the next page may have, behind one of `limit` pairs at most that had these.
+pub(super) fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
+    let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| (count + 1, bytes + weight(kv)));
+    if count == 0 {
+        return limit;
+    }
+    let mean = (bytes / count).max(1);
+    (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(limit * 8)
+}
 
 /// The next range should have so many times the keys of the page before.
 pub(super) const PAGES: u8 = 4;

@@ -61,10 +61,7 @@ async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> R
         surveyed += page.kvs.len() + page.rejects.len();
         // What is left of the range is taken as it is, unless the range was far too long.
         let left = page.left.filter(|left| surveyed + left <= 2 * wanted);
-        let stop = match left {
-            Some(_) => None,
-            None => page.stop()?,
-        };
+        let stop = if left.is_some() { None } else { page.stop()? };
         surveyed += left.unwrap_or_default();
         survey.done = !reach.go_on(&page, stop);
     }
@@ -79,4 +76,52 @@ async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> R
         surveyed: surveyed as u64,
         ..Shard::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::memory::Memory;
+    use crate::store::{AsOld, Store as _};
+    use crate::types::{KeyRange, Put};
+
+    /// Keys of two kinds, so that a guess from the one is wrong for the other.
+    async fn filled(count: u64) -> AsOld {
+        let store = Arc::new(Memory::new());
+        for number in 0..count {
+            let few = Put::new(format!("a{:03}", number * number % 1000), "");
+            store.put(few).await.unwrap();
+            let many = Put::new(format!("b/{number:020}"), "");
+            store.put(many).await.unwrap();
+        }
+        AsOld::new(store, "a store".into())
+    }
+
+    #[tokio::test]
+    async fn every_key_is_counted_in_one_shard_and_none_is_far_too_large() {
+        let old = filled(40_000).await;
+        let (mut survey, mut reach) = (Survey::default(), Reach::from(Bytes::new()));
+        let mut end = Some(Bytes::new());
+        let mut seen = 0;
+        while !survey.done {
+            let wanted = STRIDE.max(survey.seen / PART);
+            let shard = stride(&old, &mut reach, &mut survey).await.unwrap();
+            assert_eq!(Some(&shard.start), end.as_ref());
+            let keys = KeyRange::span(shard.start, shard.end.clone());
+            assert_eq!(old.count(keys).await.unwrap() as u64, shard.surveyed);
+            assert!(shard.surveyed <= 2 * wanted, "{}", shard.surveyed);
+            assert!(
+                survey.done || shard.surveyed >= wanted,
+                "{}",
+                shard.surveyed
+            );
+            seen += shard.surveyed;
+            end = shard.end;
+        }
+        assert_eq!(end, None);
+        assert_eq!(seen, survey.seen);
+        assert_eq!(seen, old.count(KeyRange::all()).await.unwrap() as u64);
+    }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::mirror;
-use super::reach::Reach;
+use super::reach::{FIRST_PAGE, Reach, adapted};
 use super::records::readable;
 use crate::store::{
     Claim, GuardedStore, NewStore, OldStore, Page, Read, ReadReply, Result, StoreError,
@@ -21,12 +21,6 @@ use crate::store::{
 use crate::types::range::successor;
 use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
 
-/// Bytes that are to be held of either store at a time.
-const PAGE_BYTES: usize = 2 << 20;
-/// Most keys that are held of either store at a time.
-const PAGE_KEYS: usize = 10_000;
-/// Keys in the first page, before their size is known.
-const FIRST_PAGE: usize = 128;
 /// Findings that are listed one by one; all are counted.
 const LISTED: usize = 100;
 
@@ -199,17 +193,6 @@ impl Verification {
             )),
         }
     }
-}
-
-fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
-    let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| {
-        (count + 1, bytes + kv.key.len() + kv.value.len())
-    });
-    if count == 0 {
-        return limit;
-    }
-    let mean = (bytes / count).max(1);
-    (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(limit * 8)
 }
 
 /// Walks over both sides in key order.

@@ -208,6 +208,15 @@ pub struct Prefetch {
 /// there are so many, many were not copied.
 pub const CLAIMS_MAX: usize = 2048;
 
+impl Prefetch {
+    /// Whether a span of [`Self::claims`] may have more keys than these, which were found there.
+    #[must_use]
+    pub fn has_more_claims(&self, claimed: &[Bytes]) -> bool {
+        let found = |span: &KeyRange| claimed.iter().filter(|key| span.contains(key)).count();
+        self.claims.iter().any(|span| found(span) >= CLAIMS_MAX)
+    }
+}
+
 /// What was found. What is not in it does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefetched {
@@ -219,8 +228,6 @@ pub struct Prefetched {
     pub rows: Vec<Row>,
     /// Keys that have a row in the spans of [`Prefetch::claims`], the first [`CLAIMS_MAX`] of each.
     pub claimed: Vec<Bytes>,
-    /// One of these spans may have more.
-    pub more_claimed: bool,
     /// The pairs of the past, in key order, in the order in which they were asked for.
     pub past: Vec<Past>,
     /// The leases.

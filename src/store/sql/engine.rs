@@ -160,10 +160,10 @@ impl<B: Backend> Writer<B> {
 
     /// Commits a batch and publishes what happened, before anybody hears of it.
     async fn commit(&self, batch: &[Request]) -> Result<(Vec<Result<Done>>, Head)> {
-        let decided = match self.transact(batch, Claims::BySpan).await? {
-            Some(decided) => Some(decided),
-            None => self.transact(batch, Claims::ByKey).await?,
-        };
+        let mut decided = self.transact(batch, Claims::BySpan).await?;
+        if decided.is_none() {
+            decided = self.transact(batch, Claims::ByKey).await?;
+        }
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
         };
@@ -179,14 +179,15 @@ impl<B: Backend> Writer<B> {
 
     /// Commits a batch, unless it was not found out which keys are claimed: then nothing is done.
     async fn transact(&self, batch: &[Request], claims: Claims) -> Result<Option<Decided>> {
+        let want = want(batch, &self.reserved, claims);
         let mut decided: Option<Decided> = None;
         let floor = self.height.get();
         let mut fallen = Ok(());
         self.backend
-            .transact(&want(batch, &self.reserved, claims), &mut |found| {
+            .transact(&want, &mut |found| {
                 decided = None;
                 fallen = self.height.check(floor, found.head.revision);
-                if fallen.is_err() || found.more_claimed {
+                if fallen.is_err() || want.has_more_claims(&found.claimed) {
                     return Changes::none(found.head);
                 }
                 let mut next = decide(batch, found, &self.reserved);
@@ -237,7 +238,7 @@ fn gather(
 ) -> Vec<Request> {
     let mut bytes = first.work.size();
     let mut solo = first.work.is_solo();
-    let mut batch = Vec::with_capacity(most);
+    let mut batch = Vec::with_capacity(most.min(queue.len() + 1));
     batch.push(first);
     while !solo && batch.len() < most && bytes < BATCH_BYTES {
         match queue.try_recv() {

@@ -106,7 +106,6 @@ pub(super) fn take_prefetched(
         now_ms,
         rows: take_rows(sets, &want.keys)?,
         claimed: Vec::new(),
-        more_claimed: false,
         past: Vec::new(),
         leases: Vec::new(),
         records: Vec::new(),
@@ -116,9 +115,7 @@ pub(super) fn take_prefetched(
         read_into(&mut found.rows, sets, row_of)?;
     }
     for _ in &want.claims {
-        let before = found.claimed.len();
         read_into(&mut found.claimed, sets, |row| row.bytes(0))?;
-        found.more_claimed |= found.claimed.len() - before >= CLAIMS_MAX;
     }
     for _ in want.leases.chunks(TOGETHER) {
         read_into(&mut found.leases, sets, lease_of)?;

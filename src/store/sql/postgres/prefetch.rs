@@ -62,11 +62,8 @@ pub(super) fn found(
         rows.push(row_of(&row)?);
     }
     let mut claimed = Vec::new();
-    let mut more_claimed = false;
     for _ in &want.claims {
-        let rows = next(true);
-        more_claimed |= rows.len() >= CLAIMS_MAX;
-        for row in rows {
+        for row in next(true) {
             claimed.push(row.bytes(0)?);
         }
     }
@@ -99,7 +96,6 @@ pub(super) fn found(
         now_ms,
         rows,
         claimed,
-        more_claimed,
         past,
         leases,
         records,

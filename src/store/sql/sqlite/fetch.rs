@@ -62,17 +62,17 @@ pub(super) fn prefetch(
             keep(row)?;
         }
     }
-    let (mut claimed, mut more_claimed) = (Vec::new(), false);
+    let mut claimed = Vec::new();
     for span in &want.claims {
-        let mut statement = conn.prepare_cached(&sql.span(end_of(span).is_none(), true, false))?;
-        let most = i64::try_from(CLAIMS_MAX).unwrap_or(-1);
         let end = end_of(span);
-        let span = (&span.start()[..], end.as_deref(), most);
-        let before = claimed.len();
-        for key in statement.query_map(span, |row| row.bytes(0))? {
+        let most = i64::try_from(CLAIMS_MAX).unwrap_or(-1);
+        let mut statement = conn.prepare_cached(&sql.span(end.is_none(), true, false))?;
+        let keys = statement.query_map((&span.start()[..], end.as_deref(), most), |row| {
+            row.bytes(0)
+        })?;
+        for key in keys {
             claimed.push(key?);
         }
-        more_claimed |= claimed.len() - before >= CLAIMS_MAX;
     }
     let mut leases = Vec::new();
     for id in &want.leases {
@@ -112,7 +112,6 @@ pub(super) fn prefetch(
         now_ms,
         rows,
         claimed,
-        more_claimed,
         past,
         leases,
         records,
