@@ -35,6 +35,8 @@ const OF_RAW: Wish = Wish::AtLeast(0.5);
 const OF_KINE: Wish = Wish::AtLeast(10.0);
 /// Everything else, of kine's or etcd's.
 const NO_SLOWER: Wish = Wish::AtLeast(1.0);
+/// What [`Args::beside`] names, among who is measured.
+const OTHER_BUILD: &str = "the other build";
 /// Rows per commit of a batch: what a store can put together at [`JUDGED_AT`], and about where a
 /// database gains no more.
 const BATCHES: [usize; 2] = [64, 256];
@@ -141,12 +143,22 @@ async fn requests(args: &Args, report: &mut Report, server: &Server, kind: Kind)
     let written = Arc::new(client::keys("bench/written/", args.scale(200_000, 20_000)));
     let ours = server.database().await;
     let segue = Segue::serve(&["--new", &ours.segue()]).await;
+    let other = match &args.beside {
+        Some(program) => {
+            let database = server.database().await;
+            let segue = Segue::serve_with(program, &["--new", &database.segue()]).await;
+            Some((segue, database))
+        }
+        None => None,
+    };
     let etcd = if kind == Kind::Sqlite {
         Some(Etcd::start().await)
     } else {
         None
     };
     let mut servers = vec![(format!("segue on {kind}"), segue.address())];
+    let others = other.iter();
+    servers.extend(others.map(|(segue, _)| (OTHER_BUILD.to_owned(), segue.address())));
     servers.extend(etcd.iter().map(|etcd| ("etcd".into(), etcd.address())));
     let raw = server.database().await;
     raw::prepare(&raw).await;

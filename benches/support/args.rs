@@ -23,6 +23,9 @@ pub struct Args {
     /// Only the operations or stores whose names contain this
     #[arg(long)]
     pub only: Option<String>,
+    /// Another build of the program, to be measured in turn with this one where a benchmark can
+    #[arg(long, value_name = "PROGRAM")]
+    pub beside: Option<PathBuf>,
     /// Where the report goes as JSON; default: target/bench/NAME.json
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,

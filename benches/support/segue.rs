@@ -1,5 +1,6 @@
 //! The real `segue` program, as operators start it and talk to it.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,14 @@ pub struct Segue {
 impl Segue {
     /// `segue serve` with these arguments, healthy.
     pub async fn serve(args: &[&str]) -> Self {
+        Self::serve_with(Path::new(PROGRAM), args).await
+    }
+
+    /// The same with another build of the program.
+    pub async fn serve_with(program: &Path, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let (port, admin) = (free_port(), free_port());
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program);
         command
             .arg("serve")
             .args(["--listen", &format!("127.0.0.1:{port}")])

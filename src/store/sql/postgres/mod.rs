@@ -27,6 +27,7 @@
 mod conn;
 mod error;
 mod listen;
+mod place;
 mod pool;
 mod prefetch;
 mod read;
@@ -89,8 +90,9 @@ pub async fn open(database: &Database, options: Options) -> Result<Arc<PostgresS
 impl Postgres {
     async fn open(database: &Database, options: &Options) -> Result<Self> {
         let server = Arc::new(Server::new(database).await?);
-        let sql = Arc::new(Sql::new(&database.schema, &database.prefix));
         let conn = server.connect().await?;
+        let places = place::known(&conn).await;
+        let sql = Arc::new(Sql::new(&database.schema, &database.prefix, places));
         let opening = Opening {
             server: &server,
             database,

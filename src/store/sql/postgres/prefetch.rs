@@ -5,7 +5,8 @@ use bytes::Bytes;
 use tokio_postgres::{Error, Row as Answer};
 
 use super::conn::Step;
-use super::text::{ROWS_TYPES, RowsText, Sql, Values, split};
+use super::place::Place;
+use super::text::{PLACE_COLUMN, ROWS_TYPES, RowsText, Sql, Values, split};
 use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
@@ -43,6 +44,20 @@ pub(super) fn steps<'a>(sql: &Sql, want: &'a Prefetch) -> Vec<Step<'a>> {
         steps.push(span_step(sql.span(text), span, None, Some(*at), 0));
     }
     steps
+}
+
+/// Where the first rows of [`found`] are, from the answers to [`steps`].
+pub(super) fn places(
+    sql: &Sql,
+    want: &Prefetch,
+    answers: &[Vec<Answer>],
+) -> Result<Vec<Place>, Error> {
+    match answers.first() {
+        Some(rows) if sql.update_placed.is_some() && !want.keys.is_empty() => {
+            rows.iter().map(|row| row.try_get(PLACE_COLUMN)).collect()
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Puts the answers to [`steps`] together.

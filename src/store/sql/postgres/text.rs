@@ -135,6 +135,8 @@ pub(super) struct Sql {
     pub(super) sizes: String,
     pub(super) insert_rows: String,
     pub(super) update_rows: String,
+    /// The same for rows whose places are known; none where the server knows of none.
+    pub(super) update_placed: Option<String>,
     pub(super) delete_rows: String,
     pub(super) delete_log: String,
     pub(super) insert_log: String,
@@ -169,7 +171,8 @@ const LOG_TYPES: [&str; 10] = [
 
 impl Sql {
     #[expect(clippy::too_many_lines, reason = "a list")]
-    pub(super) fn new(schema: &str, prefix: &str) -> Self {
+    /// With `places` if a row can be found by where it is.
+    pub(super) fn new(schema: &str, prefix: &str, places: bool) -> Self {
         let p = &format!("\"{schema}\".{prefix}");
         let dialect = PostgresDialect { long: false };
         let mut texts = Texts::new(&dialect, p);
@@ -185,6 +188,7 @@ impl Sql {
             *text = numbered(text);
         }
         let row = text::row_columns(&dialect, true);
+        let place = if places { ", ctid" } else { "" };
         let head_and_time = texts
             .head
             .replace(" FROM", &format!(", {NOW_MS}, schema_version FROM"));
@@ -193,6 +197,12 @@ impl Sql {
              ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
             texts.set_head
         );
+        let update = format!(
+            "UPDATE {p}kv AS k SET value = n.value, create_revision = n.create_revision, \
+             mod_revision = n.mod_revision, version = n.version, lease = n.lease, \
+             live = n.live, logged = n.logged"
+        );
+        let same_key = dialect.same_key("k.", "n.");
         let n = |text: String| numbered(&text);
         Self {
             lock: format!("{head_and_time} FOR UPDATE"),
@@ -202,7 +212,7 @@ impl Sql {
                 head = head_row(&texts.head, "NULL::bigint"),
             )),
             rows_by_key: n(format!(
-                "SELECT {row} FROM {p}kv WHERE \"key\" = ANY(?1::bytea[]) \
+                "SELECT {row}{place} FROM {p}kv WHERE \"key\" = ANY(?1::bytea[]) \
                  AND (key_rest = '' OR key_rest = ANY(?2::bytea[]))"
             )),
             rows_attached: n(format!(
@@ -223,12 +233,16 @@ impl Sql {
                 "INSERT INTO {p}kv ({ROW_NAMES}) {}",
                 lists(&ROW_TYPES)
             )),
+            update_placed: places.then(|| {
+                let types: Vec<&str> = ROW_TYPES.into_iter().chain(["tid"]).collect();
+                n(format!(
+                    "{update} FROM ({}) AS n({ROW_NAMES}, place) WHERE k.ctid = n.place AND {same_key}",
+                    lists(&types)
+                ))
+            }),
             update_rows: n(format!(
-                "UPDATE {p}kv AS k SET value = n.value, create_revision = n.create_revision, \
-                 mod_revision = n.mod_revision, version = n.version, lease = n.lease, \
-                 live = n.live, logged = n.logged FROM ({}) AS n({ROW_NAMES}) WHERE {}",
-                lists(&ROW_TYPES),
-                dialect.same_key("k.", "n.")
+                "{update} FROM ({}) AS n({ROW_NAMES}) WHERE {same_key}",
+                lists(&ROW_TYPES)
             )),
             delete_rows: n(format!(
                 "DELETE FROM {p}kv AS k USING unnest(?1::bytea[], ?2::bytea[]) AS n(\"key\", key_rest) \
@@ -451,6 +465,9 @@ fn head_row(head: &str, count: &str) -> String {
 /// Where the time and the count are in [`head_row`].
 pub(super) const HEAD_NOW_MS: usize = 12;
 pub(super) const HEAD_COUNT: usize = 13;
+
+/// Where the place is in [`Sql::rows_by_key`].
+pub(super) const PLACE_COLUMN: usize = 8;
 
 /// Where the time is in [`Sql::head`] and [`Sql::lock`].
 pub(super) const NOW_MS_COLUMN: usize = 10;

@@ -24,7 +24,7 @@ use super::read::{all, no_head};
 use super::schema::VERSION;
 use super::server::Server;
 use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
-use super::writes::{known_keys, set_head, writes};
+use super::writes::{Known, set_head, writes};
 use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};
@@ -127,27 +127,26 @@ impl Writer {
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
     ) -> Result<Tried<()>> {
         let conn = self.conn()?;
-        let (found, complaint) = match begin(conn, sql, want).await {
-            Ok(Some(found)) => found,
+        let begun = match begin(conn, sql, want).await {
+            Ok(Some(begun)) => begun,
             Ok(None) => {
                 conn.send("ROLLBACK");
                 return Err(no_head());
             }
             Err(err) => return self.gave_up(&err).await,
         };
-        if let Some(complaint) = complaint {
+        if let Some(complaint) = begun.complaint {
             conn.send("ROLLBACK");
             return Err(StoreError::Broken(format!("PostgreSQL: {complaint}")));
         }
-        let before = found.head;
-        let known = known_keys(&found);
-        let changes = decide(found);
+        let before = begun.found.head;
+        let changes = decide(begun.found);
         if changes.is_empty(&before) {
             conn.send("ROLLBACK");
             return Ok(Tried::Done(()));
         }
         let batch = self.batch + 1;
-        let mut steps = writes(sql, &changes, &known);
+        let mut steps = writes(sql, &changes, &begun.known);
         steps.push(set_head(sql, &changes.head, &self.id, batch, notify));
         match commit(conn, steps).await {
             Ok(Committed::Yes) => {
@@ -337,12 +336,20 @@ async fn sweep(conn: &Conn, sql: &Sql, head: Head) -> std::result::Result<Head, 
     })
 }
 
-/// The first flight: begins, locks, fetches. With what is wrong with the tables, if anything is.
+/// What the first flight has found.
+struct Begun {
+    found: Prefetched,
+    known: Known,
+    /// What is wrong with the tables, if anything is.
+    complaint: Option<String>,
+}
+
+/// The first flight: begins, locks, fetches.
 async fn begin(
     conn: &Conn,
     sql: &Sql,
     want: &Prefetch,
-) -> std::result::Result<Option<(Prefetched, Option<String>)>, Error> {
+) -> std::result::Result<Option<Begun>, Error> {
     let mut steps = vec![Step::of("BEGIN"), Step::of(&sql.lock)];
     steps.extend(prefetch::steps(sql, want));
     let mut answers = all(conn.flight(&steps).await?)?;
@@ -353,8 +360,13 @@ async fn begin(
     };
     // Somebody may have brought the tables to another version meanwhile.
     let complaint = version_complaint(head.int(VERSION_COLUMN)?, VERSION);
+    let places = prefetch::places(sql, want, &fetched)?;
     let found = prefetch::found(want, head_of(head)?, head.int(NOW_MS_COLUMN)?, fetched)?;
-    Ok(Some((found, complaint)))
+    Ok(Some(Begun {
+        known: Known::new(&found, &places),
+        found,
+        complaint,
+    }))
 }
 
 /// What became of a commit.

@@ -1,33 +1,60 @@
 //! The changes of a batch as statements: one for each kind of change, however many there are.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::iter::repeat;
 
 use bytes::Bytes;
 
 use super::conn::{Param, Step};
 use super::listen::payload;
+use super::place::Place;
 use super::text::{Sql, split};
 use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetched, Row};
 use crate::store::sql::tables::{self, log_kind};
 
-/// The keys that have a row, of those that were fetched.
-pub(super) fn known_keys(found: &Prefetched) -> HashSet<Bytes> {
-    let rows = found.rows.iter().map(|row| row.kv.key.clone());
-    rows.chain(found.claimed.iter().cloned()).collect()
+/// The keys that have a row, of those that were fetched, with where it is if that is known.
+pub(super) struct Known(HashMap<Bytes, Option<Place>>);
+
+impl Known {
+    /// From what was fetched; `places` are those of the first rows.
+    pub(super) fn new(found: &Prefetched, places: &[Place]) -> Self {
+        let mut known = HashMap::with_capacity(found.rows.len() + found.claimed.len());
+        let places = places.iter().copied().map(Some).chain(repeat(None));
+        for (row, place) in found.rows.iter().zip(places) {
+            known.entry(row.kv.key.clone()).or_insert(place);
+        }
+        for key in &found.claimed {
+            known.entry(key.clone()).or_insert(None);
+        }
+        Self(known)
+    }
 }
 
-/// Everything but the head row. `known` are the keys that have a row.
-pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &HashSet<Bytes>) -> Vec<Step<'a>> {
+/// Everything but the head row.
+pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &Known) -> Vec<Step<'a>> {
     let mut steps = Vec::new();
-    let (there, new): (Vec<&Row>, Vec<&Row>) = changes
-        .rows
-        .iter()
-        .partition(|row| known.contains(&row.kv.key));
+    let (mut new, mut there) = (Vec::new(), Vec::new());
+    let (mut placed, mut at) = (Vec::new(), Vec::new());
+    for row in &changes.rows {
+        match known.0.get(&row.kv.key) {
+            None => new.push(row),
+            Some(None) => there.push(row),
+            Some(Some(place)) => {
+                placed.push(row);
+                at.push(*place);
+            }
+        }
+    }
     if !new.is_empty() {
-        steps.push(rows(&sql.insert_rows, &new));
+        steps.push(Step::with(&sql.insert_rows, rows(&new)));
     }
     if !there.is_empty() {
-        steps.push(rows(&sql.update_rows, &there));
+        steps.push(Step::with(&sql.update_rows, rows(&there)));
+    }
+    if let Some(text) = sql.update_placed.as_ref().filter(|_| !placed.is_empty()) {
+        let mut params = rows(&placed);
+        params.push(Box::new(at));
+        steps.push(Step::with(text, params));
     }
     if !changes.removed.is_empty() {
         let keys = || changes.removed.iter().map(|key| split(key));
@@ -101,9 +128,9 @@ pub(super) fn set_head<'a>(
     }
 }
 
-fn rows<'a>(text: &str, rows: &[&'a Row]) -> Step<'a> {
+fn rows<'a>(rows: &[&'a Row]) -> Vec<Param<'a>> {
     let kvs = || rows.iter().map(|row| &row.kv);
-    let params: Vec<Param> = vec![
+    vec![
         list(kvs().map(|kv| split(&kv.key).0)),
         list(kvs().map(|kv| split(&kv.key).1)),
         list(rows.iter().map(|row| row.live.then_some(&row.kv.value[..]))),
@@ -113,8 +140,7 @@ fn rows<'a>(text: &str, rows: &[&'a Row]) -> Step<'a> {
         list(kvs().map(|kv| kv.lease.0)),
         list(rows.iter().map(|row| i16::from(row.live))),
         list(rows.iter().map(|row| tables::logged(row.logged))),
-    ];
-    Step::with(text, params)
+    ]
 }
 
 fn log<'a>(sql: &Sql, log: &'a [LogEntry], steps: &mut Vec<Step<'a>>) {
