@@ -4,6 +4,7 @@
 //! backend moves them between its tables and memory, set-wise, in one or two round trips per call,
 //! and is the only place that knows its driver. It never looks into a request.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,12 +32,15 @@ pub trait Backend: Send + Sync + 'static {
     /// The head row is locked from the first statement to the commit: this alone makes commit order
     /// revision order. `decide` is pure; it is called again if the database asks for a repetition.
     ///
+    /// A backend that waits for its commit may begin the `next` transaction meanwhile.
+    ///
     /// Fails with [`StoreError::Unknown`] only if the commit itself was sent, was not answered, and
     /// could not be looked up afterwards; every other failure means that nothing was written.
     fn transact(
         &self,
         prefetch: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: Next<'_>,
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// Reads head and data from one snapshot that is no older than the call.
@@ -203,6 +207,10 @@ pub struct Prefetch {
     /// Names of records.
     pub records: Vec<String>,
 }
+
+/// What the next transaction needs: ready when so much waits that it is worth being begun, and pending for
+/// ever if nothing is to be begun ahead. Once it is ready the next transaction is that one and nothing else.
+pub type Next<'a> = Pin<&'a mut (dyn Future<Output = Prefetch> + Send)>;
 
 /// Keys that are looked for in a span of [`Prefetch::claims`]. More than a copy-up has pairs: where
 /// there are so many, many were not copied.

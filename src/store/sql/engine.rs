@@ -1,17 +1,21 @@
 //! The writer: takes what waits as one batch into one transaction of the database.
 //!
 //! While one batch is being committed the next one gathers, so batches are as large as the load
-//! makes them and nobody waits for a timer. Each request of a batch keeps its own revision and its
-//! own success or failure.
+//! makes them and nobody waits for a timer. When as much waits as is being committed, it is begun
+//! meanwhile, by backends that can. Each request of a batch keeps its own revision and
+//! its own success or failure.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::backend::{Backend, Changes, Head, Snapshot};
+use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Snapshot};
 use super::decide::{Decided, decide};
 use super::height::Height;
 use super::work::{Claims, Done, Job, Request, want};
@@ -33,16 +37,22 @@ pub(super) type Answers = (Vec<Request>, Vec<Result<Done>>);
 
 /// The writer of a store.
 pub(super) struct Writer<B> {
+    pub(super) committer: Committer<B>,
+    pub(super) queue: Receiver<Job>,
+    pub(super) enough: Arc<Enough>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// What commits one batch after the other.
+pub(super) struct Committer<B> {
     pub(super) backend: Arc<B>,
     pub(super) feed: Arc<Feed>,
     pub(super) reserved: Reserved,
     /// Told when the feed lacks changes of other processes.
     pub(super) behind: Arc<Notify>,
     pub(super) height: Arc<Height>,
-    pub(super) queue: Receiver<Job>,
     /// What became of batches, for [`answer`].
     pub(super) answers: mpsc::Sender<Answers>,
-    pub(super) cancel: CancellationToken,
 }
 
 /// What the writer does next.
@@ -55,34 +65,43 @@ enum Step {
 impl<B: Backend> Writer<B> {
     /// Runs until it is cancelled or nobody is left who could ask for anything.
     pub(super) async fn run(mut self) {
-        let mut head = self.head().await;
-        let mut next = None;
+        let mut head = self.committer.head().await;
+        let mut gathered = Gathered::default();
         let mut last = 0;
         loop {
-            let step = match next.take() {
+            if !gathered.requests.is_empty() {
+                if !gathered.begun {
+                    gathered.add(&mut self.queue, last);
+                }
+                let batch = gathered.take();
+                last = batch.len();
+                let next = gathered.ahead(&mut self.queue, &self.enough, last, &self.committer);
+                self.committer.carry_out(batch, &mut head, pin!(next)).await;
+                continue;
+            }
+            let step = match gathered.held.take() {
                 Some(job) => Step::Take(job),
                 None => self.select(head.as_ref()).await,
             };
             match step {
-                Step::Take(Job::Request(first)) => {
-                    let most = share(1 + self.queue.len(), last);
-                    let batch = gather(first, most, &mut self.queue, &mut next);
-                    last = batch.len();
-                    self.carry_out(batch, &mut head).await;
-                }
+                Step::Take(Job::Request(first)) => gathered.push(first),
                 Step::Take(Job::DropWhiteouts(reply)) => {
                     // Whoever asked and went away again needs no answer, here and below.
-                    reply.send(self.backend.drop_whiteouts().await).ok();
+                    reply
+                        .send(self.committer.backend.drop_whiteouts().await)
+                        .ok();
                 }
                 Step::Take(Job::Defragment(reply)) => {
-                    reply.send(self.backend.defragment().await).ok();
+                    reply.send(self.committer.backend.defragment().await).ok();
                 }
-                Step::Sweep => self.sweep(&mut head).await,
+                Step::Sweep => self.committer.sweep(&mut head).await,
                 Step::End => break,
             }
         }
         self.queue.close();
-        next.into_iter()
+        gathered
+            .held
+            .into_iter()
             .chain(std::iter::from_fn(|| self.queue.try_recv().ok()))
             .for_each(refuse);
         debug!("the writer has ended");
@@ -105,7 +124,9 @@ impl<B: Backend> Writer<B> {
             job = self.queue.recv() => job.map_or(Step::End, Step::Take),
         }
     }
+}
 
+impl<B: Backend> Committer<B> {
     async fn head(&self) -> Option<Head> {
         let read = self.backend.read(Snapshot::latest(Vec::new())).await;
         read.inspect_err(|err| error!("cannot read where the store stands: {err}"))
@@ -125,8 +146,8 @@ impl<B: Backend> Writer<B> {
 
     /// Commits a batch and tells everybody. A failure that may be one request's own fault is not
     /// put on the others: each is tried alone.
-    async fn carry_out(&self, batch: Vec<Request>, head: &mut Option<Head>) {
-        match self.commit(&batch).await {
+    async fn carry_out(&self, batch: Vec<Request>, head: &mut Option<Head>, next: Next<'_>) {
+        match self.commit(&batch, next).await {
             Ok((done, now)) => {
                 *head = Some(now);
                 if let Err(mpsc::error::SendError((batch, done))) =
@@ -138,7 +159,7 @@ impl<B: Backend> Writer<B> {
             Err(StoreError::Request(_) | StoreError::Broken(_)) if batch.len() > 1 => {
                 for request in batch {
                     let alone = [request];
-                    let done = match self.commit(&alone).await {
+                    let done = match self.commit(&alone, pin!(pending())).await {
                         Ok((mut done, now)) => {
                             *head = Some(now);
                             done.pop()
@@ -159,10 +180,16 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Commits a batch and publishes what happened, before anybody hears of it.
-    async fn commit(&self, batch: &[Request]) -> Result<(Vec<Result<Done>>, Head)> {
-        let mut decided = self.transact(batch, Claims::BySpan).await?;
+    async fn commit(
+        &self,
+        batch: &[Request],
+        mut next: Next<'_>,
+    ) -> Result<(Vec<Result<Done>>, Head)> {
+        let claims = Claims::BySpan;
+        let mut decided = self.transact(batch, claims, next.as_mut()).await?;
         if decided.is_none() {
-            decided = self.transact(batch, Claims::ByKey).await?;
+            // Nothing was committed, so nothing was begun ahead.
+            decided = self.transact(batch, Claims::ByKey, next).await?;
         }
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
@@ -178,25 +205,29 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Commits a batch, unless it was not found out which keys are claimed: then nothing is done.
-    async fn transact(&self, batch: &[Request], claims: Claims) -> Result<Option<Decided>> {
+    async fn transact(
+        &self,
+        batch: &[Request],
+        claims: Claims,
+        next: Next<'_>,
+    ) -> Result<Option<Decided>> {
         let want = want(batch, &self.reserved, claims);
         let mut decided: Option<Decided> = None;
         let floor = self.height.get();
         let mut fallen = Ok(());
-        self.backend
-            .transact(&want, &mut |found| {
-                decided = None;
-                fallen = self.height.check(floor, found.head.revision);
-                if fallen.is_err() || want.has_more_claims(&found.claimed) {
-                    return Changes::none(found.head);
-                }
-                let mut next = decide(batch, found, &self.reserved);
-                let head = next.changes.head;
-                let changes = std::mem::replace(&mut next.changes, Changes::none(head));
-                decided = Some(next);
-                changes
-            })
-            .await?;
+        let mut decide = |found: Prefetched| {
+            decided = None;
+            fallen = self.height.check(floor, found.head.revision);
+            if fallen.is_err() || want.has_more_claims(&found.claimed) {
+                return Changes::none(found.head);
+            }
+            let mut done = decide(batch, found, &self.reserved);
+            let head = done.changes.head;
+            let changes = std::mem::replace(&mut done.changes, Changes::none(head));
+            decided = Some(done);
+            changes
+        };
+        self.backend.transact(&want, &mut decide, next).await?;
         fallen?;
         Ok(decided)
     }
@@ -228,36 +259,109 @@ fn share(waiting: usize, answered: usize) -> usize {
     (waiting + answered).div_ceil(2).min(BATCH_REQUESTS)
 }
 
-/// Takes as much as a batch may hold of what waits, `most` requests in all. What cannot be in it is held
-/// for the next.
-fn gather(
-    first: Request,
-    most: usize,
-    queue: &mut Receiver<Job>,
-    held: &mut Option<Job>,
-) -> Vec<Request> {
-    let mut bytes = first.work.size();
-    let mut solo = first.work.is_solo();
-    let mut batch = Vec::with_capacity(most.min(queue.len() + 1));
-    batch.push(first);
-    while !solo && batch.len() < most && bytes < BATCH_BYTES {
-        match queue.try_recv() {
-            Ok(Job::Request(request)) if request.work.is_solo() => {
-                *held = Some(Job::Request(request));
-                solo = true;
-            }
-            Ok(Job::Request(request)) => {
-                bytes += request.work.size();
-                batch.push(request);
-            }
-            Ok(job) => {
-                *held = Some(job);
-                solo = true;
-            }
-            Err(_) => break,
+/// Tells the writer that enough waits for it.
+pub(super) struct Enough {
+    /// So many jobs are.
+    jobs: AtomicUsize,
+    wait: Notify,
+}
+
+impl Enough {
+    pub(super) fn new() -> Self {
+        Self {
+            jobs: AtomicUsize::new(usize::MAX),
+            wait: Notify::new(),
         }
     }
-    batch
+
+    /// To be told whenever a job was put into the queue: how many are in it.
+    pub(super) fn waiting(&self, jobs: usize) {
+        if jobs >= self.jobs.load(Ordering::Relaxed) {
+            self.jobs.store(usize::MAX, Ordering::Relaxed);
+            self.wait.notify_one();
+        }
+    }
+
+    /// Returns when so many jobs wait. A job that comes while it begins to wait may be overlooked until the
+    /// next one comes.
+    async fn until(&self, jobs: usize, queue: &Receiver<Job>) {
+        while queue.len() < jobs {
+            self.jobs.store(jobs, Ordering::Relaxed);
+            if queue.len() < jobs {
+                self.wait.notified().await;
+            }
+        }
+    }
+}
+
+/// The batch that is being put together.
+#[derive(Default)]
+struct Gathered {
+    requests: Vec<Request>,
+    /// Of keys and values.
+    bytes: usize,
+    /// Nothing more may be in it, for it was begun.
+    begun: bool,
+    /// What came and cannot be in it, for the next one.
+    held: Option<Job>,
+}
+
+impl Gathered {
+    fn push(&mut self, request: Request) {
+        self.bytes += request.work.size();
+        self.requests.push(request);
+    }
+
+    /// Takes as much as a batch may hold of what waits, behind one of so many requests.
+    fn add(&mut self, queue: &mut Receiver<Job>, last: usize) {
+        let most = share(self.requests.len() + queue.len(), last);
+        self.requests.reserve(most);
+        while self.takes_more(most) {
+            match queue.try_recv() {
+                Ok(Job::Request(request))
+                    if self.requests.is_empty() || !request.work.is_solo() =>
+                {
+                    self.push(request);
+                }
+                Ok(job) => self.held = Some(job),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn takes_more(&self, most: usize) -> bool {
+        let solo = |request: &Request| request.work.is_solo();
+        self.held.is_none()
+            && self.requests.len() < most
+            && self.bytes < BATCH_BYTES
+            && !self.requests.first().is_some_and(solo)
+    }
+
+    /// What was put together, to be carried out.
+    fn take(&mut self) -> Vec<Request> {
+        (self.bytes, self.begun) = (0, false);
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Puts the next batch together once as much waits as is being committed, which is `last`: those who
+    /// were answered before have all asked again then.
+    async fn ahead<B>(
+        &mut self,
+        queue: &mut Receiver<Job>,
+        enough: &Enough,
+        last: usize,
+        committer: &Committer<B>,
+    ) -> Prefetch {
+        if self.held.is_none() {
+            enough.until(last, queue).await;
+            self.add(queue, last);
+        }
+        if self.requests.is_empty() {
+            return pending().await;
+        }
+        self.begun = true;
+        want(&self.requests, &committer.reserved, Claims::BySpan)
+    }
 }
 
 fn gone<T>() -> Result<T> {

@@ -107,6 +107,7 @@ struct Engine<B> {
     feed: Arc<Feed>,
     reserved: Reserved,
     queue: mpsc::Sender<Job>,
+    enough: Arc<engine::Enough>,
     height: Arc<Height>,
     min_lease_ttl_s: i64,
     counts: counts::Counts,
@@ -129,14 +130,18 @@ impl<B: Backend> SqlStore<B> {
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
         let (answers, answered) = mpsc::channel(engine::ANSWERS_LEN);
         let tasks = Tasks::new();
+        let enough = Arc::new(engine::Enough::new());
         let writer = engine::Writer {
-            backend: backend.clone(),
-            feed: feed.clone(),
-            reserved: options.reserved.clone(),
-            behind: behind.clone(),
-            height: height.clone(),
+            committer: engine::Committer {
+                backend: backend.clone(),
+                feed: feed.clone(),
+                reserved: options.reserved.clone(),
+                behind: behind.clone(),
+                height: height.clone(),
+                answers,
+            },
             queue: waiting,
-            answers,
+            enough: enough.clone(),
             cancel: tasks.token().clone(),
         };
         let (ended, end) = oneshot::channel::<()>();
@@ -160,6 +165,7 @@ impl<B: Backend> SqlStore<B> {
             feed,
             reserved: options.reserved,
             queue,
+            enough,
             height,
             min_lease_ttl_s: options.min_lease_ttl_s,
             counts: counts::Counts::default(),
@@ -210,6 +216,8 @@ impl<B: Backend> Engine<B> {
         let (reply, answer) = oneshot::channel();
         let sent = self.queue.send(job(reply)).await;
         sent.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
+        let waiting = self.queue.max_capacity() - self.queue.capacity();
+        self.enough.waiting(waiting);
         answer.await.unwrap_or_else(|_| {
             Err(StoreError::Unknown(
                 "the writer ended in the middle of a request".into(),

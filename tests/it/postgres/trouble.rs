@@ -154,6 +154,95 @@ async fn a_batch_that_cannot_be_serialized_is_tried_again() {
     assert_eq!(read.reply.kvs[0].version, 1);
 }
 
+/// Clients who each put so many keys of their own, one after the other. Answers the keys that were put.
+async fn put_all(store: &PostgresStore, clients: usize, each: usize) -> Vec<String> {
+    let client = async |client| {
+        let mut put = Vec::new();
+        for number in 0..each {
+            let key = format!("{client}/{number}");
+            match store.put(Put::new(key.clone(), "")).await {
+                Ok(_) => put.push(key),
+                Err(StoreError::Broken(why)) => assert!(why.contains("never"), "{why}"),
+                Err(err) => panic!("{err}"),
+            }
+        }
+        put
+    };
+    join_all((0..clients).map(client)).await.concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_fails_takes_none_with_it_that_was_begun_behind_it() {
+    let again = ("again", "40001", "nextval('tries') % 50 = 0");
+    let never = (
+        "never",
+        "P0001",
+        "convert_from(NEW.\"key\", 'UTF8') LIKE '%/7'",
+    );
+    for (message, code, condition) in [again, never] {
+        let url = schema().await;
+        let store = open(&url).await;
+        // At some rows, when they are to be committed.
+        let trigger = format!(
+            "CREATE SEQUENCE tries; CREATE FUNCTION sometimes() RETURNS trigger LANGUAGE plpgsql AS $$ \
+             BEGIN IF {condition} THEN RAISE EXCEPTION '{message}' USING ERRCODE = \
+             '{code}'; END IF; RETURN NULL; END $$; ALTER FUNCTION sometimes() SET search_path FROM CURRENT; \
+             CREATE CONSTRAINT TRIGGER sometimes AFTER INSERT ON segue_kv DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION sometimes()"
+        );
+        run(&url, &trigger).await;
+        let mut put = put_all(&store, 32, 30).await;
+        put.sort();
+        let read = store.range(Range::of(KeyRange::all())).await.unwrap();
+        let keys = read.reply.kvs.iter();
+        let keys: Vec<_> = keys.map(|kv| String::from_utf8_lossy(&kv.key)).collect();
+        assert_eq!(keys, put);
+        assert_eq!(
+            read.revision,
+            Revision(1 + i64::try_from(put.len()).unwrap())
+        );
+        let failed = if message == "never" { 32 } else { 0 };
+        assert_eq!(put.len(), 32 * 30 - failed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_begun_ahead_sees_the_one_before_it() {
+    // On a new connection, where the statements of the commit are still to be prepared.
+    let store = open(&schema().await).await;
+    let puts = join_all((0..2).map(|_| store.put(Put::new("a", ""))));
+    let mut revisions: Vec<i64> = puts
+        .await
+        .into_iter()
+        .map(|answer| answer.unwrap().revision.0)
+        .collect();
+    revisions.sort_unstable();
+    assert_eq!(revisions, [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_busy_lets_others_write() {
+    let url = schema().await;
+    let (busy, other) = (open(&url).await, open(&url).await);
+    let done = AtomicU64::new(0);
+    let load = async |client: usize| {
+        let key = format!("busy/{client}");
+        while done.load(Ordering::Relaxed) == 0 {
+            busy.put(Put::new(key.clone(), "")).await.unwrap();
+        }
+    };
+    let write = async {
+        // A batch that never gets its turn fails when it has waited for the lock for long enough.
+        for number in 0..20 {
+            let put = other.put(Put::new("other", format!("{number}")));
+            let answer = tokio::time::timeout(Duration::from_secs(5), put).await;
+            answer.expect("it gets its turn").unwrap();
+        }
+        done.store(1, Ordering::Relaxed);
+    };
+    tokio::join!(join_all((0..64).map(load)), write);
+}
+
 /// Adds one to a counter, until that succeeds. Answers whether it is certain that it did, once.
 async fn count_up(store: &PostgresStore) -> bool {
     loop {

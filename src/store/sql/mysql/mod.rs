@@ -58,7 +58,7 @@ use self::script::{Script, Scripts};
 use self::session::{Purpose, Server, Session};
 use self::write::Mark;
 use self::writer::Writer;
-use super::backend::{Backend, Changes, Head, Prefetch, Prefetched, Read, Snapshot};
+use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Read, Snapshot};
 use super::tables::{missing_complaint, prefix_complaint, version_complaint};
 use super::{Options, SqlStore};
 use crate::store::url::Database;
@@ -240,6 +240,7 @@ impl Backend for Mysql {
         &self,
         prefetch: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        _next: Next<'_>,
     ) -> Result<()> {
         let mut writer = self.writer.lock().await;
         writer.transact(&self.db, prefetch, decide).await

@@ -78,19 +78,22 @@ impl Conn {
         &self,
         steps: &[Step<'_>],
     ) -> Result<Vec<Result<Vec<Row>, Error>>, Error> {
+        Ok(self.prepare(steps).await?.answers().await)
+    }
+
+    /// Prepares statements that are to be sent together.
+    pub(super) async fn prepare<'f>(&'f self, steps: &'f [Step<'f>]) -> Result<Flight<'f>, Error> {
         // All are prepared before the first one is sent: one that has to be prepared on the way
         // would be overtaken by those behind it, by a commit even.
-        let mut prepared = Vec::with_capacity(steps.len());
+        let mut statements = Vec::with_capacity(steps.len());
         for step in steps {
-            prepared.push(self.statement(&step.text, step.types).await?);
+            statements.push(self.statement(&step.text, step.types).await?);
         }
-        let params: Vec<Vec<&(dyn ToSql + Sync)>> = steps
-            .iter()
-            .map(|step| step.params.iter().map(|param| &**param as _).collect())
-            .collect();
-        let queries = prepared.iter().zip(&params);
-        let queries = queries.map(|(statement, params)| self.client.query(statement, params));
-        Ok(in_order(queries).await)
+        Ok(Flight {
+            client: &self.client,
+            statements,
+            steps,
+        })
     }
 
     /// Sends a statement that nobody waits for.
@@ -119,6 +122,27 @@ impl Conn {
         self.statements
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Statements that only have to be sent.
+pub(super) struct Flight<'f> {
+    client: &'f Client,
+    statements: Vec<Statement>,
+    steps: &'f [Step<'f>],
+}
+
+impl Flight<'_> {
+    /// Sends all of them when it is first polled, so that nothing comes in between, and answers what became
+    /// of each.
+    pub(super) async fn answers(self) -> Vec<Result<Vec<Row>, Error>> {
+        let params: Vec<Vec<&(dyn ToSql + Sync)>> = self
+            .steps
+            .iter()
+            .map(|step| step.params.iter().map(|param| &**param as _).collect())
+            .collect();
+        let queries = self.statements.iter().zip(&params);
+        in_order(queries.map(|(statement, params)| self.client.query(statement, params))).await
     }
 }
 

@@ -24,6 +24,7 @@
 //! neither of them was tried, nor were connection poolers: one that gives each transaction another
 //! session (`PgBouncer` in transaction mode) breaks prepared statements and session settings.
 
+mod ahead;
 mod conn;
 mod error;
 mod listen;
@@ -50,7 +51,7 @@ use self::schema::Opening;
 use self::server::Server;
 use self::text::Sql;
 use self::writer::Writer;
-use super::backend::{Backend, Changes, Head, Prefetch, Prefetched, Read, Snapshot};
+use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Read, Snapshot};
 use super::{Options, SqlStore};
 use crate::store::Result;
 use crate::store::url::Database;
@@ -135,6 +136,7 @@ impl Backend for Postgres {
         &self,
         prefetch: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: Next<'_>,
     ) -> Result<()> {
         let mut writer = self.writer.lock().await;
         writer
@@ -144,6 +146,7 @@ impl Backend for Postgres {
                 self.notify.as_deref(),
                 prefetch,
                 decide,
+                next,
             )
             .await
     }

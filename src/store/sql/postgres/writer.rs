@@ -11,13 +11,16 @@
 //! held that lock, so whoever has it now knows that the old transaction is over, one way or the other,
 //! and the number tells which. Nothing is sent twice before that is known.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Error;
 use tracing::{debug, info, warn};
 
-use super::conn::{Conn, Param, Step};
+use super::ahead::{Ahead, Turns};
+use super::conn::{Conn, Flight, Param, Step};
 use super::error::{Failure, certainly_not_committed, failure, not_done, told};
 use super::prefetch;
 use super::read::{all, no_head};
@@ -25,7 +28,7 @@ use super::schema::VERSION;
 use super::server::Server;
 use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
 use super::writes::{Known, set_head, writes};
-use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
+use crate::store::sql::backend::{Changes, Head, Next, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};
 use crate::store::{Result, StoreError};
@@ -43,7 +46,10 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(30);
 
 /// The connection that writes, and who writes.
 pub(super) struct Writer {
-    conn: Option<Conn>,
+    conn: Option<Arc<Conn>>,
+    /// The batch that was begun behind the last one's commit.
+    ahead: Option<Ahead<Result<Option<Begun>, Error>>>,
+    turns: Turns,
     /// Names this store, as it was opened here, in the `writer` table.
     id: String,
     /// The number of the last batch whose commit was sent.
@@ -62,7 +68,9 @@ enum Tried<T> {
 impl Writer {
     pub(super) fn new(conn: Conn) -> Self {
         Self {
-            conn: Some(conn),
+            conn: Some(Arc::new(conn)),
+            ahead: None,
+            turns: Turns::default(),
             id: format!("{:032x}", rand::random::<u128>()),
             batch: 0,
         }
@@ -76,16 +84,19 @@ impl Writer {
     pub(super) async fn transact(
         &mut self,
         server: &Server,
-        sql: &Sql,
+        sql: &Arc<Sql>,
         notify: Option<&str>,
         want: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: Next<'_>,
     ) -> Result<()> {
+        let mut next = Some(next);
         let mut tries = 0;
         loop {
             tries += 1;
             self.connect(server).await?;
-            match self.try_transact(sql, notify, want, decide).await? {
+            let attempt = self.attempt(sql, notify, want, decide, &mut next);
+            match attempt.await? {
                 Tried::Done(()) => return Ok(()),
                 Tried::Again(err) if tries < TRIES => {
                     debug!("a batch is tried again: {err}");
@@ -107,27 +118,37 @@ impl Writer {
     }
 
     async fn connect(&mut self, server: &Server) -> Result<()> {
-        if self.conn.as_ref().is_none_or(Conn::is_closed) {
+        if self.conn.as_ref().is_none_or(|conn| conn.is_closed()) {
             self.conn = None;
-            self.conn = Some(server.connect().await?);
+            self.ahead = None;
+            self.conn = Some(Arc::new(server.connect().await?));
         }
         Ok(())
     }
 
-    fn conn(&self) -> Result<&Conn> {
+    fn conn(&self) -> Result<Arc<Conn>> {
         let lost = || StoreError::Unavailable("there is no connection to write with".into());
-        self.conn.as_ref().ok_or_else(lost)
+        self.conn.clone().ok_or_else(lost)
     }
 
-    async fn try_transact(
+    async fn attempt(
         &mut self,
-        sql: &Sql,
+        sql: &Arc<Sql>,
         notify: Option<&str>,
         want: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: &mut Option<Next<'_>>,
     ) -> Result<Tried<()>> {
         let conn = self.conn()?;
-        let begun = match begin(conn, sql, want).await {
+        let ahead = self.ahead.take_if(|ahead| ahead.is_for(want));
+        let is_ahead = ahead.is_some();
+        let begun = if let Some(ahead) = ahead {
+            ahead.found().await
+        } else {
+            self.give_up_ahead(&conn);
+            begin(&conn, sql, want).await
+        };
+        let begun = match begun {
             Ok(Some(begun)) => begun,
             Ok(None) => {
                 conn.send("ROLLBACK");
@@ -140,29 +161,53 @@ impl Writer {
             return Err(StoreError::Broken(format!("PostgreSQL: {complaint}")));
         }
         let before = begun.found.head;
+        self.turns.began(is_ahead, &before);
         let changes = decide(begun.found);
         if changes.is_empty(&before) {
             conn.send("ROLLBACK");
             return Ok(Tried::Done(()));
         }
-        let batch = self.batch + 1;
         let mut steps = writes(sql, &changes, &begun.known);
+        let batch = self.batch + 1;
         steps.push(set_head(sql, &changes.head, &self.id, batch, notify));
-        match commit(conn, steps).await {
-            Ok(Committed::Yes) => {
+        steps.push(Step::of("COMMIT"));
+        let (committed, ahead) = match conn.prepare(&steps).await {
+            Ok(flight) => {
+                let mut none = None;
+                let next = if self.turns.keep() { next } else { &mut none };
+                Ahead::behind(commit(flight), next, |want| {
+                    let (conn, sql) = (conn.clone(), sql.clone());
+                    async move { begin(&conn, &sql, &want).await }.boxed()
+                })
+                .await
+            }
+            Err(err) => (Committed::No(err), None),
+        };
+        drop(steps);
+        match committed {
+            Committed::Yes => {
                 self.batch = batch;
+                self.turns.leaves(changes.head);
+                self.ahead = ahead;
                 Ok(Tried::Done(()))
             }
-            Ok(Committed::Unknown(why)) => {
+            Committed::Unknown(why) => {
                 self.batch = batch;
                 self.conn = None;
                 Ok(Tried::Unknown(why))
             }
-            Ok(Committed::No(err)) | Err(err) => self.gave_up(&err).await,
+            Committed::No(err) => self.gave_up(&err).await,
         }
     }
 
-    /// Ends a transaction that failed before its commit, for certain.
+    /// Ends what was begun ahead and is not wanted any more.
+    fn give_up_ahead(&mut self, conn: &Conn) {
+        if self.ahead.take().is_some() {
+            conn.send("ROLLBACK");
+        }
+    }
+
+    /// Ends a transaction that failed before its commit, for certain, and one that was begun behind it.
     async fn gave_up<T>(&mut self, err: &Error) -> Result<Tried<T>> {
         let told = not_done(err);
         match failure(err) {
@@ -254,6 +299,7 @@ impl Writer {
     pub(super) async fn defragment(&mut self, server: &Server, sql: &Sql) -> Result<()> {
         self.connect(server).await?;
         let conn = self.conn()?;
+        self.give_up_ahead(&conn);
         let told = |err: Error| not_done(&err);
         conn.run("SET statement_timeout = 0").await.map_err(told)?;
         for vacuum in &sql.vacuum {
@@ -270,7 +316,9 @@ impl Writer {
         loop {
             tries += 1;
             self.connect(server).await?;
-            match chore.run(self.conn()?, sql).await {
+            let conn = self.conn()?;
+            self.give_up_ahead(&conn);
+            match chore.run(&conn, sql).await {
                 Ok(Some(done)) => return Ok(done),
                 Ok(None) => return Err(no_head()),
                 Err(err) => match self.gave_up::<()>(&err).await? {
@@ -376,14 +424,13 @@ enum Committed {
     Unknown(String),
 }
 
-/// The second flight: writes and commits. Fails if nothing of it was sent.
-async fn commit(conn: &Conn, mut steps: Vec<Step<'_>>) -> std::result::Result<Committed, Error> {
-    steps.push(Step::of("COMMIT"));
-    let mut answers = conn.flight(&steps).await?;
+/// The second flight: writes and commits. It is sent when this is first polled.
+async fn commit(flight: Flight<'_>) -> Committed {
+    let mut answers = flight.answers().await;
     let commit = answers.pop();
     // A statement that failed makes the commit a rollback, if that was answered at all.
     let failed = answers.into_iter().find_map(std::result::Result::err);
-    Ok(match (commit, failed) {
+    match (commit, failed) {
         (Some(Ok(_)), None) => Committed::Yes,
         (Some(Ok(_)), Some(err)) => Committed::No(err),
         (Some(Err(err)), failed) if certainly_not_committed(&err) => {
@@ -391,5 +438,5 @@ async fn commit(conn: &Conn, mut steps: Vec<Step<'_>>) -> std::result::Result<Co
         }
         (Some(Err(err)), _) => Committed::Unknown(told(&err)),
         (None, _) => Committed::Unknown("there was no answer".into()),
-    })
+    }
 }

@@ -29,7 +29,7 @@ use self::error::{Opening, opening};
 use self::reader::Readers;
 use self::schema::Sql;
 use self::writer::Writer;
-use super::backend::{Backend, Changes, Head, Prefetch, Prefetched, Read, Snapshot};
+use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Read, Snapshot};
 use super::tables::prefix_complaint;
 use super::{Options, SqlStore};
 use crate::store::{Result, StoreError};
@@ -147,6 +147,7 @@ impl Backend for Sqlite {
         &self,
         prefetch: &Prefetch,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        _next: Next<'_>,
     ) -> Result<()> {
         let now_ms = self.clock.now_ms();
         self.with_writer(|writer| writer.transact(&self.sql, prefetch, now_ms, decide))
