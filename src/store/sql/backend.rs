@@ -38,7 +38,7 @@ pub trait Backend: Send + Sync + 'static {
     /// could not be looked up afterwards; every other failure means that nothing was written.
     fn transact(
         &self,
-        prefetch: &Prefetch,
+        prefetch: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         next: Next<'_>,
     ) -> impl Future<Output = Result<()>> + Send;
@@ -210,7 +210,7 @@ pub struct Prefetch {
 
 /// What the next transaction needs: ready when so much waits that it is worth being begun, and pending for
 /// ever if nothing is to be begun ahead. Once it is ready the next transaction is that one and nothing else.
-pub type Next<'a> = Pin<&'a mut (dyn Future<Output = Prefetch> + Send)>;
+pub type Next<'a> = Pin<&'a mut (dyn Future<Output = Arc<Prefetch>> + Send)>;
 
 /// Keys that are looked for in a span of [`Prefetch::claims`]. More than a copy-up has pairs: where
 /// there are so many, many were not copied.

@@ -2,13 +2,12 @@
 //!
 //! While one batch is being committed the next one gathers, so batches are as large as the load
 //! makes them and nobody waits for a timer. When as much waits as is being committed, it is begun
-//! meanwhile, by backends that can. Each request of a batch keeps its own revision and
-//! its own success or failure.
+//! meanwhile, by backends that can. Each request of a batch keeps its own revision and its own success
+//! or failure.
 
 use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
@@ -18,16 +17,11 @@ use tracing::{debug, error};
 use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Snapshot};
 use super::decide::{Decided, decide};
 use super::height::Height;
+use super::queue::{Enough, Gathered};
 use super::work::{Claims, Done, Job, Request, want};
 use crate::store::feed::Feed;
 use crate::store::{Result, StoreError};
 use crate::types::Reserved;
-
-/// Requests in one batch, at most: beyond it the commit's share of the time is small already.
-const BATCH_REQUESTS: usize = 256;
-
-/// Bytes of keys and values that a batch writes, at most. One request alone may be larger.
-const BATCH_BYTES: usize = 4 << 20;
 
 /// Batches whose requests are still to be answered, at most.
 pub(super) const ANSWERS_LEN: usize = 4;
@@ -70,13 +64,13 @@ impl<B: Backend> Writer<B> {
         let mut last = 0;
         loop {
             if !gathered.requests.is_empty() {
-                if !gathered.begun {
-                    gathered.add(&mut self.queue, last);
-                }
-                let batch = gathered.take();
+                let (batch, begun) = gathered.take(&mut self.queue, last);
                 last = batch.len();
-                let next = gathered.ahead(&mut self.queue, &self.enough, last, &self.committer);
-                self.committer.carry_out(batch, &mut head, pin!(next)).await;
+                let reserved = &self.committer.reserved;
+                let next = gathered.ahead(&mut self.queue, &self.enough, last, reserved);
+                self.committer
+                    .carry_out(batch, begun, &mut head, pin!(next))
+                    .await;
                 continue;
             }
             let step = match gathered.held.take() {
@@ -146,8 +140,14 @@ impl<B: Backend> Committer<B> {
 
     /// Commits a batch and tells everybody. A failure that may be one request's own fault is not
     /// put on the others: each is tried alone.
-    async fn carry_out(&self, batch: Vec<Request>, head: &mut Option<Head>, next: Next<'_>) {
-        match self.commit(&batch, next).await {
+    async fn carry_out(
+        &self,
+        batch: Vec<Request>,
+        begun: Option<Arc<Prefetch>>,
+        head: &mut Option<Head>,
+        next: Next<'_>,
+    ) {
+        match self.commit(&batch, begun, next).await {
             Ok((done, now)) => {
                 *head = Some(now);
                 if let Err(mpsc::error::SendError((batch, done))) =
@@ -159,7 +159,7 @@ impl<B: Backend> Committer<B> {
             Err(StoreError::Request(_) | StoreError::Broken(_)) if batch.len() > 1 => {
                 for request in batch {
                     let alone = [request];
-                    let done = match self.commit(&alone, pin!(pending())).await {
+                    let done = match self.commit(&alone, None, pin!(pending())).await {
                         Ok((mut done, now)) => {
                             *head = Some(now);
                             done.pop()
@@ -179,17 +179,21 @@ impl<B: Backend> Committer<B> {
         }
     }
 
-    /// Commits a batch and publishes what happened, before anybody hears of it.
+    /// Commits a batch, which may have been begun, and publishes what happened, before anybody hears of
+    /// it.
     async fn commit(
         &self,
         batch: &[Request],
+        begun: Option<Arc<Prefetch>>,
         mut next: Next<'_>,
     ) -> Result<(Vec<Result<Done>>, Head)> {
-        let claims = Claims::BySpan;
-        let mut decided = self.transact(batch, claims, next.as_mut()).await?;
+        let want = |claims| Arc::new(want(batch, &self.reserved, claims));
+        let by_span = begun.unwrap_or_else(|| want(Claims::BySpan));
+        let mut decided = self.transact(batch, &by_span, next.as_mut()).await?;
         if decided.is_none() {
             // Nothing was committed, so nothing was begun ahead.
-            decided = self.transact(batch, Claims::ByKey, next).await?;
+            let by_key = want(Claims::ByKey);
+            decided = self.transact(batch, &by_key, next).await?;
         }
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
@@ -208,10 +212,9 @@ impl<B: Backend> Committer<B> {
     async fn transact(
         &self,
         batch: &[Request],
-        claims: Claims,
+        want: &Arc<Prefetch>,
         next: Next<'_>,
     ) -> Result<Option<Decided>> {
-        let want = want(batch, &self.reserved, claims);
         let mut decided: Option<Decided> = None;
         let floor = self.height.get();
         let mut fallen = Ok(());
@@ -227,7 +230,7 @@ impl<B: Backend> Committer<B> {
             decided = Some(done);
             changes
         };
-        self.backend.transact(&want, &mut decide, next).await?;
+        self.backend.transact(want, &mut decide, next).await?;
         fallen?;
         Ok(decided)
     }
@@ -250,120 +253,6 @@ fn give(batch: Vec<Request>, done: Vec<Result<Done>>) {
     }
 }
 
-/// Requests in a batch, at most, when so many wait and so many were just answered.
-///
-/// Whoever was answered is about to ask again. Half of both waits while the other half is being
-/// committed; would all that wait be taken, nearly all clients would be in one batch, and the next one
-/// would be committed for the few that were late.
-fn share(waiting: usize, answered: usize) -> usize {
-    (waiting + answered).div_ceil(2).min(BATCH_REQUESTS)
-}
-
-/// Tells the writer that enough waits for it.
-pub(super) struct Enough {
-    /// So many jobs are.
-    jobs: AtomicUsize,
-    wait: Notify,
-}
-
-impl Enough {
-    pub(super) fn new() -> Self {
-        Self {
-            jobs: AtomicUsize::new(usize::MAX),
-            wait: Notify::new(),
-        }
-    }
-
-    /// To be told whenever a job was put into the queue: how many are in it.
-    pub(super) fn waiting(&self, jobs: usize) {
-        if jobs >= self.jobs.load(Ordering::Relaxed) {
-            self.jobs.store(usize::MAX, Ordering::Relaxed);
-            self.wait.notify_one();
-        }
-    }
-
-    /// Returns when so many jobs wait. A job that comes while it begins to wait may be overlooked until the
-    /// next one comes.
-    async fn until(&self, jobs: usize, queue: &Receiver<Job>) {
-        while queue.len() < jobs {
-            self.jobs.store(jobs, Ordering::Relaxed);
-            if queue.len() < jobs {
-                self.wait.notified().await;
-            }
-        }
-    }
-}
-
-/// The batch that is being put together.
-#[derive(Default)]
-struct Gathered {
-    requests: Vec<Request>,
-    /// Of keys and values.
-    bytes: usize,
-    /// Nothing more may be in it, for it was begun.
-    begun: bool,
-    /// What came and cannot be in it, for the next one.
-    held: Option<Job>,
-}
-
-impl Gathered {
-    fn push(&mut self, request: Request) {
-        self.bytes += request.work.size();
-        self.requests.push(request);
-    }
-
-    /// Takes as much as a batch may hold of what waits, behind one of so many requests.
-    fn add(&mut self, queue: &mut Receiver<Job>, last: usize) {
-        let most = share(self.requests.len() + queue.len(), last);
-        self.requests.reserve(most);
-        while self.takes_more(most) {
-            match queue.try_recv() {
-                Ok(Job::Request(request))
-                    if self.requests.is_empty() || !request.work.is_solo() =>
-                {
-                    self.push(request);
-                }
-                Ok(job) => self.held = Some(job),
-                Err(_) => break,
-            }
-        }
-    }
-
-    fn takes_more(&self, most: usize) -> bool {
-        let solo = |request: &Request| request.work.is_solo();
-        self.held.is_none()
-            && self.requests.len() < most
-            && self.bytes < BATCH_BYTES
-            && !self.requests.first().is_some_and(solo)
-    }
-
-    /// What was put together, to be carried out.
-    fn take(&mut self) -> Vec<Request> {
-        (self.bytes, self.begun) = (0, false);
-        std::mem::take(&mut self.requests)
-    }
-
-    /// Puts the next batch together once as much waits as is being committed, which is `last`: those who
-    /// were answered before have all asked again then.
-    async fn ahead<B>(
-        &mut self,
-        queue: &mut Receiver<Job>,
-        enough: &Enough,
-        last: usize,
-        committer: &Committer<B>,
-    ) -> Prefetch {
-        if self.held.is_none() {
-            enough.until(last, queue).await;
-            self.add(queue, last);
-        }
-        if self.requests.is_empty() {
-            return pending().await;
-        }
-        self.begun = true;
-        want(&self.requests, &committer.reserved, Claims::BySpan)
-    }
-}
-
 fn gone<T>() -> Result<T> {
     Err(StoreError::Unavailable("the store is being closed".into()))
 }
@@ -373,34 +262,5 @@ fn refuse(job: Job) {
         Job::Request(request) => drop(request.reply.send(gone())),
         Job::DropWhiteouts(reply) => drop(reply.send(gone())),
         Job::Defragment(reply) => drop(reply.send(gone())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Sizes of batches for clients who each ask again as soon as they are answered, while the next batch
-    /// is being committed.
-    fn batches(clients: usize, first: usize) -> Vec<usize> {
-        let (mut waiting, mut asking) = (clients - first, first);
-        (0..8)
-            .map(|_| {
-                let batch = share(waiting, asking).min(waiting);
-                waiting = waiting - batch + asking;
-                asking = batch;
-                batch
-            })
-            .collect()
-    }
-
-    #[test]
-    fn clients_come_to_be_in_two_equal_batches() {
-        assert_eq!(batches(128, 8), [64; 8]);
-        assert_eq!(batches(128, 120)[1..], [64; 7]);
-        assert_eq!(batches(3, 1), [2, 1, 2, 1, 2, 1, 2, 1]);
-        assert_eq!(batches(1000, 0), [256; 8]);
-        assert_eq!(share(1, 0), 1);
-        assert_eq!(share(1, 1), 1);
     }
 }

@@ -8,7 +8,7 @@
 //! - `work`: requests that wait, and what has to be fetched for them. `table` shows what was fetched
 //!   to [`super::eval`], `decide` turns the outcome into changes, `replay` those of another store. All are
 //!   pure.
-//! - `engine`: the writer, which commits all that waits as one batch.
+//! - `engine`: the writer, which commits all that waits as one batch. `queue`: how a batch is put together.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
@@ -24,6 +24,7 @@ mod history;
 mod leases;
 pub mod mysql;
 pub mod postgres;
+mod queue;
 mod replay;
 mod rows;
 pub mod sqlite;
@@ -107,7 +108,7 @@ struct Engine<B> {
     feed: Arc<Feed>,
     reserved: Reserved,
     queue: mpsc::Sender<Job>,
-    enough: Arc<engine::Enough>,
+    enough: Arc<queue::Enough>,
     height: Arc<Height>,
     min_lease_ttl_s: i64,
     counts: counts::Counts,
@@ -130,7 +131,7 @@ impl<B: Backend> SqlStore<B> {
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
         let (answers, answered) = mpsc::channel(engine::ANSWERS_LEN);
         let tasks = Tasks::new();
-        let enough = Arc::new(engine::Enough::new());
+        let enough = Arc::new(queue::Enough::new());
         let writer = engine::Writer {
             committer: engine::Committer {
                 backend: backend.clone(),

@@ -238,7 +238,7 @@ impl Backend for Mysql {
 
     async fn transact(
         &self,
-        prefetch: &Prefetch,
+        prefetch: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         _next: Next<'_>,
     ) -> Result<()> {

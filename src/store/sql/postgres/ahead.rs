@@ -27,19 +27,18 @@ impl<T: Send + 'static> Ahead<T> {
     /// of the `next` batch meanwhile, if there is one in time.
     pub(super) async fn behind<C>(
         commit: impl Future<Output = C>,
-        next: &mut Option<Next<'_>>,
+        next: Option<Next<'_>>,
         begin: impl FnOnce(Arc<Prefetch>) -> BoxFuture<'static, T>,
     ) -> (C, Option<Self>) {
         let mut commit = pin!(commit);
-        let Some(waiting) = next else {
+        let Some(next) = next else {
             return (commit.await, None);
         };
         let want = tokio::select! {
             biased;
             done = &mut commit => return (done, None),
-            want = waiting => Arc::new(want),
+            want = next => want,
         };
-        *next = None;
         let mut flight = begin(want.clone());
         tokio::select! {
             biased;
@@ -52,8 +51,8 @@ impl<T: Send + 'static> Ahead<T> {
     }
 
     /// Whether it is this batch.
-    pub(super) fn is_for(&self, want: &Prefetch) -> bool {
-        *self.want == *want
+    pub(super) fn is_for(&self, want: &Arc<Prefetch>) -> bool {
+        Arc::ptr_eq(&self.want, want)
     }
 
     /// What the first flight has found.

@@ -2,8 +2,9 @@
 //!
 //! In reading order: `text` has the statements, `schema` makes the tables and checks the server,
 //! `conn` is one connection, `server` makes them and `pool` lends those that read. `read` reads,
-//! `prefetch` fetches what a batch needs, `writes` turns its changes into statements, and `writer`
-//! commits it. `listen` hears of what others commit.
+//! `prefetch` fetches what a batch needs, `place` tells where its rows are, `writes` turns its changes
+//! into statements, `writer` commits it, and `ahead` has the next one begin meanwhile. `listen` hears
+//! of what others commit.
 //!
 //! # What the user needs
 //!
@@ -92,7 +93,7 @@ impl Postgres {
     async fn open(database: &Database, options: &Options) -> Result<Self> {
         let server = Arc::new(Server::new(database).await?);
         let conn = server.connect().await?;
-        let places = place::known(&conn).await;
+        let places = place::supported(&conn).await;
         let sql = Arc::new(Sql::new(&database.schema, &database.prefix, places));
         let opening = Opening {
             server: &server,
@@ -134,7 +135,7 @@ impl Backend for Postgres {
 
     async fn transact(
         &self,
-        prefetch: &Prefetch,
+        prefetch: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         next: Next<'_>,
     ) -> Result<()> {

@@ -17,7 +17,7 @@ use super::error::told;
 pub(super) struct Place([u8; 6]);
 
 /// Whether rows have places there.
-pub(super) async fn known(conn: &Conn) -> bool {
+pub(super) async fn supported(conn: &Conn) -> bool {
     let asked = conn
         .query(Step::of("SELECT ctid FROM pg_class LIMIT 0"))
         .await;

@@ -53,7 +53,7 @@ pub(super) fn places(
     answers: &[Vec<Answer>],
 ) -> Result<Vec<Place>, Error> {
     match answers.first() {
-        Some(rows) if sql.update_placed.is_some() && !want.keys.is_empty() => {
+        Some(rows) if sql.places && !want.keys.is_empty() => {
             rows.iter().map(|row| row.try_get(PLACE_COLUMN)).collect()
         }
         _ => Ok(Vec::new()),

@@ -135,8 +135,10 @@ pub(super) struct Sql {
     pub(super) sizes: String,
     pub(super) insert_rows: String,
     pub(super) update_rows: String,
-    /// The same for rows whose places are known; none where the server knows of none.
-    pub(super) update_placed: Option<String>,
+    /// The same for rows whose places are known.
+    pub(super) update_placed: String,
+    /// Whether places are, of the rows that [`Self::rows_by_key`] finds.
+    pub(super) places: bool,
     pub(super) delete_rows: String,
     pub(super) delete_log: String,
     pub(super) insert_log: String,
@@ -233,13 +235,11 @@ impl Sql {
                 "INSERT INTO {p}kv ({ROW_NAMES}) {}",
                 lists(&ROW_TYPES)
             )),
-            update_placed: places.then(|| {
-                let types: Vec<&str> = ROW_TYPES.into_iter().chain(["tid"]).collect();
-                n(format!(
-                    "{update} FROM ({}) AS n({ROW_NAMES}, place) WHERE k.ctid = n.place AND {same_key}",
-                    lists(&types)
-                ))
-            }),
+            update_placed: n(format!(
+                "{update} FROM ({}) AS n({ROW_NAMES}, place) WHERE k.ctid = n.place AND {same_key}",
+                lists(&[&ROW_TYPES[..], &["tid"]].concat())
+            )),
+            places,
             update_rows: n(format!(
                 "{update} FROM ({}) AS n({ROW_NAMES}) WHERE {same_key}",
                 lists(&ROW_TYPES)

@@ -48,13 +48,16 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(30);
 pub(super) struct Writer {
     conn: Option<Arc<Conn>>,
     /// The batch that was begun behind the last one's commit.
-    ahead: Option<Ahead<Result<Option<Begun>, Error>>>,
+    ahead: Option<Begins>,
     turns: Turns,
     /// Names this store, as it was opened here, in the `writer` table.
     id: String,
-    /// The number of the last batch whose commit was sent.
+    /// The number of the last batch that was to be committed.
     batch: i64,
 }
+
+/// A batch that was begun ahead.
+type Begins = Ahead<std::result::Result<Option<Begun>, Error>>;
 
 /// What became of a try.
 enum Tried<T> {
@@ -86,16 +89,17 @@ impl Writer {
         server: &Server,
         sql: &Arc<Sql>,
         notify: Option<&str>,
-        want: &Prefetch,
+        want: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         next: Next<'_>,
     ) -> Result<()> {
+        // A batch that is tried again has none begun behind it.
         let mut next = Some(next);
         let mut tries = 0;
         loop {
             tries += 1;
             self.connect(server).await?;
-            let attempt = self.attempt(sql, notify, want, decide, &mut next);
+            let attempt = self.attempt(sql, notify, want, decide, next.take());
             match attempt.await? {
                 Tried::Done(()) => return Ok(()),
                 Tried::Again(err) if tries < TRIES => {
@@ -135,9 +139,9 @@ impl Writer {
         &mut self,
         sql: &Arc<Sql>,
         notify: Option<&str>,
-        want: &Prefetch,
+        want: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
-        next: &mut Option<Next<'_>>,
+        next: Option<Next<'_>>,
     ) -> Result<Tried<()>> {
         let conn = self.conn()?;
         let ahead = self.ahead.take_if(|ahead| ahead.is_for(want));
@@ -167,14 +171,39 @@ impl Writer {
             conn.send("ROLLBACK");
             return Ok(Tried::Done(()));
         }
-        let mut steps = writes(sql, &changes, &begun.known);
-        let batch = self.batch + 1;
-        steps.push(set_head(sql, &changes.head, &self.id, batch, notify));
+        let next = next.filter(|_| self.turns.keep());
+        let written = self.write(&conn, sql, notify, &changes, &begun.known, next);
+        let (committed, ahead) = written.await;
+        match committed {
+            Committed::Yes => {
+                self.turns.leaves(changes.head);
+                self.ahead = ahead;
+                Ok(Tried::Done(()))
+            }
+            Committed::Unknown(why) => {
+                self.conn = None;
+                Ok(Tried::Unknown(why))
+            }
+            Committed::No(err) => self.gave_up(&err).await,
+        }
+    }
+
+    /// The second flight: writes and commits. Begins the `next` batch behind it.
+    async fn write(
+        &mut self,
+        conn: &Arc<Conn>,
+        sql: &Arc<Sql>,
+        notify: Option<&str>,
+        changes: &Changes,
+        known: &Known,
+        next: Option<Next<'_>>,
+    ) -> (Committed, Option<Begins>) {
+        let mut steps = writes(sql, changes, known);
+        self.batch += 1;
+        steps.push(set_head(sql, &changes.head, &self.id, self.batch, notify));
         steps.push(Step::of("COMMIT"));
-        let (committed, ahead) = match conn.prepare(&steps).await {
+        match conn.prepare(&steps).await {
             Ok(flight) => {
-                let mut none = None;
-                let next = if self.turns.keep() { next } else { &mut none };
                 Ahead::behind(commit(flight), next, |want| {
                     let (conn, sql) = (conn.clone(), sql.clone());
                     async move { begin(&conn, &sql, &want).await }.boxed()
@@ -182,21 +211,6 @@ impl Writer {
                 .await
             }
             Err(err) => (Committed::No(err), None),
-        };
-        drop(steps);
-        match committed {
-            Committed::Yes => {
-                self.batch = batch;
-                self.turns.leaves(changes.head);
-                self.ahead = ahead;
-                Ok(Tried::Done(()))
-            }
-            Committed::Unknown(why) => {
-                self.batch = batch;
-                self.conn = None;
-                Ok(Tried::Unknown(why))
-            }
-            Committed::No(err) => self.gave_up(&err).await,
         }
     }
 
@@ -424,7 +438,7 @@ enum Committed {
     Unknown(String),
 }
 
-/// The second flight: writes and commits. It is sent when this is first polled.
+/// What becomes of the second flight, which is sent when this is first polled.
 async fn commit(flight: Flight<'_>) -> Committed {
     let mut answers = flight.answers().await;
     let commit = answers.pop();

@@ -51,10 +51,10 @@ pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &Known) -> Vec<
     if !there.is_empty() {
         steps.push(Step::with(&sql.update_rows, rows(&there)));
     }
-    if let Some(text) = sql.update_placed.as_ref().filter(|_| !placed.is_empty()) {
+    if !placed.is_empty() {
         let mut params = rows(&placed);
         params.push(Box::new(at));
-        steps.push(Step::with(text, params));
+        steps.push(Step::with(&sql.update_placed, params));
     }
     if !changes.removed.is_empty() {
         let keys = || changes.removed.iter().map(|key| split(key));

@@ -145,7 +145,7 @@ impl Backend for Sqlite {
 
     async fn transact(
         &self,
-        prefetch: &Prefetch,
+        prefetch: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         _next: Next<'_>,
     ) -> Result<()> {
