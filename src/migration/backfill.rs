@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::copier::{Copier, Cursor, Step, weight};
 use super::ledger::{Entry, Ledger};
+use super::phase::Phase;
 use super::rate::Brake;
 use super::reach::{FIRST_PAGE, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
@@ -264,8 +265,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reads the records.
-    pub async fn load(ledger: &Ledger) -> Result<Self> {
+    /// Reads the records. In the passthrough phase there is nothing to copy, and what they hold is left of
+    /// a migration that was rolled back.
+    pub async fn load(ledger: &Ledger, phase: Phase) -> Result<Self> {
+        if phase == Phase::Passthrough {
+            return Ok(Self::default());
+        }
         let survey: Option<Entry<Survey>> = ledger.get(SURVEY).await?;
         let shards = ledger.list::<Shard>(SHARDS).await?;
         Ok(Self {

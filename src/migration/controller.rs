@@ -110,14 +110,21 @@ impl Controller {
         let ledger = Ledger::new(new.clone());
         let plain = new.guarded(Guard::None);
         let state = joining::join(&ledger, &old, &new, &plain, &options).await?;
-        let control = ledger.get::<Control>(CONTROL).await;
-        let control = control.map_err(joining::of_new)?;
+        // Before the first look already: who asks a member that was just started must not be told that
+        // nothing has been copied.
+        let phase = state.value.phase;
+        let (control, progress, switch) = tokio::try_join!(
+            ledger.get::<Control>(CONTROL),
+            Progress::load(&ledger, phase),
+            ledger.get::<Switch>(SWITCH),
+        )
+        .map_err(joining::of_new)?;
         let view = View {
             state,
             fleet: Fleet::default(),
             owner: None,
-            progress: Progress::default(),
-            switch: Switch::default(),
+            progress,
+            switch: switch.unwrap_or_default().value,
             trouble: None,
             over: false,
         };

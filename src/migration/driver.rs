@@ -255,8 +255,8 @@ impl Driver {
             let reserved = shared.options.reserved.clone();
             let overlay = Overlay::new(shared.old.clone(), new, reserved);
             let before = shared.view.load();
-            // Not what is left of a migration that was rolled back.
-            if before.state.value.base == state.base {
+            // Not that of a migration that was rolled back, which may have had the same base.
+            if before.state.value.borders == state.borders {
                 overlay.set_copied(copied_spans(state, &before.progress));
             }
             Arc::new(overlay)
@@ -392,13 +392,10 @@ impl Driver {
     /// How far the backfill is, told to the overlay.
     async fn load_progress(&mut self, state: &State) -> Result<Progress> {
         let shared = &self.shared;
-        if state.phase == Phase::Passthrough {
-            return Ok(Progress::default());
-        }
         if self.published {
             return Ok(shared.view.load().progress.clone());
         }
-        let progress = Progress::load(&shared.ledger).await?;
+        let progress = Progress::load(&shared.ledger, state.phase).await?;
         if let Some(overlay) = &*shared.overlay.load() {
             overlay.set_copied(copied_spans(state, &progress));
         }

@@ -132,6 +132,26 @@ async fn another_member_carries_on_when_the_owner_of_the_backfill_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_knows_how_far_everything_is_before_its_first_look() {
+    let stores = Stores::in_memory().await;
+    stores.fill(1_000).await;
+    let first = stores.join("a").await.unwrap();
+    first.until_verified().await;
+    // Refused: from this old store the way leads forward only.
+    let back = Request {
+        to: Phase::Passthrough,
+        when_ready: false,
+    };
+    let refused = first.controller.switch(back).await.unwrap();
+    first.kill().await;
+
+    let status = stores.open("b", |_| {}).await.unwrap().status().await;
+    assert!(status.backfill_complete && status.verified);
+    assert_eq!((status.keys_copied, status.keys_left), (1_000, 0));
+    assert_eq!(status.switch, refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backfill_that_is_killed_again_and_again_comes_to_its_end() {
     let stores = Stores::in_memory().await;
     stores.fill(8_000).await;
