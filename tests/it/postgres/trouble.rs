@@ -221,6 +221,55 @@ async fn a_batch_that_is_begun_ahead_sees_the_one_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_put_is_lost_where_others_write_or_move_the_rows() {
+    const KEYS: usize = 400;
+    let url = schema().await;
+    let (busy, other) = (open(&url).await, open(&url).await);
+    let counts: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+    let put = async |store: &PostgresStore, number: usize| {
+        store.put(Put::new(format!("{number}"), "")).await.unwrap();
+        counts[number].fetch_add(1, Ordering::Relaxed);
+    };
+    let over = AtomicU64::new(0);
+    // Of some batches a key is in the one before, of most none is.
+    let load = async |client: usize| {
+        let mut number = client;
+        while over.load(Ordering::Relaxed) == 0 {
+            number = (number * 31 + 7) % KEYS;
+            put(&busy, number).await;
+        }
+    };
+    let hand = connect(&url).await;
+    let trouble = async {
+        for round in 0..60 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            match round % 3 {
+                0 => drop(run(&url, "VACUUM FULL segue_kv").await),
+                1 => drop(join_all((0..KEYS).step_by(9).map(|number| put(&other, number))).await),
+                _ => {
+                    for number in 0..KEYS {
+                        let key = format!("convert_to('{number}', 'UTF8')");
+                        let moved =
+                            format!("UPDATE segue_kv SET live = live WHERE \"key\" = {key}");
+                        hand.batch_execute(&moved).await.unwrap();
+                    }
+                }
+            }
+        }
+        over.store(1, Ordering::Relaxed);
+    };
+    tokio::join!(join_all((0..32).map(load)), trouble);
+
+    let read = busy.range(Range::of(KeyRange::all())).await.unwrap();
+    assert!(read.revision.0 > 1_000, "{}", read.revision);
+    for kv in read.reply.kvs {
+        let number: usize = std::str::from_utf8(&kv.key).unwrap().parse().unwrap();
+        let puts = counts[number].load(Ordering::Relaxed);
+        assert_eq!(kv.version.cast_unsigned(), puts, "{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_busy_lets_others_write() {
     let url = schema().await;
     let (busy, other) = (open(&url).await, open(&url).await);

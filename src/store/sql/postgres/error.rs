@@ -16,6 +16,9 @@ pub(super) enum Failure {
     Statement,
 }
 
+/// What an update of rows by their places fails with where one is not in its place any more.
+const ROWS_WERE_MOVED: SqlState = SqlState::DIVISION_BY_ZERO;
+
 /// Which kind of failure it is.
 pub(super) fn failure(err: &Error) -> Failure {
     match err.as_db_error() {
@@ -23,7 +26,9 @@ pub(super) fn failure(err: &Error) -> Failure {
         None => Failure::Lost,
         Some(db) if is_fatal(db) => Failure::Lost,
         Some(db) => match *db.code() {
-            SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => Failure::Again,
+            SqlState::T_R_SERIALIZATION_FAILURE
+            | SqlState::T_R_DEADLOCK_DETECTED
+            | ROWS_WERE_MOVED => Failure::Again,
             _ => Failure::Statement,
         },
     }
@@ -70,6 +75,11 @@ pub(super) fn not_done(err: &Error) -> StoreError {
         SqlState::LOCK_NOT_AVAILABLE => StoreError::Unavailable(format!(
             "{text}; another session holds the lock on the head row: see pg_stat_activity"
         )),
+        ROWS_WERE_MOVED => StoreError::Unavailable(
+            "PostgreSQL: rows are moved again and again between being fetched and being written: \
+             somebody rewrites or changes Segue's tables meanwhile"
+                .into(),
+        ),
         SqlState::QUERY_CANCELED
         | SqlState::T_R_SERIALIZATION_FAILURE
         | SqlState::T_R_DEADLOCK_DETECTED => StoreError::Unavailable(text),

@@ -2,8 +2,9 @@
 //!
 //! PostgreSQL tells of each row in which page of the table it is, and at which position. There a row is
 //! found again without a walk through an index, which is what an update of a fetched row costs most. It
-//! stays there as long as nobody writes it, and all who do hold the lock of the head row. Servers that
-//! only speak the protocol have no such places.
+//! stays there as long as nobody writes it, and all who do hold the lock of the head row. Where somebody
+//! has done so by hand, the update fails and the batch is tried again. Servers that only speak the
+//! protocol have no such places.
 
 use bytes::{BufMut as _, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};

@@ -135,7 +135,7 @@ pub(super) struct Sql {
     pub(super) sizes: String,
     pub(super) insert_rows: String,
     pub(super) update_rows: String,
-    /// The same for rows whose places are known.
+    /// The same for rows whose places are known. Divides by zero if one of them is not there any more.
     pub(super) update_placed: String,
     /// Whether places are, of the rows that [`Self::rows_by_key`] finds.
     pub(super) places: bool,
@@ -236,7 +236,9 @@ impl Sql {
                 lists(&ROW_TYPES)
             )),
             update_placed: n(format!(
-                "{update} FROM ({}) AS n({ROW_NAMES}, place) WHERE k.ctid = n.place AND {same_key}",
+                "WITH u AS ({update} FROM ({}) AS n({ROW_NAMES}, place) \
+                 WHERE k.ctid = n.place AND {same_key} RETURNING 1) \
+                 SELECT 1 / CASE WHEN count(*) = cardinality(?10) THEN 1 ELSE 0 END FROM u",
                 lists(&[&ROW_TYPES[..], &["tid"]].concat())
             )),
             places,
