@@ -212,6 +212,7 @@ pub(super) async fn open(shared: Arc<Controller>, state: State) {
             new.claim_present().await?;
         }
         let keys = opening::copy_leased(&shared.ledger, &shared.old, &new, state.base).await?;
+        opening::forget_past(&shared.old, &new, state.base).await?;
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
         };

@@ -15,7 +15,9 @@ use futures_util::StreamExt as _;
 
 use super::copier::Copier;
 use super::ledger::Ledger;
-use crate::store::{GuardedStore, OldStore, Result, StoreError, Watch, WatchItem};
+use crate::store::{
+    Guard, GuardedStore, OldStore, RequestError, Result, StoreError, Watch, WatchItem,
+};
 use crate::types::{KeyRange, KeyValue, Revision};
 
 /// Keys that are asked for at a time.
@@ -68,6 +70,25 @@ pub async fn copy_leased(
     let pairs: Vec<_> = late.values().cloned().collect();
     copy(&copier, &pairs, &late).await?;
     Ok(queue.len())
+}
+
+/// Forgets in the new store what lies before `base` if the old store has. A client that compacts at the
+/// base once more is to be told so, and when the migration is settled the new store alone can tell.
+pub async fn forget_past(
+    old: &Arc<dyn OldStore>,
+    new: &Arc<dyn GuardedStore>,
+    base: Revision,
+) -> Result<()> {
+    let Some(old) = old.fenceable() else {
+        return Ok(());
+    };
+    if old.guarded(Guard::None).status().await?.compacted < base {
+        return Ok(());
+    }
+    match new.compact(base).await {
+        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Copies `pairs` up, with the leases of those that have `ended`.

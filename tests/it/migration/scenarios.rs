@@ -5,8 +5,8 @@ use std::sync::Arc;
 use segue::migration::OpenError;
 use segue::migration::phase::Phase;
 use segue::migration::switch::Request;
-use segue::store::NewStore;
 use segue::store::memory::Memory;
+use segue::store::{NewStore, RequestError, StoreError};
 use segue::types::{Delete, KeyRange, LeaseId};
 
 use super::fleet::{Stores, get, grant, key, put, put_leased};
@@ -129,6 +129,23 @@ async fn another_member_carries_on_when_the_owner_of_the_backfill_dies() {
     assert_eq!(status.members.len(), 1, "the dead member was let go");
     assert_eq!(status.keys_copied, 6_000);
     assert_eq!(stores.content().await, stores.old_content().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_compacted_at_the_base_stays_compacted_when_the_old_store_is_gone() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    let base = stores.source.status().await.unwrap().revision;
+    stores.source.compact(base).await.unwrap();
+    let member = stores.join("a").await.unwrap();
+    member.until_verified().await;
+    member.controller.switch(NORMAL).await.unwrap();
+    member.until_phase(Phase::Normal).await;
+    member.controller.complete().await.unwrap().unwrap();
+    member.until_phase(Phase::Settled).await;
+    let again = member.store().compact(base).await;
+    let told = StoreError::Request(RequestError::Compacted(base));
+    assert_eq!(again.unwrap_err(), told);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use segue::migration::opening::forget_past;
 use segue::overlay::{Overlay, WithPast};
 use segue::store::{
     CopyUp, Guard, GuardedStore, Line, NewStore, OldStore, RecordTxn, RecordWrite, Store,
@@ -128,6 +129,8 @@ impl Migration {
         };
         migration.enter(Phase::Migration).await;
         migration.copy_leased().await;
+        let opened = forget_past(&migration.old, &migration.guarded, base).await;
+        opened.unwrap();
         migration
     }
 
