@@ -52,6 +52,8 @@ async fn main() {
         {
             let segue = Segue::serve(&["--new", &format!("sqlite:{}", filled.display())]).await;
             client::bulk_load(&client::connect(&segue.address()).await, &keys).await;
+            // Else part of it may be in the write-ahead log, which is not copied.
+            segue.stop();
         }
         let old = || filled_sqlite(&filled).boxed_local();
         into_etcd(&args, &mut report, "SQLite -> etcd v3", &old, &keys).await;

@@ -73,6 +73,13 @@ impl Segue {
         self.process.id()
     }
 
+    /// Has it end by itself, which leaves its stores tidy. Dropping kills it.
+    pub fn stop(mut self) {
+        self.process.terminate();
+        let status = self.process.wait();
+        assert!(status.success(), "{status}: {}", self.process.output());
+    }
+
     /// `segue ARGS`, told where this proxy's admin API is. Answers what it prints.
     pub async fn command(&self, args: &[&str]) -> String {
         let mut command = Command::new(PROGRAM);
