@@ -10,6 +10,10 @@ use super::dry_run::dry_run;
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
+/// What is told of a migration that is complete.
+pub(super) const OVER: &str = "nothing of it is left in the new store, which is served alone (in an etcd \
+                               only the record that says how revisions go on)";
+
 /// How often to look whether everything is removed.
 const LOOK: Duration = Duration::from_millis(100);
 /// Longer than a dead member is waited for.
@@ -44,10 +48,7 @@ impl Complete {
         while Instant::now() < deadline {
             let status: Status = client.get("/status").await?;
             if status.complete {
-                say!(
-                    "nothing of it is left in the new store, which the proxies serve alone (in an etcd only \
-                     the record that says how revisions go on)"
-                );
+                say!("{OVER}");
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

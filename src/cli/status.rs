@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use super::client::Client;
+use super::complete::OVER;
 use super::{Admin, Failure};
 use crate::migration::foreign::Named;
 use crate::migration::records::Outcome;
@@ -111,9 +112,7 @@ fn render(status: &Report) -> String {
         return out.trim_end().to_owned();
     }
     if status.complete {
-        let over = "complete: nothing of it is left in the new store, which is served alone (in an etcd \
-                    only the record that says how revisions go on)";
-        line(&mut out, "migration", over);
+        line(&mut out, "migration", &format!("complete: {OVER}"));
     }
     // Before the migration begins there is nothing to tell of.
     if status.phase != "passthrough" {
@@ -162,7 +161,7 @@ fn members(out: &mut String, status: &Report) {
         let marks = [
             (member.this, "this one"),
             (
-                status.owner.as_ref() == Some(&member.id),
+                !status.complete && status.owner.as_ref() == Some(&member.id),
                 "runs the backfill",
             ),
             (
