@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use segue::migration::phase::Phase;
+use segue::migration::records::Control;
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
 use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
@@ -72,6 +73,48 @@ fn same(now: &[KeyValue], before: &[KeyValue], when: &str) {
 async fn everything(store: &dyn Store) -> Vec<KeyValue> {
     let range = Range::of(KeyRange::all());
     store.range(range).await.unwrap().reply.kvs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_copied_before_a_rollback_counts_for_nobody_who_slept_through_it() {
+    let stores = Stores::both_ways().await;
+    stores.fill(100).await;
+    let member = stores.join("a").await.unwrap();
+    member.until_verified().await;
+    let mut asleep = Vec::new();
+    for number in 0..30 {
+        let name = format!("asleep {number}");
+        asleep.push(stores.open(&name, |_| {}).await.unwrap());
+    }
+    let before = asleep[0].status().await;
+    assert_eq!(before.keys_copied, 100);
+
+    // Nobody writes anything, and the next migration copies nothing yet.
+    roll_back(&member).await;
+    let pause = |control: &mut Control| control.paused = true;
+    member.controller.steer(pause).await.unwrap();
+    eventually("the new store is empty again", async || {
+        member.controller.go_to(Phase::Migration).await.unwrap()
+    })
+    .await;
+    let status = member.until_phase(Phase::Migration).await;
+    assert_eq!((status.base, status.keys_copied), (before.base, 0));
+
+    for asleep in &asleep {
+        // They wait until it is awake, and go by what it knows then.
+        let reads: Vec<_> = (0..100)
+            .map(|number| {
+                let store = asleep.store();
+                spawn_owned(async move { get(&*store, &key(number)).await })
+            })
+            .collect();
+        let run = asleep.controller.clone().run();
+        asleep.tasks.spawn("migration", run);
+        for read in reads {
+            let found = read.await.unwrap();
+            assert_eq!(found.expect("it is in the old store").value, "old");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
