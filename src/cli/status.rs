@@ -161,7 +161,7 @@ fn members(out: &mut String, status: &Report) {
         let marks = [
             (member.this, "this one"),
             (
-                !status.complete && status.owner.as_ref() == Some(&member.id),
+                status.owner.as_ref() == Some(&member.id),
                 "runs the backfill",
             ),
             (

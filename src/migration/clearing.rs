@@ -27,10 +27,7 @@ pub(super) async fn clear(shared: &Controller, epoch: Epoch, goal: Revision) -> 
     shared.new.drop_claims().await?;
     let plain = shared.new.guarded(Guard::None);
     let revision = plain.status().await?.revision;
-    match plain.compact(revision).await {
-        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => {}
-        Err(error) => return Err(error),
-    }
+    plain.forget(revision).await?;
     remove_records(shared, epoch).await?;
     let cleared = |now: &mut State| {
         let ours = is_due(now, epoch);

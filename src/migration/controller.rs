@@ -49,7 +49,7 @@ pub struct View {
     /// Why the last look failed, if it did.
     pub trouble: Option<String>,
     /// Nothing is left of the migration: this member has looked for the last time, and serves on by the
-    /// new store alone. All of this is what it was then.
+    /// new store alone. All else is what it was then, but that nobody owns anything.
     pub over: bool,
 }
 

@@ -232,6 +232,7 @@ impl Driver {
             self.follow(&before.state.value);
             shared.view.store(Arc::new(View {
                 over: true,
+                owner: None,
                 trouble: None,
                 ..(*before).clone()
             }));

@@ -15,9 +15,7 @@ use futures_util::StreamExt as _;
 
 use super::copier::Copier;
 use super::ledger::Ledger;
-use crate::store::{
-    Guard, GuardedStore, OldStore, RequestError, Result, StoreError, Watch, WatchItem,
-};
+use crate::store::{Guard, GuardedStore, OldStore, Result, StoreError, Watch, WatchItem};
 use crate::types::{KeyRange, KeyValue, Revision};
 
 /// Keys that are asked for at a time.
@@ -85,10 +83,7 @@ pub async fn forget_past(
     if old.guarded(Guard::None).status().await?.compacted < base {
         return Ok(());
     }
-    match new.compact(base).await {
-        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => Ok(()),
-        Err(error) => Err(error),
-    }
+    new.forget(base).await
 }
 
 /// Copies `pairs` up, with the leases of those that have `ended`.

@@ -41,10 +41,7 @@ pub(super) async fn by_parts<S: NewStore + ?Sized>(store: &S, reserved: &Reserve
     }
     store.drop_claims().await?;
     let revision = plain.status().await?.revision;
-    match plain.compact(revision).await {
-        Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => Ok(()),
-        Err(error) => Err(error),
-    }
+    plain.forget(revision).await
 }
 
 /// Removes line and records, the line first: whoever still works on the migration is refused from

@@ -87,6 +87,14 @@ pub trait Store: Send + Sync + 'static {
     /// [`RequestError::FutureRevision`] if `at` is above the current revision.
     async fn compact(&self, at: Revision) -> Result<Answer<()>>;
 
+    /// The same, for those to whom it is all the same whether that was done already.
+    async fn forget(&self, at: Revision) -> Result<()> {
+        match self.compact(at).await {
+            Ok(_) | Err(StoreError::Request(RequestError::Compacted(_))) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens a watch. Everything that ends it later, a start below the compacted revision included,
     /// arrives as its last item.
     async fn watch(&self, request: Watch) -> Result<Watching>;

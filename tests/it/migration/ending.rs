@@ -44,7 +44,8 @@ async fn complete(member: &Member) {
 }
 
 async fn until_over(member: &Member) {
-    member.until("over", |status| status.complete).await;
+    let over = member.until("over", |status| status.complete).await;
+    assert_eq!(over.owner, None);
 }
 
 /// Names of records, and all reserved keys.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use segue::migration::phase::Phase;
-use segue::migration::records::Control;
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
 use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
@@ -91,8 +90,11 @@ async fn what_was_copied_before_a_rollback_counts_for_nobody_who_slept_through_i
 
     // Nobody writes anything, and the next migration copies nothing yet.
     roll_back(&member).await;
-    let pause = |control: &mut Control| control.paused = true;
-    member.controller.steer(pause).await.unwrap();
+    member
+        .controller
+        .steer(|control| control.paused = true)
+        .await
+        .unwrap();
     eventually("the new store is empty again", async || {
         member.controller.go_to(Phase::Migration).await.unwrap()
     })
