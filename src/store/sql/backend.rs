@@ -138,6 +138,55 @@ pub struct Row {
     pub logged: Logged,
 }
 
+/// Where a row is in its table, in the words of the backend that told it, which finds it there faster than by
+/// its key. Holds within the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(pub i64);
+
+/// A row that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The row.
+    pub row: Row,
+    /// Where it is, if the backend tells.
+    pub place: Option<Place>,
+}
+
+impl Placed {
+    /// A row of a backend that tells no places.
+    #[must_use]
+    pub fn somewhere(row: Row) -> Self {
+        Self { row, place: None }
+    }
+}
+
+/// What a row is written over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing: the key has no row.
+    Nothing,
+    /// The row of the key, which is there if that is known.
+    Row(Option<Place>),
+}
+
+/// A row to insert, or to replace another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// As it shall be.
+    pub row: Row,
+    /// What there is now.
+    pub over: Over,
+}
+
+/// A row that goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its key.
+    pub key: Bytes,
+    /// Where it is, if that is known.
+    pub place: Option<Place>,
+}
+
 /// What the log has of a row's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logged {
@@ -233,7 +282,7 @@ pub struct Prefetched {
     /// The store's clock, in milliseconds.
     pub now_ms: i64,
     /// Rows, in any order, possibly repeated.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Placed>,
     /// Keys that have a row in the spans of [`Prefetch::claims`], the first [`CLAIMS_MAX`] of each.
     pub claimed: Vec<Bytes>,
     /// The pairs of the past, in key order, in the order in which they were asked for.
@@ -261,9 +310,9 @@ pub struct Changes {
     /// The head row as it shall be.
     pub head: Head,
     /// Rows to insert or replace.
-    pub rows: Vec<Row>,
-    /// Keys whose rows go.
-    pub removed: Vec<Bytes>,
+    pub rows: Vec<Written>,
+    /// Rows that go.
+    pub removed: Vec<Removed>,
     /// Entries for the log in the order of the changes. Those of kind [`LogKind::Copy`] replace an
     /// entry of the same key and revision, which may be left from before a migration.
     pub log: Vec<LogEntry>,

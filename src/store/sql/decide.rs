@@ -310,21 +310,20 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
             });
         }
         match (row.after, entry) {
-            (Some(kv), _) => changes.rows.push(Row {
+            (Some(kv), _) => changes.rows.push(table.write(Row {
                 kv,
                 live: true,
                 logged: match entry {
                     Some(_) => Logged::Yes,
                     None => Logged::No,
                 },
-            }),
-            (None, Some((revision, _))) if claims => changes.rows.push(Row {
+            })),
+            (None, Some((revision, _))) if claims => changes.rows.push(table.write(Row {
                 kv: whiteout(&row.key, *revision),
                 live: false,
                 logged: Logged::Yes,
-            }),
-            (None, _) if before.is_some() => changes.removed.push(row.key),
-            (None, _) => {}
+            })),
+            (None, _) => changes.removed.extend(table.remove(&row.key)),
         }
     }
     changes.head.copy_ups += i64::from(copied_up);
@@ -334,8 +333,8 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
 /// Removes rows without a word. What the log says of them is superseded by nothing, so that reads of the
 /// past, which begin from the rows of now, do not find it.
 fn forget(keys: &[Bytes], table: &Table, changes: &mut Changes) {
-    let present = keys.iter().filter(|key| table.row(key).is_some());
-    changes.removed.extend(present.cloned());
+    let removed = keys.iter().filter_map(|key| table.remove(key));
+    changes.removed.extend(removed);
     changes.head.copy_ups += i64::from(!changes.removed.is_empty());
 }
 

@@ -25,11 +25,11 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
                         Logged::Yes
                     }
                 };
-                changes.rows.push(Row {
+                changes.rows.push(table.write(Row {
                     kv: kv.clone(),
                     live: true,
                     logged,
-                });
+                }));
             }
             Replayed::Delete { key, revision } => {
                 let Some(row) = before.filter(|row| row.live) else {
@@ -37,7 +37,7 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
                 };
                 let revision = (*revision).max(row.kv.mod_revision.next());
                 log(LogKind::Delete, whiteout(key, revision), before, changes);
-                changes.removed.push(key.clone());
+                changes.removed.extend(table.remove(key));
             }
         }
     }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
-use super::backend::{Lease, Past, Row};
+use super::backend::{Lease, Over, Past, Placed, Removed, Row, Written};
 use crate::store::eval;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 /// The rows under a batch. What was not fetched is not asked for.
 pub(super) struct Table {
-    rows: BTreeMap<Bytes, Row>,
+    rows: BTreeMap<Bytes, Placed>,
     claimed: HashSet<Bytes>,
     past: Vec<Past>,
     leases: HashSet<LeaseId>,
@@ -18,7 +18,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(
-        rows: Vec<Row>,
+        rows: Vec<Placed>,
         claimed: Vec<Bytes>,
         past: Vec<Past>,
         leases: &[Lease],
@@ -26,7 +26,7 @@ impl Table {
         Self {
             rows: rows
                 .into_iter()
-                .map(|row| (row.kv.key.clone(), row))
+                .map(|found| (found.row.kv.key.clone(), found))
                 .collect(),
             claimed: claimed.into_iter().collect(),
             past,
@@ -36,7 +36,27 @@ impl Table {
 
     /// The row of a key, live or whiteout.
     pub(super) fn row(&self, key: &[u8]) -> Option<&Row> {
-        self.rows.get(key)
+        self.rows.get(key).map(|found| &found.row)
+    }
+
+    /// A row that is to be written, over the one that its key has.
+    pub(super) fn write(&self, row: Row) -> Written {
+        let key = &row.kv.key;
+        let over = match self.rows.get(key) {
+            Some(found) => Over::Row(found.place),
+            None if self.claimed.contains(key) => Over::Row(None),
+            None => Over::Nothing,
+        };
+        Written { row, over }
+    }
+
+    /// The key's row, which is to go, if it has one.
+    pub(super) fn remove(&self, key: &Bytes) -> Option<Removed> {
+        let found = self.rows.get(key)?;
+        Some(Removed {
+            key: key.clone(),
+            place: found.place,
+        })
     }
 }
 
@@ -47,7 +67,8 @@ impl eval::Rows for Table {
 
     fn range<'a>(&'a self, keys: &KeyRange) -> Box<dyn Iterator<Item = &'a KeyValue> + 'a> {
         let rows = self.rows.range::<[u8], _>(keys.bounds());
-        Box::new(rows.filter(|(_, row)| row.live).map(|(_, row)| &row.kv))
+        let rows = rows.map(|(_, found)| &found.row);
+        Box::new(rows.filter(|row| row.live).map(|row| &row.kv))
     }
 
     fn past(&self, keys: &KeyRange, at: Revision) -> Vec<KeyValue> {
@@ -67,7 +88,7 @@ impl eval::Rows for Table {
     }
 
     fn attached(&self, id: LeaseId) -> Vec<Bytes> {
-        let rows = self.rows.values();
+        let rows = self.rows.values().map(|found| &found.row);
         let attached = rows.filter(|row| row.live && row.kv.lease == id);
         attached.map(|row| row.kv.key.clone()).collect()
     }

@@ -9,7 +9,7 @@ use super::error::Failure;
 use super::schema::VERSION;
 use super::script::{Script, Scripts};
 use super::text::{self, SPANS_TOGETHER, TOGETHER};
-use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Prefetch, Prefetched, Row};
+use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Placed, Prefetch, Prefetched, Row};
 use crate::store::sql::rows::{Columns as _, head_of, lease_of, record_of, row_of};
 use crate::store::sql::tables::version_complaint;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
@@ -104,15 +104,19 @@ pub(super) fn take_prefetched(
     let mut found = Prefetched {
         head,
         now_ms,
-        rows: take_rows(sets, &want.keys)?,
+        rows: Vec::with_capacity(want.keys.len()),
         claimed: Vec::new(),
         past: Vec::new(),
         leases: Vec::new(),
         records: Vec::new(),
     };
-    let more = want.spans.chunks(SPANS_TOGETHER).count() + want.attached.chunks(TOGETHER).count();
-    for _ in 0..more {
-        read_into(&mut found.rows, sets, row_of)?;
+    let of_rows = want.keys.chunks(TOGETHER).count()
+        + want.spans.chunks(SPANS_TOGETHER).count()
+        + want.attached.chunks(TOGETHER).count();
+    for _ in 0..of_rows {
+        read_into(&mut found.rows, sets, |row| {
+            Ok(Placed::somewhere(row_of(row)?))
+        })?;
     }
     for _ in &want.claims {
         read_into(&mut found.claimed, sets, |row| row.bytes(0))?;

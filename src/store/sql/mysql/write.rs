@@ -111,7 +111,8 @@ fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes) {
         " ON DUPLICATE KEY UPDATE create_revision = VALUES(create_revision), \
          mod_revision = VALUES(mod_revision), version = VALUES(version), lease = VALUES(lease), \
          live = VALUES(live), logged = VALUES(logged), value = VALUES(value)",
-        |script, Row { kv, live, logged }| {
+        |script, written| {
+            let Row { kv, live, logged } = &written.row;
             script.say("(").bytes(&kv.key).say(", ");
             let numbers = [
                 kv.create_revision.0,
@@ -130,8 +131,8 @@ fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes) {
             &format!("DELETE FROM {p}kv WHERE `key` IN ("),
             keys,
             ")",
-            |script, key| {
-                script.bytes(key);
+            |script, removed| {
+                script.bytes(&removed.key);
             },
         );
     }

@@ -12,10 +12,11 @@ use tracing::debug;
 
 use super::conn::{Conn, Step};
 use super::error::told;
+use crate::store::sql::backend::Place;
 
-/// The place of a row's present state, PostgreSQL's `ctid`: number of the page and of the item in it.
+/// A place as PostgreSQL has it, its `ctid`: number of the page, and of the item in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place([u8; 6]);
+pub(super) struct Tid(pub(super) Place);
 
 /// Whether rows have places there.
 pub(super) async fn supported(conn: &Conn) -> bool {
@@ -30,17 +31,19 @@ pub(super) async fn supported(conn: &Conn) -> bool {
 
 type Failed = Box<dyn std::error::Error + Sync + Send>;
 
-impl<'a> FromSql<'a> for Place {
+impl<'a> FromSql<'a> for Tid {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Failed> {
-        Ok(Self(raw.try_into()?))
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(raw.get(..6).ok_or("a place has six bytes")?);
+        Ok(Self(Place(i64::from_be_bytes(bytes))))
     }
 
     accepts!(TID);
 }
 
-impl ToSql for Place {
+impl ToSql for Tid {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Failed> {
-        out.put_slice(&self.0);
+        out.put_slice(&self.0.0.to_be_bytes()[2..]);
         Ok(IsNull::No)
     }
 

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use tokio_postgres::{Error, Row as Answer};
 
 use super::conn::Step;
-use super::place::Place;
+use super::place::Tid;
 use super::text::{PLACE_COLUMN, ROWS_TYPES, RowsText, Sql, Values, split};
-use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Prefetch, Prefetched};
+use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Placed, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
 
@@ -46,22 +46,9 @@ pub(super) fn steps<'a>(sql: &Sql, want: &'a Prefetch) -> Vec<Step<'a>> {
     steps
 }
 
-/// Where the first rows of [`found`] are, from the answers to [`steps`].
-pub(super) fn places(
-    sql: &Sql,
-    want: &Prefetch,
-    answers: &[Vec<Answer>],
-) -> Result<Vec<Place>, Error> {
-    match answers.first() {
-        Some(rows) if sql.places && !want.keys.is_empty() => {
-            rows.iter().map(|row| row.try_get(PLACE_COLUMN)).collect()
-        }
-        _ => Ok(Vec::new()),
-    }
-}
-
 /// Puts the answers to [`steps`] together.
 pub(super) fn found(
+    sql: &Sql,
     want: &Prefetch,
     head: Head,
     now_ms: i64,
@@ -72,9 +59,16 @@ pub(super) fn found(
         let answer = if asked { answers.next() } else { None };
         answer.unwrap_or_default()
     };
+    let place = |row: &Answer| {
+        let place = sql.places.then(|| row.try_get(PLACE_COLUMN));
+        place.transpose().map(|it| it.map(|Tid(place)| place))
+    };
     let mut rows = Vec::with_capacity(want.keys.len());
     for row in next(!want.keys.is_empty()) {
-        rows.push(row_of(&row)?);
+        rows.push(Placed {
+            row: row_of(&row)?,
+            place: place(&row)?,
+        });
     }
     let mut claimed = Vec::new();
     for _ in &want.claims {
@@ -83,7 +77,7 @@ pub(super) fn found(
         }
     }
     for row in next(!want.attached.is_empty()) {
-        rows.push(row_of(&row)?);
+        rows.push(Placed::somewhere(row_of(&row)?));
     }
     let leases = next(!want.leases.is_empty());
     let leases = leases.iter().map(lease_of).collect::<Result<_, _>>()?;
@@ -91,7 +85,7 @@ pub(super) fn found(
     let records = records.iter().map(record_of).collect::<Result<_, _>>()?;
     for _ in &want.spans {
         for row in next(true) {
-            rows.push(row_of(&row)?);
+            rows.push(Placed::somewhere(row_of(&row)?));
         }
     }
     let mut past = Vec::with_capacity(want.past.len());

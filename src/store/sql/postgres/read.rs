@@ -246,7 +246,7 @@ impl Place<'_> {
             Query::Rows(want) => self.rows(want).await?,
             Query::Prefetch(want) => {
                 let answers = all(conn.flight(&prefetch::steps(sql, want)).await?)?;
-                let found = prefetch::found(want, *self.head, self.now_ms, answers)?;
+                let found = prefetch::found(sql, want, *self.head, self.now_ms, answers)?;
                 Found::Prefetched(found)
             }
             Query::Lease { id, keys } => self.lease(*id, *keys).await?,

@@ -134,12 +134,14 @@ pub(super) struct Sql {
     pub(super) any: String,
     pub(super) sizes: String,
     pub(super) insert_rows: String,
+    /// Changes rows by their keys. This and the next three divide by zero if one of the rows is not there.
     pub(super) update_rows: String,
-    /// The same for rows whose places are known. Divides by zero if one of them is not there any more.
+    /// The same by their places.
     pub(super) update_placed: String,
-    /// Whether places are, of the rows that [`Self::rows_by_key`] finds.
-    pub(super) places: bool,
     pub(super) delete_rows: String,
+    pub(super) delete_placed: String,
+    /// Whether there are places, of the rows that [`Self::rows_by_key`] finds too.
+    pub(super) places: bool,
     pub(super) delete_log: String,
     pub(super) insert_log: String,
     pub(super) put_leases: String,
@@ -165,6 +167,8 @@ const ROW_NAMES: &str = "\"key\", key_rest, value, create_revision, mod_revision
 const ROW_TYPES: [&str; 9] = [
     "bytea", "bytea", "bytea", "int8", "int8", "int8", "int8", "int2", "int2",
 ];
+const KEY_NAMES: &str = "\"key\", key_rest";
+const KEY_TYPES: [&str; 2] = ["bytea", "bytea"];
 const LOG_NAMES: &str = "revision, sub, \"key\", key_rest, kind, value, create_revision, version, \
                          lease, prev_revision";
 const LOG_TYPES: [&str; 10] = [
@@ -199,12 +203,23 @@ impl Sql {
              ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
             texts.set_head
         );
-        let update = format!(
-            "UPDATE {p}kv AS k SET value = n.value, create_revision = n.create_revision, \
-             mod_revision = n.mod_revision, version = n.version, lease = n.lease, \
-             live = n.live, logged = n.logged"
-        );
+        let update = |listed: &str| {
+            format!(
+                "UPDATE {p}kv AS k SET value = n.value, create_revision = n.create_revision, \
+                 mod_revision = n.mod_revision, version = n.version, lease = n.lease, \
+                 live = n.live, logged = n.logged FROM {listed}"
+            )
+        };
+        let delete = |listed: &str| format!("DELETE FROM {p}kv AS k USING {listed}");
         let same_key = dialect.same_key("k.", "n.");
+        let same_place = format!("k.ctid = n.place AND {same_key}");
+        // Changes the rows that are listed, all of them or none.
+        let all_of = |change: &str, found: &str| {
+            format!(
+                "WITH c AS ({change} WHERE {found} RETURNING 1) \
+                 SELECT 1 / CASE WHEN count(*) = cardinality(?1::bytea[]) THEN 1 ELSE 0 END FROM c"
+            )
+        };
         let n = |text: String| numbered(&text);
         Self {
             lock: format!("{head_and_time} FOR UPDATE"),
@@ -235,22 +250,11 @@ impl Sql {
                 "INSERT INTO {p}kv ({ROW_NAMES}) {}",
                 lists(&ROW_TYPES)
             )),
-            update_placed: n(format!(
-                "WITH u AS ({update} FROM ({}) AS n({ROW_NAMES}, place) \
-                 WHERE k.ctid = n.place AND {same_key} RETURNING 1) \
-                 SELECT 1 / CASE WHEN count(*) = cardinality(?10) THEN 1 ELSE 0 END FROM u",
-                lists(&[&ROW_TYPES[..], &["tid"]].concat())
-            )),
+            update_rows: n(all_of(&update(&listed(ROW_NAMES, &ROW_TYPES)), &same_key)),
+            update_placed: n(all_of(&update(&placed(ROW_NAMES, &ROW_TYPES)), &same_place)),
+            delete_rows: n(all_of(&delete(&listed(KEY_NAMES, &KEY_TYPES)), &same_key)),
+            delete_placed: n(all_of(&delete(&placed(KEY_NAMES, &KEY_TYPES)), &same_place)),
             places,
-            update_rows: n(format!(
-                "{update} FROM ({}) AS n({ROW_NAMES}) WHERE {same_key}",
-                lists(&ROW_TYPES)
-            )),
-            delete_rows: n(format!(
-                "DELETE FROM {p}kv AS k USING unnest(?1::bytea[], ?2::bytea[]) AS n(\"key\", key_rest) \
-                 WHERE {}",
-                dialect.same_key("k.", "n.")
-            )),
             delete_log: n(format!(
                 "DELETE FROM {p}log AS l USING unnest(?1::int8[], ?2::bytea[], ?3::bytea[]) \
                  AS n(revision, \"key\", key_rest) WHERE l.revision = n.revision AND {}",
@@ -445,6 +449,16 @@ fn lists(types: &[&str]) -> String {
         .map(|(of, number)| format!("unnest(?{number}::{of}[])"))
         .collect();
     format!("SELECT {}", columns.join(", "))
+}
+
+/// The same as a table.
+fn listed(names: &str, types: &[&str]) -> String {
+    format!("({}) AS n({names})", lists(types))
+}
+
+/// The same with a list of places behind the others.
+fn placed(names: &str, types: &[&str]) -> String {
+    listed(&format!("{names}, place"), &[types, &["tid"]].concat())
 }
 
 /// The parameters of [`Sql::changes`].

@@ -27,7 +27,7 @@ use super::read::{all, no_head};
 use super::schema::VERSION;
 use super::server::Server;
 use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
-use super::writes::{Known, set_head, writes};
+use super::writes::{set_head, writes};
 use crate::store::sql::backend::{Changes, Head, Next, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};
@@ -172,7 +172,7 @@ impl Writer {
             return Ok(Tried::Done(()));
         }
         let next = next.filter(|_| self.turns.keep());
-        let written = self.write(&conn, sql, notify, &changes, &begun.known, next);
+        let written = self.write(&conn, sql, notify, &changes, next);
         let (committed, ahead) = written.await;
         match committed {
             Committed::Yes => {
@@ -195,10 +195,9 @@ impl Writer {
         sql: &Arc<Sql>,
         notify: Option<&str>,
         changes: &Changes,
-        known: &Known,
         next: Option<Next<'_>>,
     ) -> (Committed, Option<Begins>) {
-        let mut steps = writes(sql, changes, known);
+        let mut steps = writes(sql, changes);
         self.batch += 1;
         steps.push(set_head(sql, &changes.head, &self.id, self.batch, notify));
         steps.push(Step::of("COMMIT"));
@@ -401,7 +400,6 @@ async fn sweep(conn: &Conn, sql: &Sql, head: Head) -> std::result::Result<Head, 
 /// What the first flight has found.
 struct Begun {
     found: Prefetched,
-    known: Known,
     /// What is wrong with the tables, if anything is.
     complaint: Option<String>,
 }
@@ -422,13 +420,9 @@ async fn begin(
     };
     // Somebody may have brought the tables to another version meanwhile.
     let complaint = version_complaint(head.int(VERSION_COLUMN)?, VERSION);
-    let places = prefetch::places(sql, want, &fetched)?;
-    let found = prefetch::found(want, head_of(head)?, head.int(NOW_MS_COLUMN)?, fetched)?;
-    Ok(Some(Begun {
-        known: Known::new(&found, &places),
-        found,
-        complaint,
-    }))
+    let (head, now_ms) = (head_of(head)?, head.int(NOW_MS_COLUMN)?);
+    let found = prefetch::found(sql, want, head, now_ms, fetched)?;
+    Ok(Some(Begun { found, complaint }))
 }
 
 /// What became of a commit.

@@ -1,47 +1,24 @@
 //! The changes of a batch as statements: one for each kind of change, however many there are.
 
-use std::collections::HashMap;
-use std::iter::repeat;
-
-use bytes::Bytes;
-
 use super::conn::{Param, Step};
 use super::listen::payload;
-use super::place::Place;
+use super::place::Tid;
 use super::text::{Sql, split};
-use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetched, Row};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Over, Removed, Row, Written};
 use crate::store::sql::tables::{self, log_kind};
 
-/// The keys that have a row, of those that were fetched, with where it is if that is known.
-pub(super) struct Known(HashMap<Bytes, Option<Place>>);
-
-impl Known {
-    /// From what was fetched; `places` are those of the first rows.
-    pub(super) fn new(found: &Prefetched, places: &[Place]) -> Self {
-        let mut known = HashMap::with_capacity(found.rows.len() + found.claimed.len());
-        let places = places.iter().copied().map(Some).chain(repeat(None));
-        for (row, place) in found.rows.iter().zip(places) {
-            known.entry(row.kv.key.clone()).or_insert(place);
-        }
-        for key in &found.claimed {
-            known.entry(key.clone()).or_insert(None);
-        }
-        Self(known)
-    }
-}
-
 /// Everything but the head row.
-pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &Known) -> Vec<Step<'a>> {
+pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes) -> Vec<Step<'a>> {
     let mut steps = Vec::new();
     let (mut new, mut there) = (Vec::new(), Vec::new());
     let (mut placed, mut at) = (Vec::new(), Vec::new());
-    for row in &changes.rows {
-        match known.0.get(&row.kv.key) {
-            None => new.push(row),
-            Some(None) => there.push(row),
-            Some(Some(place)) => {
+    for Written { row, over } in &changes.rows {
+        match over {
+            Over::Nothing => new.push(row),
+            Over::Row(None) => there.push(row),
+            Over::Row(Some(place)) => {
                 placed.push(row);
-                at.push(*place);
+                at.push(Tid(*place));
             }
         }
     }
@@ -56,11 +33,7 @@ pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes, known: &Known) -> Vec<
         params.push(Box::new(at));
         steps.push(Step::with(&sql.update_placed, params));
     }
-    if !changes.removed.is_empty() {
-        let keys = || changes.removed.iter().map(|key| split(key));
-        let params: Vec<Param> = vec![list(keys().map(|key| key.0)), list(keys().map(|key| key.1))];
-        steps.push(Step::with(&sql.delete_rows, params));
-    }
+    remove(sql, &changes.removed, &mut steps);
     log(sql, &changes.log, &mut steps);
     if changes.renew_leases {
         let at_ms = vec![Box::new(changes.head.at_ms) as Param];
@@ -141,6 +114,24 @@ fn rows<'a>(rows: &[&'a Row]) -> Vec<Param<'a>> {
         list(rows.iter().map(|row| i16::from(row.live))),
         list(rows.iter().map(|row| tables::logged(row.logged))),
     ]
+}
+
+fn remove<'a>(sql: &Sql, removed: &'a [Removed], steps: &mut Vec<Step<'a>>) {
+    let is_placed = |removed: &&Removed| removed.place.is_some();
+    let (placed, there): (Vec<_>, Vec<_>) = removed.iter().partition(is_placed);
+    let keys = |removed: &[&'a Removed]| -> Vec<Param<'a>> {
+        let keys = || removed.iter().map(|removed| split(&removed.key));
+        vec![list(keys().map(|key| key.0)), list(keys().map(|key| key.1))]
+    };
+    if !there.is_empty() {
+        steps.push(Step::with(&sql.delete_rows, keys(&there)));
+    }
+    if !placed.is_empty() {
+        let mut params = keys(&placed);
+        let tids = placed.iter().filter_map(|removed| removed.place.map(Tid));
+        params.push(list(tids));
+        steps.push(Step::with(&sql.delete_placed, params));
+    }
 }
 
 fn log<'a>(sql: &Sql, log: &'a [LogEntry], steps: &mut Vec<Step<'a>>) {

@@ -1,42 +1,37 @@
 //! Reads, of the writer within its transaction and of the readers within their snapshot.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::schema::Sql;
 use crate::store::sql::backend::{
-    CLAIMS_MAX, Found, Head, Lease, LogScan, Past, Prefetch, Query, Row, Rows,
+    CLAIMS_MAX, Found, Head, Lease, LogScan, Past, Place, Placed, Prefetch, Prefetched, Query, Row,
+    Rows, Snapshot,
 };
-use crate::store::sql::backend::{Prefetched, Snapshot};
 use crate::store::sql::rows::{
     Batches, Columns, Taken, end_of, head_of, lease_of, record_of, row_of,
 };
 use crate::types::{KeyRange, LeaseId, Revision};
-
-/// Where rows are in the table, so that they can be replaced without a search.
-pub(super) type RowIds = HashMap<Bytes, i64>;
 
 pub(super) fn head(conn: &Connection, sql: &Sql) -> Result<Head> {
     conn.prepare_cached(&sql.texts.head)?
         .query_row([], |row| head_of(row))
 }
 
-/// Fetches what a batch needs. `ids` learns where the rows are.
+/// Fetches what a batch needs. The place of a row is its number in the table.
 pub(super) fn prefetch(
     conn: &Connection,
     sql: &Sql,
     want: &Prefetch,
     now_ms: i64,
-    ids: &mut RowIds,
 ) -> Result<Prefetched> {
     let mut rows = Vec::with_capacity(want.keys.len());
     let mut keep = |row: &rusqlite::Row<'_>| -> Result<()> {
-        let found = row_of(row)?;
-        ids.insert(found.kv.key.clone(), row.get(8)?);
-        rows.push(found);
+        rows.push(Placed {
+            row: row_of(row)?,
+            place: Some(Place(row.get(8)?)),
+        });
         Ok(())
     };
     if !want.keys.is_empty() {
@@ -136,10 +131,7 @@ pub(super) fn query(
             let (rows, count) = rows(conn, sql, want, at, known)?;
             Found::Rows { rows, count }
         }
-        Query::Prefetch(want) => {
-            let found = prefetch(conn, sql, want, now_ms, &mut RowIds::new())?;
-            Found::Prefetched(found)
-        }
+        Query::Prefetch(want) => Found::Prefetched(prefetch(conn, sql, want, now_ms)?),
         Query::Lease { id, keys } => Found::Lease(match lease(conn, sql, *id)? {
             None => None,
             Some(lease) if *keys => {

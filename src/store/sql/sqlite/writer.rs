@@ -1,28 +1,26 @@
 //! The connection that writes.
 
-use rusqlite::{Connection, Result, params};
+use rusqlite::{Connection, Error, Result, params};
 
-use super::fetch::{self, RowIds};
+use super::fetch;
 use super::schema::Sql;
-use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Prefetch, Prefetched, Row};
+use crate::store::sql::backend::{
+    Changes, Head, LogEntry, LogKind, Over, Place, Prefetch, Prefetched, Row, Written,
+};
 use crate::store::sql::tables::{self, DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
 use crate::store::{Result as StoreResult, StoreError};
 use crate::types::Revision;
 
 use super::error::{commit_failed, not_done};
 
-/// The connection that writes, and what it needs again and again.
+/// The connection that writes.
 pub(super) struct Writer {
     conn: Connection,
-    ids: RowIds,
 }
 
 impl Writer {
     pub(super) fn new(conn: Connection) -> Self {
-        Self {
-            conn,
-            ids: RowIds::new(),
-        }
+        Self { conn }
     }
 
     /// See [`crate::store::sql::backend::Backend::transact`].
@@ -33,16 +31,14 @@ impl Writer {
         now_ms: i64,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
     ) -> StoreResult<()> {
-        self.ids.clear();
-        let ids = &mut self.ids;
         in_transaction(&self.conn, |conn| {
-            let found = fetch::prefetch(conn, sql, want, now_ms, ids).map_err(not_done)?;
+            let found = fetch::prefetch(conn, sql, want, now_ms).map_err(not_done)?;
             let before = found.head;
             let changes = decide(found);
             if changes.is_empty(&before) {
                 return Ok(false);
             }
-            write(conn, sql, &changes, &before, ids).map_err(not_done)?;
+            write(conn, sql, &changes, &before).map_err(not_done)?;
             Ok(true)
         })
     }
@@ -128,14 +124,12 @@ fn in_transaction(
     done
 }
 
-fn write(
-    conn: &Connection,
-    sql: &Sql,
-    changes: &Changes,
-    before: &Head,
-    ids: &RowIds,
-) -> Result<()> {
-    write_rows(conn, sql, changes, ids)?;
+fn write(conn: &Connection, sql: &Sql, changes: &Changes, before: &Head) -> Result<()> {
+    write_rows(conn, sql, &changes.rows)?;
+    let mut delete = conn.prepare_cached(&sql.delete_row)?;
+    for removed in &changes.removed {
+        one(delete.execute([known(removed.place)?])?)?;
+    }
     write_log(conn, sql, &changes.log)?;
     if changes.renew_leases {
         conn.prepare_cached(&sql.texts.renew_leases)?
@@ -169,14 +163,29 @@ fn write(
     Ok(())
 }
 
-fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> Result<()> {
+/// Where a row is that is to be changed.
+fn known(place: Option<Place>) -> Result<i64> {
+    // All rows that are fetched have a place.
+    place.map(|place| place.0).ok_or(Error::QueryReturnedNoRows)
+}
+
+/// Nobody else writes, so a row is where it was.
+fn one(changed: usize) -> Result<()> {
+    match changed {
+        1 => Ok(()),
+        rows => Err(Error::StatementChangedRows(rows)),
+    }
+}
+
+fn write_rows(conn: &Connection, sql: &Sql, rows: &[Written]) -> Result<()> {
     let mut insert = conn.prepare_cached(&sql.insert_row)?;
     let mut update = conn.prepare_cached(&sql.update_row)?;
-    for Row { kv, live, logged } in &changes.rows {
+    for Written { row, over } in rows {
+        let Row { kv, live, logged } = row;
         let value = live.then_some(&kv.value[..]);
-        match ids.get(&kv.key) {
-            Some(id) => update.execute(params![
-                id,
+        one(match over {
+            Over::Row(place) => update.execute(params![
+                known(*place)?,
                 value,
                 kv.create_revision.0,
                 kv.mod_revision.0,
@@ -185,7 +194,7 @@ fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> 
                 live,
                 tables::logged(*logged)
             ])?,
-            None => insert.execute(params![
+            Over::Nothing => insert.execute(params![
                 &kv.key[..],
                 value,
                 kv.create_revision.0,
@@ -195,11 +204,7 @@ fn write_rows(conn: &Connection, sql: &Sql, changes: &Changes, ids: &RowIds) -> 
                 live,
                 tables::logged(*logged)
             ])?,
-        };
-    }
-    let mut delete = conn.prepare_cached(&sql.delete_row)?;
-    for id in changes.removed.iter().filter_map(|key| ids.get(key)) {
-        delete.execute([id])?;
+        })?;
     }
     Ok(())
 }
