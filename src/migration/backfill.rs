@@ -14,14 +14,14 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::copier::{Copier, Cursor, Step, weight};
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, write};
 use super::phase::Phase;
 use super::rate::Brake;
 use super::reach::{FIRST_PAGE, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
-use crate::store::{GuardedStore, OldStore, Page, Result, StoreError};
-use crate::types::{Content, KeyRange};
+use crate::store::{GuardedStore, OldStore, Page, RecordTxn, Result, StoreError};
+use crate::types::{Content, Epoch, KeyRange};
 
 /// How long to wait after a store has failed: twice as long each time, up to the second figure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -34,6 +34,8 @@ pub struct Backfill {
     pub old: Arc<dyn OldStore>,
     /// Where to, under the guard of the present epoch.
     pub new: Arc<dyn GuardedStore>,
+    /// The present epoch.
+    pub epoch: Epoch,
     /// Shards to copy at the same time.
     pub parallel: usize,
     /// How it is to run, now and later.
@@ -45,6 +47,7 @@ pub struct Backfill {
 struct Worker {
     ledger: Ledger,
     old: Arc<dyn OldStore>,
+    epoch: Epoch,
     copier: Copier,
     brake: Brake,
     control: watch::Receiver<Control>,
@@ -65,6 +68,7 @@ impl Backfill {
             copier: Copier::new(self.ledger.clone(), self.old.clone(), self.new.clone()),
             ledger: self.ledger.clone(),
             old: self.old.clone(),
+            epoch: self.epoch,
             brake: Brake::default(),
             control: self.control.clone(),
             page: AtomicUsize::new(FIRST_PAGE),
@@ -91,7 +95,7 @@ impl Backfill {
                 surveying = true;
                 let (worker, found) = (worker.clone(), found.clone());
                 tasks.spawn(async move {
-                    let survey = survey(&worker.ledger, &*worker.old, &found);
+                    let survey = survey(&worker.ledger, worker.epoch, &*worker.old, &found);
                     Finished::Survey(survey.await)
                 });
             }
@@ -140,6 +144,7 @@ impl Backfill {
             .map(|(name, entry)| Cursor {
                 name: format!("{SHARDS}{name}"),
                 entry,
+                epoch: self.epoch,
             });
         let surveyed = survey.is_some_and(|entry| entry.value.done);
         Ok((surveyed, open.collect()))
@@ -247,11 +252,13 @@ impl Worker {
             done: true,
             ..cursor.entry.value
         };
+        let txn = RecordTxn {
+            expect: vec![(cursor.name.clone(), cursor.entry.version)],
+            writes: vec![write(&cursor.name, &done)],
+            ..RecordTxn::default()
+        };
         // If another member was faster, it has said the same.
-        self.ledger
-            .put(&cursor.name, &done, cursor.entry.version)
-            .await
-            .map(|_| ())
+        self.ledger.write_in(cursor.epoch, txn).await.map(|_| ())
     }
 }
 
@@ -323,6 +330,47 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::migration::phase::State;
+    use crate::migration::records::STATE;
+    use crate::store::memory::Memory;
+    use crate::store::{AsOld, Guard, NewStore};
+    use crate::types::Revision;
+
+    /// Versions of shards begin anew with each migration: they do not keep out whoever has slept through
+    /// the end of one and the beginning of the next.
+    #[tokio::test]
+    async fn a_backfill_of_another_epoch_moves_no_shard() {
+        let new: Arc<dyn NewStore> = Arc::new(Memory::new());
+        let ledger = Ledger::new(new.clone());
+        let state = State::begin("it".into(), "old".into(), Revision(1), false, 0);
+        assert!(ledger.put(STATE, &state, 0).await.unwrap());
+        let survey = Survey {
+            done: true,
+            shards: 1,
+            ..Survey::default()
+        };
+        assert!(ledger.put(SURVEY, &survey, 0).await.unwrap());
+        let name = format!("{SHARDS}000000");
+        assert!(ledger.put(&name, &Shard::default(), 0).await.unwrap());
+        let run = async |epoch| {
+            let (_, control) = watch::channel(Control::default());
+            let backfill = Backfill {
+                ledger: ledger.clone(),
+                old: Arc::new(AsOld::new(Arc::new(Memory::new()), "old".into())),
+                new: new.guarded(Guard::None),
+                epoch,
+                parallel: 1,
+                control,
+                trouble: watch::Sender::new(None),
+            };
+            let done = backfill.run().await;
+            let shard = ledger.get::<Shard>(&name).await.unwrap().unwrap();
+            (done, shard.value.done)
+        };
+        let over = Err(StoreError::StaleEpoch);
+        assert_eq!(run(state.epoch.next()).await, (over, false));
+        assert_eq!(run(state.epoch).await, (Ok(()), true));
+    }
 
     #[test]
     fn copied_spans_are_joined_where_they_touch_and_never_run_ahead() {

@@ -15,6 +15,7 @@ use super::ending::COMPLETE;
 use super::fleet::Fleet;
 use super::foreign::Watched;
 use super::joining::{self, OpenError, Options};
+use super::later::check_identity;
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{self, Standing};
 use super::passthrough::Passthrough;
@@ -108,7 +109,7 @@ impl Controller {
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
         let ledger = Ledger::new(new.clone());
-        let plain = new.guarded(Guard::None);
+        let plain = new.guarded(Guard::Raw);
         let state = joining::join(&ledger, &old, &new, &plain, &options).await?;
         // Before the first look already: who asks a member that was just started must not be told that
         // nothing has been copied.
@@ -170,9 +171,10 @@ impl Controller {
         }))
     }
 
-    /// The old store with its fence, if it has transactions. Connects to it, if that was put off.
+    /// The old store with its fence, if it has transactions. Connects to it, if that was put off. Fails if
+    /// it is not the one that the migration began with: it is about to be written to.
     pub(super) async fn fenceable(&self) -> Result<Option<Arc<dyn NewStore>>> {
-        self.old.identity().await?;
+        check_identity(&*self.old, &self.view().state.value.old).await?;
         Ok(self.old.fenceable())
     }
 

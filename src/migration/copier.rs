@@ -18,7 +18,7 @@ use crate::store::{
     StoreError,
 };
 use crate::types::range::successor;
-use crate::types::{Grant, KeyRange, KeyValue, LeaseId};
+use crate::types::{Epoch, Grant, KeyRange, KeyValue, LeaseId};
 
 /// Most pairs in one transaction. Clients wait for as long as it takes, so it is far below what
 /// would copy fastest.
@@ -41,6 +41,8 @@ pub struct Cursor {
     pub name: String,
     /// What it says, and in which version.
     pub entry: Entry<Shard>,
+    /// The epoch in which it is moved.
+    pub epoch: Epoch,
 }
 
 impl Cursor {
@@ -219,7 +221,7 @@ impl Copier {
         next.claimed += batch.len().saturating_sub(copied + rejects.len()) as u64;
         txn.expect = vec![(cursor.name.clone(), cursor.entry.version)];
         txn.writes.push(write(&cursor.name, &next));
-        if !self.ledger.write(txn).await? {
+        if !self.ledger.write_in(cursor.epoch, txn).await? {
             return Ok(Step::Overtaken);
         }
         cursor.move_to(next);

@@ -160,6 +160,10 @@ impl Driver {
         let Some(state) = self.load_state().await? else {
             return Ok(Turn::Last);
         };
+        if state.value.phase == Phase::Passthrough && self.routed != Some(state.value.epoch) {
+            // The old store may not have been needed until now, and clients are about to be sent to it.
+            shared.fenceable().await?;
+        }
         self.follow(&state.value);
         if state.value.closed {
             let done = shared.remove_rest(&state).await?;

@@ -275,6 +275,7 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
         ledger: shared.ledger.clone(),
         old: shared.old.clone(),
         new: shared.new.guarded(state.guard()),
+        epoch: state.epoch,
         parallel: shared.options.parallel,
         control: shared.control.subscribe(),
         trouble: shared.job_trouble.clone(),

@@ -15,6 +15,9 @@ use super::switch::KEY;
 use crate::store::{GuardedStore, NewStore, OldStore, RecordTxn, StoreError};
 use crate::types::{KeyRange, Range, Reserved};
 
+/// How long an old store that may not be needed is asked which one it is.
+const IDENTITY_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a member of a migration is told.
 #[expect(
     clippy::struct_excessive_bools,
@@ -263,12 +266,18 @@ async fn check_joinable(
             OpenError::Offline
         });
     }
-    if matches!(state.phase, Phase::Normal | Phase::Settled) {
-        // The old store is asked only if the phase goes back, and checked then.
-        return Ok(());
-    }
-    match old.identity().await.map_err(of_old)? {
-        identity if identity == state.old => Ok(()),
-        _ => Err(OpenError::OtherOldStore),
+    let identity = match state.phase {
+        Phase::Settled => return Ok(()),
+        // The old store may be gone then. One that does not answer is checked when it is needed.
+        Phase::Normal => match tokio::time::timeout(IDENTITY_WITHIN, old.identity()).await {
+            Ok(Ok(identity)) => identity,
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        },
+        Phase::Passthrough | Phase::Migration => old.identity().await.map_err(of_old)?,
+    };
+    if identity == state.old {
+        Ok(())
+    } else {
+        Err(OpenError::OtherOldStore)
     }
 }

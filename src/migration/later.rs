@@ -38,21 +38,23 @@ impl OldLater {
     async fn store(&self) -> Result<&Arc<dyn OldStore>> {
         let open = || async {
             let store = (self.open)().await?;
-            let identity = store.identity().await?;
-            if self
-                .expected
-                .as_ref()
-                .is_some_and(|expected| *expected != identity)
-            {
-                return Err(StoreError::Broken(
-                    "the old store is another one than the one that this migration began with"
-                        .into(),
-                ));
+            if let Some(expected) = &self.expected {
+                check_identity(&*store, expected).await?;
             }
             Ok(store)
         };
         self.store.get_or_try_init(open).await
     }
+}
+
+/// Fails with [`StoreError::Broken`] if `old` is another store than the one that is expected.
+pub(super) async fn check_identity(old: &dyn OldStore, expected: &str) -> Result<()> {
+    if old.identity().await? == expected {
+        return Ok(());
+    }
+    Err(StoreError::Broken(
+        "the old store is another one than the one that this migration began with".into(),
+    ))
 }
 
 #[async_trait]

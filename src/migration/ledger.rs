@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::phase::State;
 use super::records::STATE;
 use crate::store::{NewStore, Record, RecordTxn, RecordWrite, Result, StoreError};
+use crate::types::Epoch;
 
 /// Records that are removed in one transaction: as many as one of etcd's takes, with room for what the store
 /// adds.
@@ -89,22 +90,36 @@ impl Ledger {
     /// Carries out `txn`, for those who do not know the state, if it is not closed; answers whether all
     /// that `txn` expects held. Fails with [`StoreError::StaleEpoch`] when the migration is over.
     pub async fn write_while_open(&self, txn: RecordTxn) -> Result<bool> {
+        self.write_while(|state| !state.closed, txn).await
+    }
+
+    /// The same in this epoch alone. Versions of records begin anew with the next migration, so that they
+    /// do not tell whoever has slept through its beginning.
+    pub async fn write_in(&self, epoch: Epoch, txn: RecordTxn) -> Result<bool> {
+        self.write_while(|state| state.epoch == epoch, txn).await
+    }
+
+    async fn write_while(
+        &self,
+        holds: impl Fn(&State) -> bool + Copy,
+        txn: RecordTxn,
+    ) -> Result<bool> {
         loop {
-            let state = self.open_state().await?;
+            let state = self.state_if(holds).await?;
             let mut under = txn.clone();
             under.expect.push((STATE.to_owned(), state.version));
             if self.write(under).await? {
                 return Ok(true);
             }
-            if self.open_state().await?.version == state.version {
+            if self.state_if(holds).await?.version == state.version {
                 return Ok(false);
             }
         }
     }
 
-    async fn open_state(&self) -> Result<Entry<State>> {
+    async fn state_if(&self, holds: impl Fn(&State) -> bool) -> Result<Entry<State>> {
         let state = self.get::<State>(STATE).await?;
-        let state = state.filter(|entry| !entry.value.closed);
+        let state = state.filter(|entry| holds(&entry.value));
         state.ok_or(StoreError::StaleEpoch)
     }
 

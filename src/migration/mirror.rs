@@ -198,7 +198,14 @@ impl Mirror {
             if !idle || reached || (through > at.value.through && noted.elapsed() >= NOTED_EVERY) {
                 let begun = Instant::now();
                 let close = !tail.is_full();
-                self.replay(at, changes, through).await?;
+                // One revision alone may be more than goes into one transaction.
+                let mut pieces = chunks(changes);
+                let last = pieces.pop().unwrap_or_default();
+                let so_far = at.value.through;
+                for piece in pieces {
+                    self.replay(at, piece, so_far).await?;
+                }
+                self.replay(at, last, through).await?;
                 noted = Instant::now();
                 tail.done(&at.value);
                 if goal.is_none() && close {

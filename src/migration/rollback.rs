@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::controller::{Controller, now_ms};
-use super::ledger::{Entry, write};
+use super::ledger::{Entry, Ledger, write};
 use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
-use super::records::STATE;
+use super::records::{REJECTS, Reject, STATE};
 use crate::store::{
     Guard, GuardedStore, NewStore, RecordTxn, Replayed, RequestError, Result, StoreError,
 };
@@ -59,7 +59,7 @@ pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) ->
     };
     let goal = match opened(old.line().await?) {
         Some(goal) => goal,
-        None => match attempt(&mirror).await {
+        None => match attempt(&mirror, &shared.ledger).await {
             Ok(Attempt::Open(goal)) => goal,
             Ok(Attempt::CallOff(why)) => {
                 return call_off(shared, state, Some(&mirror), &why).await;
@@ -84,7 +84,7 @@ pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) ->
     Ok(())
 }
 
-async fn attempt(mirror: &Mirror) -> Result<Attempt> {
+async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
     let Mirror {
         old, new, state, ..
     } = mirror;
@@ -94,7 +94,7 @@ async fn attempt(mirror: &Mirror) -> Result<Attempt> {
     let mut at = mirror.run(Some(goal)).await?;
     grant(old, &held).await?;
     attach(mirror, &mut at, &keys, goal).await?;
-    if let Some(why) = difference(mirror, goal).await? {
+    if let Some(why) = difference(mirror, ledger, goal).await? {
         return Ok(Attempt::CallOff(why));
     }
     // They were granted for as long as ever, but this may have taken a while.
@@ -190,7 +190,9 @@ async fn attach(
 
 /// Whether the old store is seen not to hold what the new one does. Clients wait, so only numbers of
 /// keys are compared here; every key and value is by `segue verify` beforehand.
-async fn difference(mirror: &Mirror, goal: Revision) -> Result<Option<String>> {
+///
+/// Keys that the new store could not take are in the old one alone, as they always were.
+async fn difference(mirror: &Mirror, ledger: &Ledger, goal: Revision) -> Result<Option<String>> {
     if !mirror.state.backfill_complete {
         // The new store has only a part.
         return Ok(None);
@@ -203,7 +205,14 @@ async fn difference(mirror: &Mirror, goal: Revision) -> Result<Option<String>> {
     let new = mirror.new.range(count(Some(goal))).await?.reply.count;
     let plain = mirror.old.guarded(Guard::None);
     let old = plain.range(count(None)).await?.reply.count;
-    Ok((old != new).then(|| {
+    if old == new {
+        return Ok(None);
+    }
+    let rejects = ledger.list::<Reject>(REJECTS).await?;
+    let rejects: Vec<Bytes> = rejects.into_iter().map(|(_, it)| it.value.key).collect();
+    let in_new = pairs(&mirror.new, &rejects, Some(goal)).await?;
+    let in_old = pairs(&plain, &rejects, None).await?;
+    Ok((old + in_new.len() != new + in_old.len()).then(|| {
         format!("the old store has {old} keys and the new one {new}; `segue verify` says which")
     }))
 }

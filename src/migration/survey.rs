@@ -11,7 +11,7 @@ use super::ledger::{Entry, Ledger, write};
 use super::reach::{PAGES, Reach};
 use super::records::{SHARDS, SURVEY, Shard, Survey};
 use crate::store::{OldStore, RecordTxn, Result, StoreError};
-use crate::types::Content;
+use crate::types::{Content, Epoch};
 
 /// Keys in the first shards. Later ones grow with the store, so that there are never many.
 const STRIDE: u64 = 4096;
@@ -22,8 +22,13 @@ const PAGE: usize = 10_000;
 /// Keys that tell how those behind them lie, at least.
 const SAMPLE: usize = 256;
 
-/// Goes on with the survey until every key is in a shard. `found` is notified of each.
-pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) -> Result<()> {
+/// Goes on with the survey until every key is in a shard, in this epoch. `found` is notified of each.
+pub async fn survey(
+    ledger: &Ledger,
+    epoch: Epoch,
+    old: &dyn OldStore,
+    found: &Arc<Notify>,
+) -> Result<()> {
     // Every migration begins with one, so without it this one is over.
     let read = async || ledger.get(SURVEY).await?.ok_or(StoreError::StaleEpoch);
     let mut entry: Entry<Survey> = read().await?;
@@ -38,7 +43,7 @@ pub async fn survey(ledger: &Ledger, old: &dyn OldStore, found: &Arc<Notify>) ->
             writes: vec![write(SURVEY, &next), write(name, &shard)],
             ..RecordTxn::default()
         };
-        if ledger.write(txn).await? {
+        if ledger.write_in(epoch, txn).await? {
             entry.value = next;
             entry.version += 1;
             found.notify_one();

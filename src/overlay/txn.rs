@@ -69,10 +69,33 @@ impl Overlay {
             self.copy_up(std::mem::take(&mut copies)).await?;
         }
         let claimed: Vec<Bytes> = copies.iter().map(|kv| kv.key.clone()).collect();
-        let answer = self.new.txn_over(copies, txn).await?;
+        let answer = self.run_over(copies, txn).await?;
         self.counters.copied_up(claimed.len());
         self.known.extend(&claimed);
         Ok(answer)
+    }
+
+    /// Runs `txn` over `copies`. A value that the new store cannot take need not be there if it goes at once:
+    /// so a client can change or delete what could not be copied.
+    async fn run_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        if copies.is_empty() || !replaces_all(&txn, &copies) {
+            return self.new.txn_over(copies, txn).await;
+        }
+        let refused = match self.new.txn_over(copies.clone(), txn.clone()).await {
+            Err(StoreError::Request(
+                refused @ (RequestError::Unacceptable(_) | RequestError::TooLarge),
+            )) => refused,
+            done => return done,
+        };
+        let without_value = |kv| KeyValue {
+            value: Bytes::new(),
+            ..kv
+        };
+        let copies = copies.into_iter().map(without_value).collect();
+        match self.new.txn_over(copies, txn).await {
+            Err(StoreError::Request(_)) => Err(refused.into()),
+            done => done,
+        }
     }
 
     /// Copies up everything in `gap`, a page at a time. Afterwards every old key in it is claimed,
@@ -87,33 +110,37 @@ impl Overlay {
         Ok(())
     }
 
-    /// Copies up `kvs` where they are unclaimed. A pair whose lease the new store does not know
+    /// Copies up `kvs` where they are unclaimed, in as many pieces as the new store wants. A pair whose lease the new store does not know
     /// comes without it: all leases were granted before the phase began, so this one has been
     /// revoked or has expired since, or was granted past the proxy.
     async fn copy_up(&self, kvs: Vec<KeyValue>) -> Result<()> {
-        if kvs.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<Bytes> = kvs.iter().map(|kv| kv.key.clone()).collect();
-        let made = match self
-            .new
-            .copy_up(CopyUp {
+        let mut left = vec![kvs];
+        while let Some(mut kvs) = left.pop().filter(|kvs| !kvs.is_empty()) {
+            let copy_up = CopyUp {
                 kvs: kvs.clone(),
                 record: None,
-            })
-            .await
-        {
-            Err(StoreError::Request(RequestError::LeaseNotFound)) => {
-                self.copy_up_without_lost_leases(kvs).await?
-            }
-            made => made?.unwrap_or_default(),
-        };
-        self.counters.copied_up(made);
-        self.known.extend(&keys);
+            };
+            let made = match self.new.copy_up(copy_up).await {
+                Err(StoreError::Request(
+                    RequestError::TooLarge | RequestError::TooManyOperations,
+                )) if kvs.len() > 1 => {
+                    let second = kvs.split_off(kvs.len() / 2);
+                    left.extend([second, kvs]);
+                    continue;
+                }
+                Err(StoreError::Request(RequestError::LeaseNotFound)) => {
+                    self.copy_up_without_lost_leases(&kvs).await?
+                }
+                made => made?.unwrap_or_default(),
+            };
+            self.counters.copied_up(made);
+            let keys: Vec<Bytes> = kvs.into_iter().map(|kv| kv.key).collect();
+            self.known.extend(&keys);
+        }
         Ok(())
     }
 
-    async fn copy_up_without_lost_leases(&self, kvs: Vec<KeyValue>) -> Result<usize> {
+    async fn copy_up_without_lost_leases(&self, kvs: &[KeyValue]) -> Result<usize> {
         let mut made = 0;
         for kv in kvs {
             let one = |kv| CopyUp {
@@ -129,7 +156,7 @@ impl Overlay {
                     self.new
                         .copy_up(one(KeyValue {
                             lease: LeaseId::NONE,
-                            ..kv
+                            ..kv.clone()
                         }))
                         .await
                 }
@@ -141,10 +168,84 @@ impl Overlay {
     }
 }
 
+/// Whether the transaction overwrites or deletes all these pairs whatever they are, and shows none of their
+/// values.
+fn replaces_all(txn: &Txn, kvs: &[KeyValue]) -> bool {
+    let replaces = |op: &Op, key: &Bytes| match op {
+        Op::Put(put) => put.key == *key,
+        Op::Delete(delete) => delete.keys.contains(key),
+        Op::Range(_) | Op::Txn(_) => false,
+    };
+    let is_blind = |op: &Op| match op {
+        Op::Put(put) => put.value.is_some() && put.lease.is_some() && !put.prev_kv,
+        Op::Delete(delete) => !delete.prev_kv,
+        Op::Range(_) | Op::Txn(_) => false,
+    };
+    let ops = &txn.success;
+    txn.compares.is_empty()
+        && ops.iter().all(is_blind)
+        && (kvs.iter()).all(|kv| ops.iter().any(|op| replaces(op, &kv.key)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::{Compare, CompareResult, CompareTarget, Delete, Put, Range};
+
+    #[test]
+    fn only_what_is_replaced_unseen_may_lack_its_value() {
+        let kv = |key: &'static str| KeyValue {
+            key: key.into(),
+            ..KeyValue::default()
+        };
+        let put = Put::new("a", "new");
+        let delete = Delete {
+            keys: KeyRange::prefix("a"),
+            prev_kv: false,
+        };
+        let of = |op| Txn::of(vec![op]);
+        for (txn, replaced) in [
+            (of(Op::Put(put.clone())), true),
+            (of(Op::Delete(delete.clone())), true),
+            (of(Op::Range(Range::key("a"))), false),
+            (of(Op::Txn(of(Op::Put(put.clone())))), false),
+            (of(Op::Put(Put::new("b", "new"))), false),
+            (
+                of(Op::Put(Put {
+                    prev_kv: true,
+                    ..put.clone()
+                })),
+                false,
+            ),
+            (
+                of(Op::Put(Put {
+                    value: None,
+                    ..put.clone()
+                })),
+                false,
+            ),
+            (
+                of(Op::Delete(Delete {
+                    prev_kv: true,
+                    ..delete
+                })),
+                false,
+            ),
+            (
+                Txn {
+                    compares: vec![Compare {
+                        keys: KeyRange::One("a".into()),
+                        result: CompareResult::Equal,
+                        target: CompareTarget::Version(0),
+                    }],
+                    ..of(Op::Put(put))
+                },
+                false,
+            ),
+        ] {
+            assert_eq!(replaces_all(&txn, &[kv("a")]), replaced, "{txn:?}");
+        }
+    }
 
     #[test]
     fn the_footprint_covers_conditions_both_branches_and_nested_transactions() {

@@ -116,7 +116,7 @@ impl Memory {
         match self.guard {
             Guard::Unfenced if state.is_fenced() => Err(StoreError::StaleEpoch),
             Guard::NoLine if state.line.is_some() => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Unfenced | Guard::NoLine => Ok(()),
+            Guard::None | Guard::Raw | Guard::Unfenced | Guard::NoLine => Ok(()),
             Guard::Epoch { epoch, .. } => match state.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

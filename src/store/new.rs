@@ -78,6 +78,9 @@ pub trait NewStore: Send + Sync + 'static {
 pub enum Guard {
     /// Nothing: a store without a migration, or one that is settled.
     None,
+    /// Nothing, and revisions are the store's own, whatever line it carries on. For what a migration reads
+    /// of keys besides its records: to all members it is the same, whenever they have joined.
+    Raw,
     /// There is no fence, in the same transaction or snapshot; else as with a wrong epoch. For an
     /// old store that serves clients until the migration begins.
     Unfenced,

@@ -93,7 +93,7 @@ impl Store for Guarded {
     async fn revoke(&self, id: LeaseId) -> Result<Answer<()>> {
         let session = self.session().await?;
         session.epoch_stands_now().await?;
-        let deleted = if self.guard == Guard::None {
+        let deleted = if matches!(self.guard, Guard::None | Guard::Raw) {
             None
         } else {
             session.delete_attached(id).await?

@@ -65,12 +65,15 @@ impl Guarded {
     }
 
     async fn begin(&self) -> Result<Session> {
-        let line = self.shared.read_line().await?;
+        let line = match self.guard {
+            Guard::Raw => None,
+            _ => self.shared.read_line().await?,
+        };
         match self.guard {
             // With etcd's own numbers while a migration goes on: what is read through such a handle
             // before it begins, and by members that join later, is the same. Once it is settled, with
             // those that clients are used to, and so in an old store that went into service again.
-            Guard::None | Guard::Unfenced | Guard::NoLine => {
+            Guard::None | Guard::Raw | Guard::Unfenced | Guard::NoLine => {
                 let view = match line {
                     Some(line) if line.epoch.is_none() || line.was_in_service() => {
                         self.shared.view(&line)

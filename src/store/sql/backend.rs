@@ -99,7 +99,7 @@ impl Head {
         match guard {
             Guard::Unfenced if self.fenced => Err(StoreError::StaleEpoch),
             Guard::NoLine if self.line.is_some() => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Unfenced | Guard::NoLine => Ok(()),
+            Guard::None | Guard::Raw | Guard::Unfenced | Guard::NoLine => Ok(()),
             Guard::Epoch { epoch, .. } => match self.line {
                 Some(line) if line.epoch == epoch => Ok(()),
                 _ => Err(StoreError::StaleEpoch),

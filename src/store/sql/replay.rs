@@ -35,8 +35,10 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
                 let Some(row) = before.filter(|row| row.live) else {
                     continue;
                 };
-                let revision = (*revision).max(row.kv.mod_revision.next());
-                log(LogKind::Delete, whiteout(key, revision), before, changes);
+                // What is not behind the row's own change was never told of, and nobody reads it.
+                if row.kv.mod_revision < *revision {
+                    log(LogKind::Delete, whiteout(key, *revision), before, changes);
+                }
                 changes.removed.extend(table.remove(key));
             }
         }

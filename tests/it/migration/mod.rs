@@ -8,6 +8,7 @@ mod gate;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
 mod rehearsal;
+mod returned;
 mod rival;
 mod rollback;
 mod scenarios;

@@ -99,6 +99,7 @@ impl GuardedStore for Guarded {
     }
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        self.1.check(&copies)?;
         self.0.txn_over(copies, txn).await
     }
 

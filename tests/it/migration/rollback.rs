@@ -24,7 +24,7 @@ fn to(phase: Phase) -> Request {
     }
 }
 
-async fn roll_back(member: &Member) {
+pub(super) async fn roll_back(member: &Member) {
     member
         .until("the mirror is close", |status| {
             status
