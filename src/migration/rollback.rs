@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -27,7 +28,11 @@ use crate::types::{Content, Grant, KeyRange, LeaseId, Range, Revision};
 /// A rollback that takes longer is called off: clients wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Leases that are seen to at the same time.
+const LEASES_AT_ONCE: usize = 64;
+
 /// A lease of the new store as the rollback found it.
+#[derive(Clone, Copy)]
 struct Held {
     id: LeaseId,
     ttl_s: i64,
@@ -98,13 +103,12 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
         return Ok(Attempt::CallOff(why));
     }
     // They were granted for as long as ever, but this may have taken a while.
-    let plain = old.guarded(Guard::None);
-    for lease in &held {
-        if plain.keep_alive(lease.id).await?.reply.is_none() {
-            return Err(StoreError::Unavailable(
-                "a lease has run out in the old store while it was being brought back".into(),
-            ));
-        }
+    let plain = &old.guarded(Guard::None);
+    let alive = each(held, |lease| plain.keep_alive(lease.id)).await?;
+    if alive.iter().any(|answer| answer.reply.is_none()) {
+        return Err(StoreError::Unavailable(
+            "a lease has run out in the old store while it was being brought back".into(),
+        ));
     }
     let done = Position {
         at_ms: now_ms(),
@@ -126,14 +130,27 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
     }
 }
 
+/// Does something for each of many leases, some at a time: clients wait for it.
+async fn each<L, T, F>(leases: Vec<L>, act: impl Fn(L) -> F) -> Result<Vec<T>>
+where
+    F: Future<Output = Result<T>>,
+{
+    let done = stream::iter(leases).map(act).buffered(LEASES_AT_ONCE);
+    done.try_collect().await
+}
+
 /// Begins the time of every lease anew, and answers all, with the keys attached to any.
 async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Bytes>)> {
-    let (mut held, mut keys) = (Vec::new(), Vec::new());
-    for id in new.leases().await?.reply {
+    let ids = new.leases().await?.reply;
+    let found = each(ids, |id| async move {
         // One whose time is over, and that nobody has ended yet, lives on with the others: its keys are
         // there at the goal.
         new.keep_alive(id).await?;
-        if let Some(status) = new.time_to_live(id, true).await?.reply {
+        Ok((id, new.time_to_live(id, true).await?.reply))
+    });
+    let (mut held, mut keys) = (Vec::new(), Vec::new());
+    for (id, status) in found.await? {
+        if let Some(status) = status {
             held.push(Held {
                 id,
                 ttl_s: status.granted_ttl_s,
@@ -146,22 +163,24 @@ async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Byte
 
 /// Makes the leases of the old store those of the new one.
 async fn grant(old: &Arc<dyn NewStore>, held: &[Held]) -> Result<()> {
-    let plain = old.guarded(Guard::None);
-    for id in plain.leases().await?.reply {
-        // Those that go on are granted anew, since their time to live may be another one. No key is
-        // attached to any: the mirror has seen to that.
+    let plain = &old.guarded(Guard::None);
+    let ids = plain.leases().await?.reply;
+    // Those that go on are granted anew, since their time to live may be another one. No key is
+    // attached to any: the mirror has seen to that.
+    each(ids, |id| async move {
         match plain.revoke(id).await {
-            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => {}
-            Err(error) => return Err(error),
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => Ok(()),
+            Err(error) => Err(error),
         }
-    }
-    for lease in held {
-        let grant = Grant {
+    })
+    .await?;
+    let grant = |lease: Held| {
+        plain.grant(Grant {
             id: Some(lease.id),
             ttl_s: lease.ttl_s,
-        };
-        plain.grant(grant).await?;
-    }
+        })
+    };
+    each(held.to_vec(), grant).await?;
     Ok(())
 }
 
