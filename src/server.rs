@@ -2,12 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, lookup_host};
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
 use crate::admin::{self, Facts};
 use crate::api::{self, ApiConfig, Identity, Member, Members};
@@ -95,6 +98,8 @@ pub struct Server {
     /// The migration, unless the new store is served alone.
     pub controller: Option<Arc<Controller>>,
     tasks: Tasks,
+    /// Cancelled when the loop that follows the fleet has died of a fault of its own.
+    astray: CancellationToken,
 }
 
 impl Server {
@@ -166,8 +171,9 @@ impl Server {
             Some(controller) => controller.router(),
             None => Router::to(stores.new.guarded(Guard::None)),
         };
+        let astray = CancellationToken::new();
         if let Some(controller) = &controller {
-            tasks.spawn("migration", controller.clone().run());
+            follow(controller.clone(), &tasks, astray.clone());
         }
         let metrics = Arc::new(Metrics::default());
         let own = Member {
@@ -205,6 +211,7 @@ impl Server {
             admin,
             controller,
             tasks,
+            astray,
         })
     }
 
@@ -217,11 +224,13 @@ impl Server {
 
     /// Returns, with what to do, when this proxy can serve nobody any more; see [`crate::migration::ending`].
     pub async fn gone(&self) -> &'static str {
-        match &self.controller {
-            Some(controller) => controller.gone().await,
-            None => std::future::pending().await,
+        let Some(controller) = &self.controller else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            () = controller.gone() => ending::GONE,
+            () = self.astray.cancelled() => ending::ASTRAY,
         }
-        ending::GONE
     }
 
     /// The phase as this proxy knows it.
@@ -283,6 +292,18 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
         Some((url, Err(error))) => Some(old_later(url, error, &terms, &new).await?),
     };
     Ok(Stores { old, new })
+}
+
+/// Runs the loop that follows the fleet, and cancels `astray` if it dies of a fault.
+fn follow(controller: Arc<Controller>, tasks: &Tasks, astray: CancellationToken) {
+    let run = AssertUnwindSafe(controller.run()).catch_unwind();
+    tasks.spawn("migration", async move {
+        // Nothing of what it has left is used any more, but to end.
+        if run.await.is_err() {
+            error!("{}", ending::ASTRAY);
+            astray.cancel();
+        }
+    });
 }
 
 /// The proxies of the fleet, for clients.

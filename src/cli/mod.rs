@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("segue: cannot start: {error}");
+            complain(format_args!("segue: cannot start: {error}"));
             return ExitCode::from(1);
         }
     };
@@ -145,10 +145,16 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("segue: {failure}");
+            complain(format_args!("segue: {failure}"));
             failure.code()
         }
     }
+}
+
+/// Writes a line to standard error. Where that fails, as on a full disk, nobody can be told, and it is no
+/// reason to do anything else than before (`eprintln!` would panic).
+fn complain(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// What a shell tells of a program that SIGPIPE has ended.
@@ -161,7 +167,7 @@ fn print_line(text: fmt::Arguments<'_>) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(BY_SIGPIPE);
         }
-        eprintln!("segue: cannot write the output: {error}");
+        complain(format_args!("segue: cannot write the output: {error}"));
         std::process::exit(1);
     }
 }

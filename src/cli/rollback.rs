@@ -64,7 +64,7 @@ impl Rollback {
                 )));
             }
             if let Some(trouble) = status.trouble {
-                eprintln!("waiting: {trouble}");
+                super::complain(format_args!("waiting: {trouble}"));
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -108,6 +108,9 @@ pub(super) fn log(filter: &str) -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // A line that cannot be written is told of by `eprintln!` otherwise, which panics then: whatever
+        // task has logged it would die of a full disk.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

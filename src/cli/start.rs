@@ -55,7 +55,7 @@ impl Start {
                 return Ok(());
             }
             if let Some(trouble) = status.trouble {
-                eprintln!("waiting: {trouble}");
+                super::complain(format_args!("waiting: {trouble}"));
             }
             tokio::time::sleep(LOOK).await;
         }

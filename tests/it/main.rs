@@ -5,6 +5,7 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod cli;
 mod contract;
 mod copy;
 mod demo;

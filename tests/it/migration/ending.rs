@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use segue::config::Settings;
 use segue::migration::phase::Phase;
 use segue::migration::records::{MEMBERS, Outcome, SHARDS, STATE, SURVEY};
 use segue::migration::switch::Request;
 use segue::migration::{OpenError, Options};
+use segue::server::{self, Server};
 use segue::store::memory::Memory;
 use segue::store::{Guard, NewStore, StoreError, StoreUrl, open_new};
 use segue::types::{Delete, KeyRange, Put, Range, Reserved, Revision};
 
-use super::fleet::{Member, Stores, get, key, put};
+use super::fleet::{Member, Stores, TIMING, get, key, put};
 use super::gate::{Gate, Mode};
 use crate::support::{Etcd, eventually};
 
@@ -393,4 +395,29 @@ async fn the_same_command_begins_no_second_migration_whatever_it_allows() {
         }
         assert_eq!(left_in(&stores.new).await, expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_does_not_serve_on_without_the_loop_that_follows_the_migration() {
+    let stores = Stores::in_memory().await;
+    let gate = Gate::before(stores.new.clone());
+    let anywhere = || Some("127.0.0.1:0".to_owned());
+    let settings = Settings {
+        new: Some("memory:".into()),
+        listen: anywhere(),
+        admin: anywhere(),
+        ..Settings::default()
+    };
+    let behind = server::Stores {
+        old: Some(stores.old.clone()),
+        new: gate.clone(),
+    };
+    let config = settings.complete().unwrap();
+    let server = Server::over(behind, config, TIMING).await.unwrap();
+    server.ready().await;
+    gate.set(Mode::Fault);
+    let why = tokio::time::timeout(Duration::from_secs(30), server.gone()).await;
+    assert!(why.expect("it gives up").contains("Start it again"));
+    gate.set(Mode::Open);
+    assert_eq!(server.stop().await, Vec::<String>::new());
 }

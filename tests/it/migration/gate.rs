@@ -17,6 +17,8 @@ pub enum Mode {
     Open,
     /// They cannot be reached.
     Cut,
+    /// Whoever asks for them meets a fault in the program.
+    Fault,
     /// Writes of those whose names begin like this wait for another mode.
     Hold(&'static str),
     /// What is replayed waits for another mode, and is done then even if nobody waits for it any more: as
@@ -68,6 +70,7 @@ impl Gate {
     fn pass(&self) -> Result<()> {
         match *self.mode.borrow() {
             Mode::Cut => Err(StoreError::Unavailable("cut off".into())),
+            Mode::Fault => panic!("a fault, on purpose"),
             Mode::Open | Mode::Hold(_) | Mode::HoldReplays => Ok(()),
         }
     }
@@ -97,7 +100,7 @@ impl NewStore for Gate {
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
         let held = |mode: &Mode| match mode {
             Mode::Hold(prefix) => txn.writes.iter().any(|it| it.name.starts_with(prefix)),
-            Mode::Open | Mode::Cut | Mode::HoldReplays => false,
+            Mode::Open | Mode::Cut | Mode::Fault | Mode::HoldReplays => false,
         };
         let mut mode = self.mode.subscribe();
         if held(&mode.borrow()) {

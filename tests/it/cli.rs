@@ -1,0 +1,73 @@
+//! The commands in the hands of people and scripts: outputs that cannot be written, progress, exit codes.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::etcd::http_get;
+use crate::support::process::Process;
+use crate::support::segue::Segue;
+use crate::support::{eventually, ports};
+
+fn sqlite(dir: &TempDir, name: &str) -> String {
+    format!("sqlite:{}", dir.path().join(name).display())
+}
+
+/// A `SQLite` store that has held so many keys for clients.
+async fn filled(dir: &TempDir, name: &str, keys: usize) -> String {
+    let url = sqlite(dir, name);
+    let segue = Segue::start(["--new", &url]).await;
+    let endpoint = [segue.endpoint()];
+    let mut client = etcd_client::Client::connect(endpoint, None).await.unwrap();
+    for key in 0..keys {
+        let key = format!("key/{key:05}");
+        client.put(key, "old", None).await.unwrap();
+    }
+    url
+}
+
+/// The body that the admin API answers with, as JSON.
+async fn ask(port: u16, path: &str) -> Result<Value, String> {
+    let answer = http_get(port, path).await.map_err(|e| e.to_string())?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).map_err(|error| format!("{error}: {answer}"))
+}
+
+/// Starts `segue ARGS` with an errors' output that takes nothing; the other one goes to `log`.
+#[cfg(target_os = "linux")]
+fn with_full_disk(args: &[&str], log: &Path) -> Process {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", r#"exec "$0" "$@" 2> /dev/full"#]);
+    command.arg(env!("CARGO_BIN_EXE_segue")).args(args);
+    Process::start(&mut command, log, "apt install dash")
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (filled(&dir, "old.db", 20).await, sqlite(&dir, "new.db"));
+    let port = ports::free_port();
+    let admin = format!("127.0.0.1:{port}");
+    let listen = format!("127.0.0.1:{}", ports::free_port());
+    let mut args = vec!["serve", "--old", &old, "--new", &new];
+    args.extend(["--listen", &listen, "--admin", &admin]);
+    let mut process = with_full_disk(&args, &dir.path().join("log"));
+    eventually("the migration goes on", async || {
+        match ask(port, "/status").await {
+            Ok(status) if status["verified"] == true => Ok(()),
+            other => Err((other, process.output())),
+        }
+    })
+    .await;
+    assert!(process.output().contains("segue is ready"));
+    process.terminate();
+    let ended = eventually("ended", async || process.ended().ok_or("runs")).await;
+    assert!(ended.success(), "{ended:?}: {}", process.output());
+
+    // What a command has to say is lost, and its exit code is not.
+    let mut process = with_full_disk(&["status", "--admin", &admin], &dir.path().join("log"));
+    let ended = eventually("ended", async || process.ended().ok_or("runs")).await;
+    assert_eq!(ended.code(), Some(1));
+}
