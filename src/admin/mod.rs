@@ -3,13 +3,15 @@
 //! | request | does |
 //! | --- | --- |
 //! | `GET /status` | everything about the migration, as JSON |
+//! | `POST /start` | begins the migration; with 202, not yet: it is to be asked for again |
 //! | `POST /switch` `{"to": "normal", "when_ready": false}` | writes the switch key and answers what became of it |
 //! | `POST /pause`, `POST /resume` | the backfill |
 //! | `POST /rates` `{"keys": 5000, "bytes": null}` | its limits |
 //! | `POST /verify`, `GET /verify` | starts a verification; its report, or how far it is |
 //! | `POST /complete` | settles the migration |
 //! | `POST /rehearse` | has the fleet do all that it does in a switch, but stay in its phase; answers what it cost |
-//! | `GET /preview/PHASE` | whether the fleet would go to that phase now, why, and what would come of it |
+//! | `POST /rollback` | begins the way back |
+//! | `GET /preview/start`, `GET /preview/PHASE` | whether it would begin, or go to that phase, now; why, and what would come of it |
 //! | `GET /rejects` | keys that the new store cannot take |
 //! | `GET /metrics` | for Prometheus |
 //! | `GET /` | the same for a browser |

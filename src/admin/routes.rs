@@ -13,6 +13,7 @@ use serde_json::json;
 use super::Facts;
 use crate::metrics::CONTENT_TYPE;
 use crate::migration::Controller;
+use crate::migration::asking::Started;
 use crate::migration::phase::Phase;
 use crate::migration::preview::Preview;
 use crate::migration::records::{Outcome, readable};
@@ -28,6 +29,7 @@ pub(super) fn all(facts: Facts) -> axum::Router {
     axum::Router::new()
         .route("/", get(dashboard))
         .route("/status", get(status))
+        .route("/start", post(start))
         .route("/switch", post(switch))
         .route("/pause", post(pause))
         .route("/resume", post(resume))
@@ -35,6 +37,7 @@ pub(super) fn all(facts: Facts) -> axum::Router {
         .route("/verify", get(report).post(verify))
         .route("/complete", post(complete))
         .route("/rehearse", post(rehearse))
+        .route("/preview/start", get(preview_start))
         .route("/preview/{to}", get(preview))
         .route("/rollback", post(rollback))
         .route("/rejects", get(rejects))
@@ -106,6 +109,19 @@ impl Facts {
 
 async fn status(State(facts): State<Arc<Facts>>) -> Answer<Status> {
     Ok(Json(facts.status().await?))
+}
+
+async fn start(State(facts): State<Arc<Facts>>) -> Result<Response, Refusal> {
+    match facts.under_way()?.start().await? {
+        Started::Begun(epoch) => {
+            let message = "the migration begins";
+            Ok(Json(json!({ "message": message, "epoch": epoch })).into_response())
+        }
+        Started::NotYet(why) => {
+            Ok((StatusCode::ACCEPTED, Json(json!({ "message": why }))).into_response())
+        }
+        Started::Refused(why) => Err(Refusal(StatusCode::CONFLICT, why)),
+    }
 }
 
 /// What a request to switch says.
@@ -221,6 +237,10 @@ async fn rehearse(State(facts): State<Arc<Facts>>) -> Answer<Rehearsal> {
 
 async fn preview(State(facts): State<Arc<Facts>>, Path(to): Path<Phase>) -> Answer<Preview> {
     Ok(Json(facts.controller()?.preview(to).await?))
+}
+
+async fn preview_start(State(facts): State<Arc<Facts>>) -> Answer<Preview> {
+    Ok(Json(facts.controller()?.preview_start().await?))
 }
 
 async fn rollback(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {

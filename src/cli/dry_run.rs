@@ -4,7 +4,7 @@ use super::Failure;
 use super::client::Client;
 use crate::migration::preview::Preview;
 
-/// Shows what going to the phase `to` would come to. Changes nothing; fails as the request would be
+/// Shows what going to the phase `to`, or `start`, would come to. Changes nothing; fails as the request would be
 /// refused.
 pub(super) async fn dry_run(client: &Client, to: &str) -> Result<(), Failure> {
     let preview: Preview = client.get(&format!("/preview/{to}")).await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
@@ -12,6 +12,8 @@ use crate::migration::status::Status;
 
 /// How often to look whether clients are let in.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often to ask while the migration cannot begin yet.
+const AGAIN: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +26,7 @@ The same with any etcd client: etcdctl put segue/switch migration";
 /// Begin the migration of a fleet that was started in the passthrough phase
 ///
 /// The old store is fenced, so that nothing can change it any more, and leases are brought over. No
-/// request fails; the longest pause is shown.
+/// request fails; the longest pause is shown. In any other phase it is refused.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Start {
@@ -39,13 +41,12 @@ impl Start {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let client = Client::new(&self.admin);
         if self.dry_run {
-            return dry_run(&client, "migration").await;
+            return dry_run(&client, "start").await;
         }
-        let body = json!({ "to": "migration", "when_ready": false });
-        let _: Value = client.post("/switch", Some(body)).await?;
+        let epoch = begin(&client).await?;
         loop {
             let status: Status = client.get("/status").await?;
-            if status.phase == "migration" && status.stage == "open" {
+            if status.epoch >= epoch && status.stage == "open" {
                 say!(
                     "the migration has begun behind revision {}; the longest pause of a request here \
                      was {} ms",
@@ -59,5 +60,16 @@ impl Start {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// Asks until the migration begins, and answers the epoch that it begins with.
+async fn begin(client: &Client) -> Result<u64, Failure> {
+    loop {
+        let answer: Value = client.post("/start", None).await?;
+        if let Some(epoch) = answer["epoch"].as_u64() {
+            return Ok(epoch);
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }

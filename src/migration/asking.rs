@@ -10,7 +10,18 @@ use super::phase::{Decision, Phase, State, Surroundings};
 use super::records::{CONTROL, Control, Outcome, STATE, Switch};
 use super::switch::{KEY, Request};
 use crate::store::{Result, Store as _};
-use crate::types::{Put, Range};
+use crate::types::{Epoch, Put, Range};
+
+/// What became of a request to begin the migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// It begins, or did so just now, with this epoch or the next ones.
+    Begun(Epoch),
+    /// Not yet, because of something that ends by itself: it is to be asked for again.
+    NotYet(String),
+    /// It does not.
+    Refused(String),
+}
 
 impl Controller {
     /// Writes the switch key, as any client could, and waits for what becomes of it.
@@ -95,6 +106,33 @@ impl Controller {
     /// Begins the way back to the old store, if that is safe; answers why not, if not.
     pub async fn rollback(&self) -> Result<Result<(), String>> {
         self.go_to(Phase::Passthrough).await
+    }
+
+    /// Begins the migration, if the fleet is in the passthrough phase. That it is still beginning is fine as
+    /// well: whoever has lost the answer asks once more.
+    pub async fn start(&self) -> Result<Started> {
+        loop {
+            let Some(entry) = self.ledger.get::<State>(STATE).await? else {
+                return Ok(Started::Refused(self.ended().unwrap_or(GONE).into()));
+            };
+            let state = &entry.value;
+            if state.is_beginning() {
+                return Ok(Started::Begun(state.epoch));
+            }
+            let around = self.surroundings(state, Phase::Migration).await?;
+            match state.may_start(&around) {
+                Decision::NoGo(why) => return Ok(Started::Refused(why)),
+                Decision::Wait(why) => return Ok(Started::NotYet(why)),
+                Decision::Go(why) => {
+                    let next = state.switched(Phase::Migration, now_ms());
+                    if self.transit(&entry, &next, None).await? {
+                        info!(epoch = next.epoch.0, why, "the migration begins");
+                        self.wake.notify_one();
+                        return Ok(Started::Begun(next.epoch));
+                    }
+                }
+            }
+        }
     }
 
     /// Takes the fleet to another phase without the switch key, if that is safe; answers why not, if

@@ -2,7 +2,7 @@
 //!
 //! - [`phase`]: the state machine, pure.
 //! - [`records`], [`ledger`]: what is kept in the new store, and how it is read and written.
-//! - [`controller`]: one member's view of the migration; [`joining`]: how it comes to be one; `asking`: what
+//! - [`controller`]: one member's view of the migration; [`joining`]: how it comes to be one; [`asking`]: what
 //!   people ask of it.
 //! - `driver`: the loop that keeps the member in step with the fleet and runs the jobs.
 //! - [`router`]: the way of every request to the store that the phase says.
@@ -16,7 +16,7 @@
 //! - [`offline`]: all of it at once, while the application is stopped.
 //! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
-mod asking;
+pub mod asking;
 pub mod backfill;
 mod clearing;
 pub mod controller;

@@ -427,6 +427,34 @@ impl State {
         decision.unless_behind(self.epoch, around)
     }
 
+    /// Whether `segue start` may begin the migration now. That leads out of the passthrough phase only: from
+    /// the normal one, a switch to the migration phase is something else, and nothing to happen unasked.
+    #[must_use]
+    pub fn may_start(&self, around: &Surroundings) -> Decision {
+        use Decision::{NoGo, Wait};
+        match (self.phase, self.unopened()) {
+            (Phase::Passthrough, _) => self.may_switch(Phase::Migration, around),
+            (Phase::Migration, Some(why)) => Wait(why.into()),
+            (Phase::Migration, None) => NoGo(
+                "the phase is migration already, so there is nothing to start; `segue status` shows how far \
+                 it is"
+                    .into(),
+            ),
+            (Phase::Normal, _) => NoGo(
+                "the phase is normal already, so there is nothing to start; `segue complete` ends the \
+                 migration, and `segue switch migration` goes back to the migration phase"
+                    .into(),
+            ),
+            (Phase::Settled, _) => NoGo(SETTLED.into()),
+        }
+    }
+
+    /// Whether the migration has begun, and lets clients in by itself as soon as it can.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        self.phase == Phase::Migration && matches!(self.stage, Stage::Fencing | Stage::Opening)
+    }
+
     /// Why no other state may follow yet but by itself.
     pub(super) fn unopened(&self) -> Option<&'static str> {
         match self.stage {

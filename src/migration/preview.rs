@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::controller::Controller;
 use super::ending::GONE;
 use super::ledger::Entry;
-use super::phase::{Decision, Phase, State};
+use super::phase::{Decision, Phase, State, Surroundings};
 use super::records::STATE;
 use super::rehearsal::millis;
 use crate::store::Result;
@@ -115,6 +115,20 @@ impl State {
 impl Controller {
     /// What would become of a request to go to `to`. Changes nothing.
     pub async fn preview(&self, to: Phase) -> Result<Preview> {
+        let decide = |state: &State, around: &Surroundings| state.may_switch(to, around);
+        self.foresee(to, decide).await
+    }
+
+    /// What would become of a request to begin the migration. Changes nothing.
+    pub async fn preview_start(&self) -> Result<Preview> {
+        self.foresee(Phase::Migration, State::may_start).await
+    }
+
+    async fn foresee(
+        &self,
+        to: Phase,
+        decide: impl Fn(&State, &Surroundings) -> Decision,
+    ) -> Result<Preview> {
         let Some(Entry { value: state, .. }) = self.ledger.get::<State>(STATE).await? else {
             return Ok(Preview {
                 why: self.ended().unwrap_or(GONE).into(),
@@ -123,7 +137,7 @@ impl Controller {
         };
         let view = self.view();
         let around = self.surroundings_of(&state, &view.fleet, to).await?;
-        let (done, why) = match state.may_switch(to, &around) {
+        let (done, why) = match decide(&state, &around) {
             Decision::Go(why) => (true, why.to_owned()),
             Decision::NoGo(why) | Decision::Wait(why) => (false, why),
         };

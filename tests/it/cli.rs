@@ -71,3 +71,34 @@ async fn a_log_that_cannot_be_written_stops_nothing() {
     let ended = eventually("ended", async || process.ended().ok_or("runs")).await;
     assert_eq!(ended.code(), Some(1));
 }
+
+#[tokio::test]
+async fn a_migration_that_has_begun_is_not_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (filled(&dir, "old.db", 20).await, sqlite(&dir, "new.db"));
+    let args = ["--old", &old, "--new", &new, "--start", "passthrough"];
+    let segue = Segue::start(args).await;
+    let foreseen = segue.run(["start", "--dry-run"]).await;
+    assert_eq!(foreseen.code, 0, "{foreseen:?}");
+    let started = segue.run(["start"]).await;
+    assert_eq!(started.code, 0, "{started:?}");
+    assert!(started.out.contains("has begun"), "{started:?}");
+    for (phase, hint) in [
+        ("migration", "`segue status` shows"),
+        ("normal", "`segue switch migration` goes back"),
+    ] {
+        if phase == "normal" {
+            let switched = segue.run(["switch", "--when-ready", "--wait"]).await;
+            assert_eq!(switched.code, 0, "{switched:?}");
+        }
+        let before = segue.status().await.unwrap();
+        assert_eq!(before["phase"], phase);
+        for args in [vec!["start", "--dry-run"], vec!["start"]] {
+            let refused = segue.run(&args).await;
+            assert_eq!(refused.code, 3, "{args:?}: {refused:?}");
+            assert!(refused.err.contains(hint), "{args:?}: {refused:?}");
+        }
+        let now = segue.status().await.unwrap();
+        assert_eq!(now["epoch"], before["epoch"], "{now}");
+    }
+}

@@ -171,3 +171,36 @@ fn every_transition_is_an_epoch_of_its_own_on_the_same_line() {
         assert_eq!(state.guard(), Guard::Epoch { epoch, claims });
     }
 }
+
+#[test]
+fn a_migration_is_started_from_the_passthrough_phase_only() {
+    let nothing = Surroundings::default();
+    let waits = State::wait("m".into(), "old".into(), false, 1).with_mirror();
+    let begins = waits.switched(Phase::Migration, 2);
+    let opens = begins.fenced(Revision(9), 3);
+    let open = opens.opened(4);
+    let emptied = open.draining(5).returned(Revision(20), 6);
+    for (state, beginning, refused_for) in [
+        (waits, false, None),
+        (begins, true, Some("still being fenced")),
+        (opens, true, Some("still being opened")),
+        (open.clone(), false, Some("migration already")),
+        (open.draining(5), false, Some("rollback is under way")),
+        (emptied, false, Some("still being emptied")),
+        (
+            open.switched(Phase::Normal, 5),
+            false,
+            Some("normal already"),
+        ),
+        (open.switched(Phase::Settled, 5), false, Some("settled")),
+    ] {
+        assert_eq!(state.is_beginning(), beginning, "{state:?}");
+        match (state.may_start(&nothing), refused_for) {
+            (Decision::Go(_), None) => {}
+            (Decision::NoGo(why) | Decision::Wait(why), Some(part)) => {
+                assert!(why.contains(part), "{why:?} does not speak of {part:?}");
+            }
+            (decision, expected) => panic!("{decision:?}, expected {expected:?} for {state:?}"),
+        }
+    }
+}

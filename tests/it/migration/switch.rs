@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use segue::migration::asking::Started;
 use segue::migration::phase::Phase;
 use segue::migration::records::Outcome;
 use segue::migration::status::Status;
@@ -287,4 +288,35 @@ async fn a_member_that_is_cut_off_asks_again_and_again_but_not_all_the_time() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let asked = gate.reads() - before;
     assert!((1..100).contains(&asked), "{asked} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_is_repeated_while_it_begins_and_refused_afterwards() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    // Nothing goes on as long as the member does nothing.
+    let member = stores.open("a", passthrough).await.unwrap();
+    let Started::Begun(epoch) = member.controller.start().await.unwrap() else {
+        panic!("it does not begin");
+    };
+    let again = member.controller.start().await.unwrap();
+    assert_eq!(again, Started::Begun(epoch));
+    let run = member.controller.clone().run();
+    member.tasks.spawn("migration", run);
+    member.until_phase(Phase::Migration).await;
+    let now = member.until_verified().await;
+    for phase in ["migration", "normal"] {
+        match member.controller.start().await.unwrap() {
+            Started::Refused(why) => assert!(why.contains(phase), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let seen = member.controller.preview_start().await.unwrap();
+        assert!(!seen.done && seen.why.contains(phase), "{seen:?}");
+        if phase == "migration" {
+            assert_eq!(member.status().await.epoch, now.epoch);
+            let normal = member.controller.go_to(Phase::Normal).await.unwrap();
+            normal.expect("it is verified");
+            member.until_phase(Phase::Normal).await;
+        }
+    }
 }
