@@ -17,9 +17,10 @@
 //! | `GET /` | the same for a browser |
 //!
 //! An error is `{"message": "…"}` with a status of 409 where something is refused because it is not
-//! safe, 503 where a store does not answer.
+//! safe, 503 where a store does not answer, and 403 where a web page of others asks for a change.
 
 mod metrics;
+mod origin;
 mod routes;
 
 use std::sync::Arc;

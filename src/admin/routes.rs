@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Facts;
+use super::{Facts, origin};
 use crate::metrics::CONTENT_TYPE;
 use crate::migration::Controller;
 use crate::migration::asking::Started;
@@ -48,11 +48,12 @@ pub(super) fn all(facts: Facts) -> axum::Router {
                 "there is nothing at this path".into(),
             )
         })
+        .layer(axum::middleware::from_fn(origin::guard))
         .with_state(Arc::new(facts))
 }
 
 /// Why a request was not carried out.
-struct Refusal(StatusCode, String);
+pub(super) struct Refusal(pub StatusCode, pub String);
 
 type Answer<T> = Result<Json<T>, Refusal>;
 

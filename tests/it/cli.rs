@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::etcd::http_get;
 use crate::support::process::Process;
@@ -100,5 +102,49 @@ async fn a_migration_that_has_begun_is_not_started_again() {
         }
         let now = segue.status().await.unwrap();
         assert_eq!(now["epoch"], before["epoch"], "{now}");
+    }
+}
+
+/// What is answered to `POST PATH` with these headers.
+async fn post(port: u16, path: &str, headers: &[(&str, &str)]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut request = format!("POST {path} HTTP/1.0\r\nContent-Length: 0\r\n");
+    for (name, value) in headers {
+        request.extend([*name, ": ", *value, "\r\n"]);
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_web_page_of_others_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (filled(&dir, "old.db", 3).await, sqlite(&dir, "new.db"));
+    let segue = Segue::start(["--old", &old, "--new", &new]).await;
+    let host = segue.admin();
+    let port = host.rsplit_once(':').unwrap().1.parse().unwrap();
+    let own = format!("http://{host}");
+    for headers in [
+        [("Host", &*host), ("Origin", "https://evil.example")],
+        [("Host", &host), ("Sec-Fetch-Site", "cross-site")],
+        [("Host", "evil.example"), ("Origin", "http://evil.example")],
+    ] {
+        for path in ["/pause", "/switch", "/complete", "/rollback", "/start"] {
+            let answer = post(port, path, &headers).await;
+            assert!(answer.starts_with("HTTP/1.0 403"), "{path}: {answer}");
+            assert!(answer.contains("another origin"), "{path}: {answer}");
+        }
+    }
+    assert_eq!(segue.status().await.unwrap()["paused"], false);
+    for headers in [
+        [("Host", &*host), ("Origin", &*own)],
+        [("Host", &host), ("Sec-Fetch-Site", "none")],
+        [("Host", &host), ("Accept", "*/*")],
+    ] {
+        let answer = post(port, "/pause", &headers).await;
+        assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     }
 }
