@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -17,10 +18,21 @@ use tonic::Code;
 /// How the rendered text is labelled.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Looks up what a collector cannot: collectors do not wait for anything.
+pub struct Lookup(Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>);
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookup")
+    }
+}
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
+    /// What is looked up before each rendering.
+    lookup: OnceLock<Lookup>,
     /// Requests over gRPC.
     pub grpc: Grpc,
     /// Watches that are open.
@@ -43,6 +55,7 @@ impl Default for Metrics {
         Self {
             grpc: Grpc::new(&mut registry),
             registry: Mutex::new(registry),
+            lookup: OnceLock::new(),
             watches,
             watch_events,
         }
@@ -55,11 +68,20 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Has `lookup` done before each rendering, for a collector to tell what it finds. Only the first one
+    /// counts.
+    pub fn look_up(&self, lookup: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
+        let _ = self.lookup.set(Lookup(Box::new(lookup)));
+    }
+
     /// Everything as text, in the format that [`CONTENT_TYPE`] names.
     ///
     /// # Errors
     /// None that a working collector would give.
-    pub fn render(&self) -> Result<String, fmt::Error> {
+    pub async fn render(&self) -> Result<String, fmt::Error> {
+        if let Some(Lookup(lookup)) = self.lookup.get() {
+            lookup().await;
+        }
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rendered = String::new();
         text::encode(&mut rendered, &registry)?;
@@ -264,13 +286,13 @@ fn resident_bytes() -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn requests_are_counted_under_the_names_that_etcd_has_for_them() {
+    #[tokio::test]
+    async fn requests_are_counted_under_the_names_that_etcd_has_for_them() {
         let metrics = Metrics::default();
         let put = metrics.grpc.method("etcdserverpb.KV", "Put", Kind::Unary);
         put.started();
         put.handled(Code::Ok, Duration::from_millis(1));
-        let text = metrics.render().unwrap();
+        let text = metrics.render().await.unwrap();
         let line = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#;
         assert!(text.contains(line), "{text}");
         assert!(

@@ -88,18 +88,33 @@ impl Collector for Migration {
             ),
             (
                 "segue_trouble",
-                "The new store's records cannot be read or written",
-                u64::from(view.trouble.is_some()),
+                "A store cannot be read or written, or a job of the migration does not come on",
+                u64::from(self.0.trouble().is_some()),
             ),
         ] {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value).encode(metric)?;
         }
+        self.encode_mirror(&mut encoder)?;
         self.encode_counters(&mut encoder)
     }
 }
 
 impl Migration {
+    /// Not there where there is no mirror, or it cannot be told how far it is: 0 would say that all is well.
+    fn encode_mirror(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(standing) = self.0.standing() else {
+            return Ok(());
+        };
+        let metric = encoder.encode_descriptor(
+            "segue_mirror_behind",
+            "Changes of the new store that the old one does not have yet",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(standing.behind).encode(metric)
+    }
+
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let foreign = self.0.foreign();
         let counters = self.0.counters();

@@ -58,6 +58,11 @@ pub async fn serve(listener: TcpListener, facts: Facts, shutdown: CancellationTo
         facts
             .metrics
             .register(|registry| registry.register_collector(migration));
+        let controller = Arc::clone(controller);
+        facts.metrics.look_up(move || {
+            let controller = Arc::clone(&controller);
+            Box::pin(async move { controller.look_at_mirror().await })
+        });
     }
     let routes = routes::all(facts);
     let stop = async move { shutdown.cancelled().await };

@@ -271,6 +271,7 @@ async fn metrics(State(facts): State<Arc<Facts>>) -> Result<Response, Refusal> {
     let text = facts
         .metrics
         .render()
+        .await
         .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }

@@ -38,7 +38,7 @@ pub(super) async fn serve<B>(context: &Context, request: &Request<B>) -> Respons
                 "segue": env!("CARGO_PKG_VERSION"),
             }),
         ),
-        "/metrics" => match context.metrics.render() {
+        "/metrics" => match context.metrics.render().await {
             Ok(rendered) => with_type(StatusCode::OK, metrics::CONTENT_TYPE, rendered),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },

@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::backfill::Progress;
 use super::driver::Driver;
@@ -92,6 +93,7 @@ pub struct Controller {
     pub(super) meter: std::sync::Mutex<Meter>,
     pub(super) foreign: Watched,
     pub(super) tails: Tails,
+    standing: ArcSwapOption<Standing>,
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
     vanished: AtomicBool,
@@ -142,6 +144,7 @@ impl Controller {
             verify_wanted: watch::Sender::new(0),
             verifications_done: AtomicU64::new(0),
             tails: Tails::default(),
+            standing: ArcSwapOption::empty(),
             foreign: Watched::default(),
             meter: std::sync::Mutex::default(),
             started: Instant::now(),
@@ -180,6 +183,27 @@ impl Controller {
 
     /// How far the old store follows the new one; nothing, if it does not.
     pub async fn mirror(&self, state: &State) -> Result<Option<Standing>> {
+        let found = self.find_mirror(state).await;
+        let standing = found.as_ref().ok().copied().flatten();
+        self.standing.store(standing.map(Arc::new));
+        found
+    }
+
+    /// Looks how far the mirror is, for [`Self::standing`] to tell.
+    pub async fn look_at_mirror(&self) {
+        let state = &self.view().state.value;
+        if let Err(error) = self.mirror(state).await {
+            debug!(%error, "it cannot be told how far the mirror is");
+        }
+    }
+
+    /// How far the old store followed the new one when somebody last looked, if that could be told.
+    #[must_use]
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing.load().as_deref().copied()
+    }
+
+    async fn find_mirror(&self, state: &State) -> Result<Option<Standing>> {
         let moving = matches!(state.phase, Phase::Migration | Phase::Normal);
         if !state.mirror || !moving || state.stage != Stage::Open {
             return Ok(None);

@@ -188,14 +188,18 @@ impl Controller {
                 .unwrap_or(u64::MAX),
             foreign: (*self.foreign()).clone(),
             complete: view.over,
-            trouble: view
-                .trouble
-                .clone()
-                .or_else(|| self.job_trouble.borrow().clone()),
+            trouble: self.trouble(),
             uptime_s: self.started.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Status::default()
         })
+    }
+
+    /// What is wrong now: with the migration's records, or with a job.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let of_records = self.view.load().trouble.clone();
+        of_records.or_else(|| self.job_trouble.borrow().clone())
     }
 
     fn member_statuses(&self, view: &View) -> Vec<MemberStatus> {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::support::etcd::http_get;
 use crate::support::process::Process;
 use crate::support::segue::Segue;
-use crate::support::{eventually, ports};
+use crate::support::{Etcd, eventually, ports};
 
 fn sqlite(dir: &TempDir, name: &str) -> String {
     format!("sqlite:{}", dir.path().join(name).display())
@@ -147,4 +147,55 @@ async fn a_web_page_of_others_changes_nothing() {
         let answer = post(port, "/pause", &headers).await;
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     }
+}
+
+/// The value of a gauge, if it is there.
+async fn gauge(port: u16, name: &str) -> Option<u64> {
+    let metrics = http_get(port, "/metrics").await.unwrap();
+    let lines = metrics.lines().filter_map(|line| line.split_once(' '));
+    let mut values = lines.filter(|(found, _)| *found == name);
+    values.next().map(|(_, value)| value.parse().unwrap())
+}
+
+#[tokio::test]
+async fn metrics_tell_of_trouble_with_a_job_and_of_the_mirror() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = Etcd::start().await;
+    let new = sqlite(&dir, "new.db");
+    let segue = Segue::start(["--old", &old.url(), "--new", &new]).await;
+    let admin: u16 = segue.admin().rsplit_once(':').unwrap().1.parse().unwrap();
+    segue
+        .until("verified", |status| status["verified"] == true)
+        .await;
+    eventually("the mirror has caught up, on both ports", async || {
+        let found = (
+            gauge(admin, "segue_mirror_behind").await,
+            gauge(segue.port(), "segue_mirror_behind").await,
+        );
+        if found == (Some(0), Some(0)) {
+            Ok(())
+        } else {
+            Err(found)
+        }
+    })
+    .await;
+    assert_eq!(gauge(admin, "segue_trouble").await, Some(0));
+
+    old.kill();
+    let mut client = etcd_client::Client::connect([segue.endpoint()], None)
+        .await
+        .unwrap();
+    client.put("a", "b", None).await.unwrap();
+    eventually("trouble is told", async || {
+        let found = (
+            gauge(admin, "segue_trouble").await,
+            gauge(admin, "segue_mirror_behind").await,
+        );
+        if found == (Some(1), None) {
+            Ok(())
+        } else {
+            Err(found)
+        }
+    })
+    .await;
 }
