@@ -75,6 +75,14 @@ pub enum StartError {
          migration with `segue complete` first"
     )]
     OldMissing(Phase),
+    /// The old store cannot be opened, and the new one tells of no migration that could do without it.
+    #[error("{new}. And {old}")]
+    NeitherStore {
+        /// What is wrong with the new one.
+        new: OpenError,
+        /// What is wrong with the old one.
+        old: Box<Self>,
+    },
     /// The migration cannot be begun or joined.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -257,8 +265,17 @@ impl Server {
     }
 }
 
-/// Opens the stores that `config` names.
+/// Opens the stores that `config` names. The old one may be put off in the phases that do not need it.
 pub async fn open(config: &Config) -> Result<Stores, StartError> {
+    open_stores(config, true).await
+}
+
+/// Opens the stores that `config` names for a copy, which can do nothing without the old one.
+pub async fn open_now(config: &Config) -> Result<Stores, StartError> {
+    open_stores(config, false).await
+}
+
+async fn open_stores(config: &Config, may_be_later: bool) -> Result<Stores, StartError> {
     if let Some(old) = &config.old
         && same_place(old, &config.new)
     {
@@ -270,6 +287,7 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
         // Fenced at the start of a migration, it ends no lease until it serves again.
         serves: config.mirror || config.start == Phase::Passthrough,
     };
+    open::check_new(&config.new).map_err(of_new_at(&config.new))?;
     let old = match config.old.clone() {
         Some(url) => Some((url.clone(), open::open_old_on(&url, &terms).await)),
         None => None,
@@ -277,15 +295,11 @@ pub async fn open(config: &Config) -> Result<Stores, StartError> {
     // A new store's file is not made for nothing.
     let made = matches!(&config.new, StoreUrl::Sqlite(path) if !path.exists());
     let old = match old {
-        Some((url, Err(error))) if made => return Err(of_old(&url, error)),
+        Some((url, Err(error))) if made || !may_be_later => return Err(of_old(&url, error)),
         old => old,
     };
     let new = open::open_new_on(&config.new, &terms).await;
-    let new = new.map_err(|error| StartError::Store {
-        which: "new",
-        url: config.new.to_string(),
-        error,
-    })?;
+    let new = new.map_err(of_new_at(&config.new))?;
     let old = match old {
         None => None,
         Some((_, Ok(store))) => Some(store),
@@ -327,6 +341,14 @@ impl Members for Proxies {
     }
 }
 
+fn of_new_at(url: &StoreUrl) -> impl Fn(StoreError) -> StartError {
+    move |error| StartError::Store {
+        which: "new",
+        url: url.to_string(),
+        error,
+    }
+}
+
 fn of_old(url: &StoreUrl, error: StoreError) -> StartError {
     StartError::Store {
         which: "old",
@@ -350,7 +372,10 @@ async fn old_later(
     let state = state.map_err(of_new)?;
     if state.is_none() && !new.is_empty().await.map_err(of_new)? {
         // Whoever has completed a migration has turned the old store off.
-        return Err(OpenError::NotEmpty.into());
+        return Err(StartError::NeitherStore {
+            new: OpenError::NotEmpty,
+            old: Box::new(of_old(&url, error)),
+        });
     }
     let Some(state) =
         state.filter(|entry| matches!(entry.value.phase, Phase::Normal | Phase::Settled))

@@ -149,10 +149,12 @@ impl Copy {
         latest: &Mutex<Option<Progress>>,
     ) -> Result<Receipt, Failure> {
         screen.begin("preflight");
-        let Stores { old, new } = server::open(config).await.map_err(|error| match error {
-            server::StartError::Open(error) => failure(error),
-            error => Failure::Failed(error.to_string()),
-        })?;
+        let Stores { old, new } = server::open_now(config)
+            .await
+            .map_err(|error| match error {
+                server::StartError::Open(error) => failure(error),
+                error => Failure::Failed(error.to_string()),
+            })?;
         let Some(old) = old else {
             return Err(Failure::Usage("the old store is missing".into()));
         };

@@ -8,7 +8,7 @@ use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
 use super::table::PlainTable;
-use super::{FENCE, NewStore, OldStore, RequestError, Result, StoreUrl};
+use super::{FENCE, NewStore, OldStore, RequestError, Result, StoreError, StoreUrl};
 use crate::types::Reserved;
 
 /// What holds for a store, whatever kind it is of.
@@ -44,22 +44,31 @@ pub async fn open_new_on(url: &StoreUrl, terms: &Terms) -> Result<Arc<dyn NewSto
             reserved: reserved.clone(),
             ..memory::Settings::default()
         }))),
-        StoreUrl::Etcd2(_) => Err(RequestError::Unsupported(format!(
-            "{url} cannot be the new store: the v2 API has neither transactions nor leases. \
-             Write etcd://HOST:PORT to migrate to the v3 API of etcd"
-        ))
-        .into()),
+        StoreUrl::Etcd2(_) => Err(unfit(url, ETCD2_UNFIT)),
         StoreUrl::Sqlite(path) => Ok(sql::sqlite::open(path, options).await?),
         StoreUrl::Etcd(cluster) => Ok(Arc::new(Etcd3::open(cluster, reserved.clone()).await?)),
         StoreUrl::Postgres(database) => Ok(sql::postgres::open(database, options).await?),
         StoreUrl::Mysql(database) => Ok(sql::mysql::open(database, options).await?),
-        StoreUrl::Table(_) => Err(RequestError::Unsupported(format!(
-            "{url} cannot be the new store: a table of an application has no room for revisions, \
-             leases and claims. Leave table= and what belongs to it out, and Segue makes tables of its \
-             own there"
-        ))
-        .into()),
+        StoreUrl::Table(_) => Err(unfit(url, TABLE_UNFIT)),
     }
+}
+
+/// Refuses a new store of a kind that cannot be one, which is known without asking any store.
+pub fn check_new(url: &StoreUrl) -> Result<()> {
+    match url {
+        StoreUrl::Etcd2(_) => Err(unfit(url, ETCD2_UNFIT)),
+        StoreUrl::Table(_) => Err(unfit(url, TABLE_UNFIT)),
+        _ => Ok(()),
+    }
+}
+
+const ETCD2_UNFIT: &str = "the v2 API has neither transactions nor leases. Write etcd://HOST:PORT to migrate to \
+                           the v3 API of etcd";
+const TABLE_UNFIT: &str = "a table of an application has no room for revisions, leases and claims. Leave table= \
+                           and what belongs to it out, and Segue makes tables of its own there";
+
+fn unfit(url: &StoreUrl, why: &str) -> StoreError {
+    RequestError::Unsupported(format!("{url} cannot be the new store: {why}")).into()
 }
 
 /// Opens the store at `url`, which has to be there, for a migration to come from.

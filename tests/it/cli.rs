@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::etcd::http_get;
 use crate::support::process::Process;
-use crate::support::segue::Segue;
+use crate::support::segue::{Segue, run};
 use crate::support::{Etcd, eventually, ports};
 
 fn sqlite(dir: &TempDir, name: &str) -> String {
@@ -198,4 +198,22 @@ async fn metrics_tell_of_trouble_with_a_job_and_of_the_mirror() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_old_store_that_cannot_be_opened_is_told_of_beside_a_new_one_that_is_not_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let used = filled(&dir, "used.db", 1).await;
+    let missing = sqlite(&dir, "missing.db");
+    let stores = ["--old", &missing, "--new", &used];
+    let copied = run(["copy"].iter().chain(&stores).copied()).await;
+    assert_eq!(copied.code, 1, "{copied:?}");
+    assert!(copied.err.contains("the old store"), "{copied:?}");
+    assert!(copied.err.contains("there is no file"), "{copied:?}");
+    assert!(!copied.err.contains("--allow-nonempty"), "{copied:?}");
+
+    let complaint = Segue::try_start(stores).await.err().expect("it is refused");
+    for part in ["is not empty", "And the old store", "there is no file"] {
+        assert!(complaint.contains(part), "{part:?}: {complaint}");
+    }
 }
