@@ -218,7 +218,8 @@ async fn report(State(facts): State<Arc<Facts>>) -> Result<Response, Refusal> {
         Some(under_way) => Some((*under_way).clone()),
         None => controller.report().await?,
     };
-    Ok(Json(json!({ "done": done, "report": report })).into_response())
+    let trouble = controller.trouble();
+    Ok(Json(json!({ "done": done, "report": report, "trouble": trouble })).into_response())
 }
 
 async fn complete(State(facts): State<Arc<Facts>>) -> Answer<serde_json::Value> {

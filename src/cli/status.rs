@@ -273,22 +273,34 @@ fn way_back(status: &Report) -> Option<String> {
     if status.phase != "migration" && status.phase != "normal" {
         return None;
     }
-    Some(match (&status.way_back, &status.called_off) {
+    let mut text = match (&status.way_back, &status.way_back_closed) {
         _ if !status.mirror => "none: the old store does not follow".into(),
-        (None, _) => "not now: the mirror has not begun, or the old store does not answer".into(),
-        (Some(_), Some(why)) => format!("the last rollback was called off: {why}"),
-        (Some(standing), None) => format!(
-            "open (`segue rollback`): the old store is {} {} behind, {}.{} s",
-            number(standing.behind),
-            if standing.behind == 1 {
-                "change"
-            } else {
-                "changes"
-            },
-            standing.behind_ms / 1000,
-            standing.behind_ms % 1000 / 100,
-        ),
-    })
+        (_, Some(why)) => format!("closed: {why}"),
+        (None, None) => {
+            "not now: the mirror has not begun, or the old store does not answer".into()
+        }
+        (Some(standing), None) => {
+            let open = match &status.way_back_waits {
+                None => "open (`segue rollback`)".into(),
+                Some(why) => format!("not now ({why})"),
+            };
+            format!(
+                "{open}: the old store is {} {} behind, {}.{} s",
+                number(standing.behind),
+                if standing.behind == 1 {
+                    "change"
+                } else {
+                    "changes"
+                },
+                standing.behind_ms / 1000,
+                standing.behind_ms % 1000 / 100,
+            )
+        }
+    };
+    if let Some(why) = &status.called_off {
+        let _ = write!(text, "; the last rollback was called off: {why}");
+    }
+    Some(text)
 }
 
 fn line(out: &mut String, name: &str, text: &str) {
@@ -334,6 +346,7 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migration::mirror::Standing;
 
     #[test]
     fn figures_are_easy_to_read() {
@@ -343,6 +356,64 @@ mod tests {
         assert_eq!(bytes(3 << 20), "3.0 MiB");
         assert_eq!(span(59), "59 s");
         assert_eq!(span(3700), "1 h 1 min");
+    }
+
+    #[test]
+    fn people_see_whether_there_is_a_way_back_and_why_not() {
+        let open = Report {
+            phase: "normal".into(),
+            mirror: true,
+            way_back: Some(Standing {
+                behind: 1,
+                behind_ms: 1234,
+                ..Standing::default()
+            }),
+            ..Report::default()
+        };
+        let why = || Some("this is why".to_owned());
+        for (status, expected) in [
+            (
+                Report {
+                    phase: "passthrough".into(),
+                    ..open.clone()
+                },
+                None,
+            ),
+            (
+                Report {
+                    mirror: false,
+                    way_back_closed: why(),
+                    ..open.clone()
+                },
+                Some("none: the old store does not follow"),
+            ),
+            (
+                Report {
+                    way_back_closed: why(),
+                    ..open.clone()
+                },
+                Some("closed: this is why"),
+            ),
+            (
+                Report {
+                    way_back_waits: why(),
+                    ..open.clone()
+                },
+                Some("not now (this is why): the old store is 1 change behind, 1.2 s"),
+            ),
+            (
+                Report {
+                    called_off: why(),
+                    ..open.clone()
+                },
+                Some(
+                    "open (`segue rollback`): the old store is 1 change behind, 1.2 s; the last rollback \
+                     was called off: this is why",
+                ),
+            ),
+        ] {
+            assert_eq!(way_back(&status).as_deref(), expected);
+        }
     }
 
     #[test]

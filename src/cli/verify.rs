@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::Client;
+use super::screen::{Screen, number as figure};
 use super::{Admin, Failure};
-use crate::migration::verify::Report;
+use crate::migration::verify::{Kind, Report};
 
 /// How often to look how far it is.
 const LOOK: Duration = Duration::from_millis(250);
@@ -18,13 +19,14 @@ Examples:
   segue verify
   segue verify --json > report.json
 
-Exit code 0: everything agrees. 1: something is missing, different or stray.";
+Exit codes: 0 everything agrees; 1 something is missing, different or stray, or not in the old store as
+the mirror has replayed it (a rollback would be refused); 3 not everything is copied yet.";
 
 /// Compare both stores, key by key
 ///
 /// Reads everything from the old store and the new one, while clients go on. Keys that clients have
-/// changed since the migration began are counted, and not differences. Before it begins, keys that
-/// were rejected are tried once more.
+/// changed since the migration began are counted, and not differences; what the mirror has brought back
+/// into the old store is compared. Before it begins, keys that were rejected are tried once more.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Verify {
@@ -39,6 +41,8 @@ pub(super) struct Verify {
 struct Progress {
     done: u64,
     report: Option<Report>,
+    #[serde(default)]
+    trouble: Option<String>,
 }
 
 impl Verify {
@@ -46,18 +50,7 @@ impl Verify {
         let client = Client::new(&self.admin);
         let asked: Value = client.post("/verify", None).await?;
         let number = asked["number"].as_u64().unwrap_or_default();
-        let report = loop {
-            let progress: Progress = client.get("/verify").await?;
-            match progress.report {
-                Some(report) if progress.done >= number => break report,
-                None if progress.done >= number => {
-                    return Err(Failure::Failed(
-                        "the phase has changed in between; try again".into(),
-                    ));
-                }
-                _ => tokio::time::sleep(LOOK).await,
-            }
-        };
+        let report = wait(&client, number).await?;
         if self.json {
             let text = serde_json::to_string_pretty(&report);
             say!(
@@ -67,15 +60,84 @@ impl Verify {
         } else {
             show(&report);
         }
-        if report.good {
-            Ok(())
-        } else {
-            Err(Failure::Failed("the stores do not agree".into()))
+        verdict(&report)?;
+        if !self.json {
+            say!("the stores agree");
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the verification with this number, and shows how far it is.
+async fn wait(client: &Client, number: u64) -> Result<Report, Failure> {
+    // Standard output is for the report alone.
+    let screen = Screen::new(true);
+    screen.begin("verifying");
+    loop {
+        let progress: Progress = client.get("/verify").await?;
+        match progress.report {
+            Some(report) if progress.done >= number => return Ok(report),
+            None if progress.done >= number => {
+                return Err(Failure::Failed(
+                    "the phase has changed in between; try again".into(),
+                ));
+            }
+            under_way => {
+                let compared = under_way.filter(|report| !report.complete);
+                let compared = compared.map_or(0, |report| report.compared);
+                let mut text = format!("{} keys compared", figure(compared));
+                if let Some(trouble) = progress.trouble {
+                    text = format!("{text}; trying again: {trouble}");
+                }
+                screen.progress(compared, None, &text);
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
 }
 
+/// What is missing only because it is not copied yet.
+fn not_copied(report: &Report) -> u64 {
+    if report.backfill_complete {
+        0
+    } else {
+        report.missing
+    }
+}
+
+/// What it comes to; an error unless both stores agree.
+fn verdict(report: &Report) -> Result<(), Failure> {
+    let missing = report.missing - not_copied(report);
+    if missing + report.different + report.stray > 0 {
+        return Err(Failure::Failed("the stores do not agree".into()));
+    }
+    if report.missing > 0 {
+        return Err(Failure::Refused(format!(
+            "{} not copied yet, and everything else agrees; verify again when the backfill is complete \
+             (`segue status` shows how far it is)",
+            keys(report.missing)
+        )));
+    }
+    if report.unmirrored > 0 {
+        return Err(Failure::Failed(format!(
+            "the copy is good, but a rollback would be refused: {} not in the old store as the mirror has \
+             replayed it. Whoever has written there past the proxies has to be stopped; what is written \
+             once more through a proxy is replayed again. Then verify again",
+            keys(report.unmirrored)
+        )));
+    }
+    Ok(())
+}
+
+fn keys(count: u64) -> String {
+    match count {
+        1 => "1 key is".into(),
+        _ => format!("{} keys are", figure(count)),
+    }
+}
+
 fn show(report: &Report) {
+    let waiting = not_copied(report);
     say!("{:>10} keys of the old store compared", report.compared);
     for (count, what) in [
         (report.equal, "are the same in both"),
@@ -87,7 +149,7 @@ fn show(report: &Report) {
             report.expired,
             "leased ones have run out in the old store since",
         ),
-        (report.missing, "are MISSING in the new store"),
+        (report.missing - waiting, "are MISSING in the new store"),
         (report.different, "are DIFFERENT in the new store"),
         (
             report.stray,
@@ -96,11 +158,79 @@ fn show(report: &Report) {
     ] {
         say!("{count:>10} {what}");
     }
+    // Of no concern where there is no mirror, or everything is copied.
+    for (count, what) in [
+        (report.mirrored, "are in the old store as they were changed"),
+        (
+            report.unmirrored,
+            "are NOT in the old store as they were changed",
+        ),
+        (waiting, "are not copied yet"),
+    ] {
+        if count > 0 {
+            say!("{count:>10} {what}");
+        }
+    }
+    let mut listed = 0;
     for finding in &report.findings {
+        if waiting > 0 && finding.kind == Kind::Missing {
+            continue;
+        }
+        listed += 1;
         say!("{:?} {} {}", finding.kind, finding.key, finding.detail);
     }
-    let found = report.missing + report.different + report.stray;
-    if found > report.findings.len() as u64 {
-        say!("… and {} more", found - report.findings.len() as u64);
+    let found = report.missing - waiting + report.different + report.stray + report.unmirrored;
+    if found > listed {
+        say!("… and {} more", found - listed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_outcome_has_its_exit_code_and_says_what_to_do() {
+        let good = Report {
+            backfill_complete: true,
+            complete: true,
+            ..Report::default()
+        };
+        let of = |change: &dyn Fn(&mut Report)| {
+            let mut report = good.clone();
+            change(&mut report);
+            verdict(&report)
+        };
+        assert!(verdict(&good).is_ok());
+        for (outcome, part) in [
+            (of(&|r| r.missing = 1), "do not agree"),
+            (of(&|r| r.different = 1), "do not agree"),
+            (of(&|r| r.stray = 1), "do not agree"),
+            (
+                of(&|r| r.unmirrored = 3),
+                "a rollback would be refused: 3 keys",
+            ),
+            (
+                of(&|r| {
+                    r.backfill_complete = false;
+                    r.missing = 9;
+                    r.different = 1;
+                }),
+                "do not agree",
+            ),
+        ] {
+            let Err(Failure::Failed(why)) = outcome else {
+                panic!("{part}: {outcome:?}");
+            };
+            assert!(why.contains(part), "{why}");
+        }
+        let early = of(&|r| {
+            r.backfill_complete = false;
+            r.missing = 9;
+        });
+        let Err(Failure::Refused(why)) = early else {
+            panic!("{early:?}");
+        };
+        assert!(why.starts_with("9 keys are not copied yet"), "{why}");
     }
 }

@@ -87,16 +87,6 @@ impl Controller {
         *self.verify_wanted.borrow()
     }
 
-    /// Whether the switch to the normal phase would be refused now, and why.
-    pub async fn blocked(&self) -> Result<Option<String>> {
-        let state = &self.view.load().state.value;
-        let around = self.surroundings(state, Phase::Normal).await?;
-        Ok(match state.may_switch(Phase::Normal, &around) {
-            Decision::Go(_) => None,
-            Decision::NoGo(why) | Decision::Wait(why) => Some(why),
-        })
-    }
-
     /// Settles the migration, if that is safe: claims and the line are removed, and the old store is
     /// let go. Answers why not, if not.
     pub async fn complete(&self) -> Result<Result<(), String>> {

@@ -337,6 +337,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     };
     let begin = Report {
         epoch: state.epoch,
+        backfill_complete: state.backfill_complete,
         ..Report::default()
     };
     let progress = |report: &Report| shared.verifying.store(Some(Arc::new(report.clone())));

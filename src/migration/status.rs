@@ -11,7 +11,7 @@ use super::backfill::Progress;
 use super::controller::{Controller, View};
 use super::foreign::Foreign;
 use super::mirror::Standing;
-use super::phase::{Phase, Stage};
+use super::phase::{Decision, Phase, Stage, State, Surroundings};
 use super::records::{Shard, Switch};
 use super::verify::Report;
 use crate::overlay::Counters;
@@ -38,6 +38,12 @@ pub struct Status {
     pub base: i64,
     /// What a rollback would cost, if there is a way back and the stores answer.
     pub way_back: Option<Standing>,
+    /// Why a rollback would be refused until somebody does something about it.
+    #[serde(default)]
+    pub way_back_closed: Option<String>,
+    /// Why a rollback would be refused now, and not in a while.
+    #[serde(default)]
+    pub way_back_waits: Option<String>,
     /// The old store is written to, so that there is a way back.
     pub mirror: bool,
     /// Why the latest rollback was called off, if it was.
@@ -133,7 +139,14 @@ impl Controller {
         let control = *self.control.borrow();
         let progress = &view.progress;
         let counters = self.counters();
-        let rejects = self.rejects().await?.len() as u64;
+        let rejects = self.rejects().await?.len();
+        let way_back = self.mirror(state).await.ok().flatten();
+        let around = Surroundings {
+            rejects,
+            behind: view.fleet.behind(state.epoch),
+            unmirrored: way_back.map(|standing| standing.behind),
+        };
+        let (way_back_closed, way_back_waits) = why_no_rollback(state, &around);
         let sum = |of: fn(&Shard) -> u64| progress.shards.iter().map(of).sum::<u64>();
         let pace = self.pace(progress);
         let left = progress.keys_left();
@@ -153,7 +166,9 @@ impl Controller {
             epoch: state.epoch.0,
             migration: state.migration.clone(),
             base: state.borders.last().map_or(0, |border| border.0),
-            way_back: self.mirror(state).await.ok().flatten(),
+            way_back,
+            way_back_closed,
+            way_back_waits,
             mirror: state.mirror,
             called_off: state.called_off.clone(),
             backfill_complete: state.backfill_complete,
@@ -173,9 +188,12 @@ impl Controller {
             verifying: self
                 .verifying()
                 .map(|report: std::sync::Arc<Report>| report.compared),
-            rejects,
+            rejects: rejects as u64,
             blocked: match state.phase {
-                Phase::Migration => self.blocked().await?,
+                Phase::Migration => match state.may_switch(Phase::Normal, &around) {
+                    Decision::Go(_) => None,
+                    Decision::NoGo(why) | Decision::Wait(why) => Some(why),
+                },
                 _ => None,
             },
             switch: view.switch.clone(),
@@ -231,6 +249,18 @@ impl Controller {
     fn pace(&self, progress: &Progress) -> (u64, u64) {
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         meter.read(progress, Instant::now())
+    }
+}
+
+/// Why a rollback would be refused: for good until somebody does something, or for a while.
+fn why_no_rollback(state: &State, around: &Surroundings) -> (Option<String>, Option<String>) {
+    if !matches!(state.phase, Phase::Migration | Phase::Normal) {
+        return (None, None);
+    }
+    match state.may_switch(Phase::Passthrough, around) {
+        Decision::Go(_) => (None, None),
+        Decision::NoGo(why) => (Some(why), None),
+        Decision::Wait(why) => (None, Some(why)),
     }
 }
 

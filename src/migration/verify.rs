@@ -29,6 +29,9 @@ const LISTED: usize = 100;
 pub struct Report {
     /// The epoch that it was made in.
     pub epoch: Epoch,
+    /// The backfill was complete when it began: what is missing should not be.
+    #[serde(default = "yes")]
+    pub backfill_complete: bool,
     /// It has been through all keys.
     pub complete: bool,
     /// Complete, and nothing was found.
@@ -59,6 +62,11 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// When it ended, in milliseconds since 1970.
     pub finished_ms: u64,
+}
+
+/// What reports of earlier versions mean, which did not tell.
+fn yes() -> bool {
+    true
 }
 
 /// Something that should not be.

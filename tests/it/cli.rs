@@ -217,3 +217,57 @@ async fn an_old_store_that_cannot_be_opened_is_told_of_beside_a_new_one_that_is_
         assert!(complaint.contains(part), "{part:?}: {complaint}");
     }
 }
+
+#[tokio::test]
+async fn a_way_back_that_would_be_refused_is_not_told_to_be_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = Etcd::start().await;
+    let mut direct = etcd_client::Client::connect([old.endpoint()], None)
+        .await
+        .unwrap();
+    direct.put("a", "old", None).await.unwrap();
+    let new = sqlite(&dir, "new.db");
+    let segue = Segue::start(["--old", &old.url(), "--new", &new]).await;
+    let mut client = etcd_client::Client::connect([segue.endpoint()], None)
+        .await
+        .unwrap();
+    client.put("a", "new", None).await.unwrap();
+    segue
+        .until("mirrored", |status| {
+            status["verified"] == true && status["way_back"]["behind"] == 0
+        })
+        .await;
+    let verified = segue.run(["verify"]).await;
+    assert_eq!(verified.code, 0, "{verified:?}");
+    assert!(verified.out.ends_with("the stores agree\n"), "{verified:?}");
+    assert!(
+        verified.out.contains(" 1 are in the old store as they"),
+        "{verified:?}"
+    );
+    let told = segue.run(["status"]).await.out;
+    assert!(told.contains("way back    open"), "{told}");
+
+    direct.put("a", "foreign", None).await.unwrap();
+    let verified = segue.run(["verify"]).await;
+    assert_eq!(verified.code, 1, "{verified:?}");
+    assert!(verified.out.contains("Unmirrored a"), "{verified:?}");
+    assert!(
+        verified.err.contains("a rollback would be refused"),
+        "{verified:?}"
+    );
+    let told = segue.run(["status"]).await.out;
+    assert!(told.contains("way back    closed: the verif"), "{told}");
+    let refused = segue.run(["rollback"]).await;
+    assert_eq!(refused.code, 3, "{refused:?}");
+
+    // The mirror replays it again, and a verification finds that.
+    client.put("a", "newer", None).await.unwrap();
+    eventually("the way back is open again", async || {
+        segue.run(["verify"]).await;
+        match segue.run(["rollback", "--dry-run"]).await {
+            foreseen if foreseen.code == 0 => Ok(()),
+            foreseen => Err(foreseen),
+        }
+    })
+    .await;
+}

@@ -196,7 +196,12 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
         "{foreseen:?}"
     );
     let verified = segue.run(["verify"]).await;
-    assert_eq!(verified.code, 1, "{verified:?}");
+    assert_eq!(verified.code, 3, "{verified:?}");
+    assert!(
+        verified.err.contains("keys are not copied yet"),
+        "{verified:?}"
+    );
+    assert!(!verified.out.contains("Missing"), "{verified:?}");
     ok(&segue.run(["rates"]).await);
     ok(&segue.run(["resume"]).await);
     segue
