@@ -23,6 +23,7 @@ mod start;
 mod status;
 mod switch;
 mod verify;
+mod waiting;
 
 use std::fmt;
 use std::io::{self, Write as _};

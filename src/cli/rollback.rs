@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
+use super::waiting::Waiting;
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
@@ -44,6 +45,7 @@ impl Rollback {
         }
         let before: Status = client.get("/status").await?;
         let _: Value = client.post("/rollback", None).await?;
+        let mut waiting = Waiting::default();
         loop {
             let status: Status = client.get("/status").await?;
             let begun = status.epoch > before.epoch && status.stage == "open";
@@ -63,9 +65,7 @@ impl Rollback {
                     status.phase
                 )));
             }
-            if let Some(trouble) = status.trouble {
-                super::complain(format_args!("waiting: {trouble}"));
-            }
+            waiting.tell(status.trouble.as_deref());
             tokio::time::sleep(LOOK).await;
         }
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
+use super::waiting::Waiting;
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
@@ -43,7 +44,8 @@ impl Start {
         if self.dry_run {
             return dry_run(&client, "start").await;
         }
-        let epoch = begin(&client).await?;
+        let mut waiting = Waiting::default();
+        let epoch = begin(&client, &mut waiting).await?;
         loop {
             let status: Status = client.get("/status").await?;
             if status.epoch >= epoch && status.stage == "open" {
@@ -55,21 +57,20 @@ impl Start {
                 );
                 return Ok(());
             }
-            if let Some(trouble) = status.trouble {
-                super::complain(format_args!("waiting: {trouble}"));
-            }
+            waiting.tell(status.trouble.as_deref());
             tokio::time::sleep(LOOK).await;
         }
     }
 }
 
 /// Asks until the migration begins, and answers the epoch that it begins with.
-async fn begin(client: &Client) -> Result<u64, Failure> {
+async fn begin(client: &Client, waiting: &mut Waiting) -> Result<u64, Failure> {
     loop {
         let answer: Value = client.post("/start", None).await?;
         if let Some(epoch) = answer["epoch"].as_u64() {
             return Ok(epoch);
         }
+        waiting.tell(answer["message"].as_str());
         tokio::time::sleep(AGAIN).await;
     }
 }

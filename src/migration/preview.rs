@@ -1,5 +1,7 @@
 //! What a change of the phase would come to, before anybody asks for it in earnest.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::controller::Controller;
@@ -9,6 +11,10 @@ use super::phase::{Decision, Phase, State, Surroundings};
 use super::records::STATE;
 use super::rehearsal::millis;
 use crate::store::Result;
+use crate::types::Revision;
+
+/// How long the old store may take to answer before it counts as one that does not.
+const OLD_LOOK: Duration = Duration::from_secs(5);
 
 /// What `--dry-run` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +130,15 @@ impl Controller {
         self.foresee(Phase::Migration, State::may_start).await
     }
 
+    /// The old store's revision, if it answers. It is what has to be fenced, and clients would wait for that.
+    async fn old_answers(&self) -> Result<Revision, String> {
+        match tokio::time::timeout(OLD_LOOK, self.old.revision()).await {
+            Ok(Ok(revision)) => Ok(revision),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it has not answered within {OLD_LOOK:?}")),
+        }
+    }
+
     async fn foresee(
         &self,
         to: Phase,
@@ -138,6 +153,15 @@ impl Controller {
         let view = self.view();
         let around = self.surroundings_of(&state, &view.fleet, to).await?;
         let (done, why) = match decide(&state, &around) {
+            Decision::Go(_) if state.phase == Phase::Passthrough => {
+                match self.old_answers().await {
+                    Ok(revision) => (
+                        true,
+                        format!("the old store, now at revision {revision}, can be fenced"),
+                    ),
+                    Err(why) => (false, format!("the old store: {why}")),
+                }
+            }
             Decision::Go(why) => (true, why.to_owned()),
             Decision::NoGo(why) | Decision::Wait(why) => (false, why),
         };

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::etcd::http_get;
 use crate::support::process::Process;
-use crate::support::segue::{Segue, run};
+use crate::support::segue::{self, Segue, run};
 use crate::support::{Etcd, eventually, ports};
 
 fn sqlite(dir: &TempDir, name: &str) -> String {
@@ -270,4 +270,50 @@ async fn a_way_back_that_would_be_refused_is_not_told_to_be_open() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_start_without_the_old_store_is_foreseen_and_waits_without_chatter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = Etcd::start().await;
+    let new = sqlite(&dir, "new.db");
+    let url = old.url();
+    let args = ["--old", &url, "--new", &new, "--start", "passthrough"];
+    let segue = Segue::start(args).await;
+    let foreseen = segue.run(["start", "--dry-run"]).await;
+    assert_eq!(foreseen.code, 0, "{foreseen:?}");
+
+    old.kill();
+    let foreseen = segue.run(["start", "--dry-run"]).await;
+    assert_eq!(foreseen.code, 3, "{foreseen:?}");
+    assert!(foreseen.err.contains("the old store: "), "{foreseen:?}");
+    assert_eq!(segue.status().await.unwrap()["phase"], "passthrough");
+
+    let log = dir.path().join("start.log");
+    let mut start = segue::start(["start", "--admin", &segue.admin()], &log);
+    let waits = |output: &str| {
+        output
+            .lines()
+            .filter(|l| l.starts_with("waiting: "))
+            .count()
+    };
+    eventually("it says what it waits for", async || {
+        let output = start.output();
+        if waits(&output) > 0 {
+            Ok(())
+        } else {
+            Err(output)
+        }
+    })
+    .await;
+    // Long enough for a dozen looks.
+    for _ in 0..5 {
+        segue.status().await.unwrap();
+    }
+    old.restart().await;
+    let ended = eventually("it has begun", async || start.ended().ok_or(start.output())).await;
+    assert!(ended.success(), "{}", start.output());
+    let output = start.output();
+    let lines: Vec<_> = output.lines().collect();
+    assert!(lines.windows(2).all(|two| two[0] != two[1]), "{output}");
 }
