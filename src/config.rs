@@ -200,6 +200,16 @@ pub enum ConfigError {
         /// Why.
         error: std::io::Error,
     },
+    /// The file with a password cannot be read.
+    #[error("--{which}-password-file {}: the file cannot be read: {error}", path.display())]
+    Password {
+        /// `old` or `new`.
+        which: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The file is not one.
     #[error("the configuration file {} is wrong: {message}", path.display())]
     File {
@@ -221,16 +231,10 @@ impl Settings {
             None => File::default(),
         };
         let secrets = [
-            (
-                self.old_password_file.or(file.old_password_file),
-                "SEGUE_OLD_PASSWORD",
-            ),
-            (
-                self.new_password_file.or(file.new_password_file),
-                "SEGUE_NEW_PASSWORD",
-            ),
+            ("old", self.old_password_file.or(file.old_password_file)),
+            ("new", self.new_password_file.or(file.new_password_file)),
         ];
-        let [old_secret, new_secret] = secrets.map(|(path, variable)| password(path, variable));
+        let [old_secret, new_secret] = secrets.map(|(which, path)| password(which, path));
         let old = self.old.or(file.old).filter(|url| !url.is_empty());
         let new = self.new.or(file.new).ok_or(ConfigError::NoNew)?;
         let old = old.map(|url| store("old", &url, old_secret?)).transpose()?;
@@ -297,13 +301,14 @@ impl File {
     }
 }
 
-fn password(path: Option<PathBuf>, variable: &str) -> Result<Option<Secret>, ConfigError> {
-    match path {
-        Some(path) => match password_file(&path) {
-            Ok(secret) => Ok(Some(secret)),
-            Err(error) => Err(ConfigError::Read { path, error }),
-        },
-        None => Ok(std::env::var(variable).ok().map(Secret::new)),
+fn password(which: &'static str, path: Option<PathBuf>) -> Result<Option<Secret>, ConfigError> {
+    let Some(path) = path else {
+        let variable = format!("SEGUE_{}_PASSWORD", which.to_uppercase());
+        return Ok(std::env::var(variable).ok().map(Secret::new));
+    };
+    match password_file(&path) {
+        Ok(secret) => Ok(Some(secret)),
+        Err(error) => Err(ConfigError::Password { which, path, error }),
     }
 }
 
@@ -448,6 +453,10 @@ mod tests {
             (
                 set(&|s| s.config = Some("/no/such".into())),
                 "cannot be read",
+            ),
+            (
+                set(&|s| s.new_password_file = Some("/no/such".into())),
+                "--new-password-file /no/such: the file",
             ),
             (
                 set(&|s| s.old = Some("etcd://u@h".into())),

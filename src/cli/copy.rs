@@ -125,6 +125,12 @@ impl Copy {
     }
 
     fn config(&self) -> Result<Config, Failure> {
+        if self.new.is_none() {
+            return Err(Failure::Usage(
+                "the new store is missing: say --new URL (or SEGUE_NEW), for example --new sqlite:new.db"
+                    .into(),
+            ));
+        }
         let settings = Settings {
             old: self.old.clone(),
             new: self.new.clone(),
@@ -149,12 +155,8 @@ impl Copy {
         latest: &Mutex<Option<Progress>>,
     ) -> Result<Receipt, Failure> {
         screen.begin("preflight");
-        let Stores { old, new } = server::open_now(config)
-            .await
-            .map_err(|error| match error {
-                server::StartError::Open(error) => failure(error),
-                error => Failure::Failed(error.to_string()),
-            })?;
+        let opened = server::open_now(config).await;
+        let Stores { old, new } = opened.map_err(serve::not_started)?;
         let Some(old) = old else {
             return Err(Failure::Usage("the old store is missing".into()));
         };

@@ -67,13 +67,13 @@ verified, flip the switch, and the old store is no longer asked.";
 
 const STEPS: &str = "\
 A whole migration:
-  segue serve --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
+  segue serve --old etcd://127.0.0.1:4001 --new etcd://127.0.0.1:2479
   segue status --watch     how far it is
   segue switch             when all is copied and verified: the new store alone from now on
   segue rollback           if anything is wrong: back to the old store, with every write
   segue complete           when you are sure: the migration is settled
 Or, while the application is stopped:
-  segue copy --old etcd2://127.0.0.1:4001 --new etcd://127.0.0.1:2479
+  segue copy --old etcd://127.0.0.1:4001 --new etcd://127.0.0.1:2479
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 refused because it is not safe now.";
 

@@ -8,7 +8,9 @@ use tracing_subscriber::EnvFilter;
 use super::Failure;
 use crate::config::Settings;
 use crate::migration::Timing;
-use crate::server::Server;
+use crate::migration::offline::CopyError;
+use crate::server::{Server, StartError};
+use crate::store::{RequestError, StoreError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,7 +55,7 @@ impl Serve {
         let mut signals = Signals::new()?;
         let server = tokio::select! {
             started = Server::start(config, Timing::default()) => {
-                started.map_err(|error| Failure::Failed(error.to_string()))?
+                started.map_err(not_started)?
             }
             () = signals.next() => return Ok(()),
         };
@@ -76,6 +78,29 @@ impl Serve {
             why = server.gone() => give_up(server, &mut signals, why).await,
             () = signals.next() => stop(server, &mut signals).await,
         }
+    }
+}
+
+/// The exit code for stores that cannot be opened, or a server that does not start.
+pub(super) fn not_started(error: StartError) -> Failure {
+    let text = error.to_string();
+    match error {
+        StartError::Open(error) | StartError::NeitherStore { new: error, .. } => {
+            match CopyError::from(error) {
+                CopyError::Usage(_) => Failure::Usage(text),
+                CopyError::Refused(_) => Failure::Refused(text),
+                CopyError::Failed(_) => Failure::Failed(text),
+            }
+        }
+        // Of a kind that cannot be a new store.
+        StartError::Store {
+            which: "new",
+            error: StoreError::Request(RequestError::Unsupported(_)),
+            ..
+        }
+        | StartError::Itself { .. } => Failure::Usage(text),
+        StartError::OldMissing(_) => Failure::Refused(text),
+        StartError::Store { .. } | StartError::Listen { .. } => Failure::Failed(text),
     }
 }
 

@@ -95,19 +95,21 @@ async fn stores_that_cannot_be_used_are_told_apart() {
             "{old}: a new store was made for nothing"
         );
     }
-    for (new, hints) in [
+    for (new, code, hints) in [
         (
             format!("etcd://{nothing}"),
+            1,
             &["new store", nothing.as_str()][..],
         ),
-        (v3_only.v2_url(), &["cannot be the new store"]),
+        (v3_only.v2_url(), 2, &["cannot be the new store"]),
         (
             format!("sqlite:{}/none/new.db", dir.path().display()),
+            1,
             &["none"],
         ),
-        (format!("sqlite:{}", dir.path().display()), &[]),
+        (format!("sqlite:{}", dir.path().display()), 1, &[]),
     ] {
-        refused(&["--old", &v3_only.url(), "--new", &new], 1, hints).await;
+        refused(&["--old", &v3_only.url(), "--new", &new], code, hints).await;
     }
     assert_eq!(
         etcd_revision(&v3_only).await,
@@ -156,12 +158,12 @@ async fn a_store_is_not_migrated_to_itself_nor_to_one_that_is_in_use() {
     drop(Segue::start(["--new", &url(&file)]).await);
     std::os::unix::fs::symlink(&file, &link).unwrap();
     let args = ["--old", &url(&file), "--new", &url(&link)];
-    refused(&args, 1, &["same store"]).await;
+    refused(&args, 2, &["same store"]).await;
 
     let (one, other) = tokio::join!(Etcd::start(), Etcd::start());
     refused(
         &["--old", &one.url(), "--new", &one.url()],
-        1,
+        2,
         &["same store"],
     )
     .await;
@@ -172,7 +174,7 @@ async fn a_store_is_not_migrated_to_itself_nor_to_one_that_is_in_use() {
     client.put("mine", "x", None).await.unwrap();
     let before = etcd_revision(&other).await;
     let args = ["--old", &one.url(), "--new", &other.url()];
-    refused(&args, 1, &["not empty", "--allow-nonempty"]).await;
+    refused(&args, 3, &["not empty", "--allow-nonempty"]).await;
     assert_eq!(
         etcd_revision(&other).await,
         before,
@@ -255,7 +257,7 @@ async fn a_proxy_that_points_at_itself_says_so() {
     ] {
         let fixed = ["serve", "--listen", &listen, "--admin", "127.0.0.1:0"];
         let outcome = run(fixed.iter().chain(&args)).await;
-        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert_eq!(outcome.code, 2, "{outcome:?}");
         assert!(outcome.err.contains("itself"), "{outcome:?}");
     }
 }

@@ -332,13 +332,17 @@ async fn what_makes_no_sense_or_is_not_safe_is_refused() {
         &old,
         "etcd2://127.0.0.1:1",
         &[],
-        1,
+        2,
         "cannot be the new store",
     )
     .await;
     refused("etcd://127.0.0.1:1", &new, &[], 1, "the old store").await;
     refused(&old, "etcd://127.0.0.1:1", &[], 1, "the new store").await;
     refused(&old, &new, &["--parallel", "0"], 2, "1 to 64").await;
+    let outcome = run(["copy", "--old", &old]).await;
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.err.contains("--new URL"), "{outcome:?}");
+    assert!(!outcome.err.contains("configuration"), "{outcome:?}");
     let outcome = run(["copy", "--new", &new]).await;
     assert_eq!(outcome.code, 2, "{outcome:?}");
     assert!(outcome.err.contains("--old URL"), "{outcome:?}");

@@ -98,8 +98,8 @@ async fn bad_input_is_refused_with_what_to_do_and_nothing_is_written() {
             "there is no file",
         ),
         (vec!["--old", &v2_off, "--new", &fresh], 1, "--enable-v2"),
-        (vec!["--old", &old, "--new", &old], 1, "the same store"),
-        (vec!["--old", &old, "--new", &used], 1, "--allow-nonempty"),
+        (vec!["--old", &old, "--new", &old], 2, "the same store"),
+        (vec!["--old", &old, "--new", &used], 3, "--allow-nonempty"),
         (
             vec!["--old", &old, "--new", &with_password],
             1,
@@ -112,12 +112,12 @@ async fn bad_input_is_refused_with_what_to_do_and_nothing_is_written() {
         ),
         (
             vec!["--old", &old, "--new", &own_url, "--listen", &own_listen],
-            1,
+            2,
             "its own store",
         ),
         (
             vec!["--old", &own_url, "--new", &fresh, "--listen", &own_listen],
-            1,
+            2,
             "its own store",
         ),
     ] {
@@ -290,7 +290,7 @@ async fn an_unfinished_migration_is_not_served_without_its_old_store() {
         ),
     ] {
         let outcome = serve(&args).await;
-        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert_eq!(outcome.code, 3, "{outcome:?}");
         assert!(outcome.err.contains(hint), "{outcome:?}");
     }
 }

@@ -505,7 +505,7 @@ async fn a_table_is_copied_offline_with_its_leases() {
         }
         // Nothing can go into an application's table.
         let outcome = run(["copy", "--old", &new, "--new", &old]).await;
-        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert_eq!(outcome.code, 2, "{outcome:?}");
         assert!(
             outcome.err.contains("cannot be the new store"),
             "{outcome:?}"

@@ -209,7 +209,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
     // By the same command nothing begins, whether the old store is still there or not.
     for _ in 0..2 {
         let said = first.try_restart().await.unwrap_err();
-        assert!(said.starts_with("exit status: 1"), "{said}");
+        assert!(said.starts_with("exit status: 3"), "{said}");
         assert!(
             said.contains("run `segue serve --new URL` without --old"),
             "{said}"
