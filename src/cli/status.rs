@@ -42,11 +42,19 @@ impl Status {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let client = Client::new(&self.admin);
         loop {
-            let status: Report = client.get("/status").await?;
-            let text = if self.json {
-                json(&status, self.watch)?
-            } else {
-                render(&status)
+            let text = match client.get::<Report>("/status").await {
+                Ok(status) if self.json => json(&status, self.watch)?,
+                Ok(status) => render(&status),
+                // Whoever watches a migration does so when a proxy is restarted, too.
+                Err(Failure::Failed(why)) if self.watch && self.json => {
+                    serde_json::json!({ "trouble": why }).to_string()
+                }
+                Err(Failure::Failed(why)) if self.watch => {
+                    let mut text = String::new();
+                    line(&mut text, "trouble", &why);
+                    text.trim_end().to_owned()
+                }
+                Err(failure) => return Err(failure),
             };
             if !self.watch {
                 say!("{text}");

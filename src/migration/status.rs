@@ -15,7 +15,10 @@ use super::phase::{Decision, Phase, Stage, State, Surroundings};
 use super::records::{Shard, Switch};
 use super::verify::Report;
 use crate::overlay::Counters;
-use crate::store::Result;
+use crate::store::{Result, StoreError};
+
+/// How long the new store may take to answer before it counts as one that does not.
+const NEW_LOOK: Duration = Duration::from_secs(3);
 
 /// What `segue status --json` prints and `GET /status` answers.
 #[expect(
@@ -132,14 +135,23 @@ pub struct MemberStatus {
 }
 
 impl Controller {
-    /// How the migration stands. What only the server knows is left empty.
-    pub async fn status(&self) -> Result<Status> {
+    /// How the migration stands. What only the server knows is left empty. When the new store does not
+    /// answer, that is part of it, and the rest is as this member last saw it.
+    pub async fn status(&self) -> Status {
         let view = self.view();
         let state = &view.state.value;
         let control = *self.control.borrow();
         let progress = &view.progress;
         let counters = self.counters();
-        let rejects = self.rejects().await?.len();
+        let sum = |of: fn(&Shard) -> u64| progress.shards.iter().map(of).sum::<u64>();
+        let (rejects, unread) = match self.count_rejects().await {
+            Ok(rejects) => (rejects, None),
+            Err(error) => {
+                let known = sum(|shard| shard.rejected);
+                let known = usize::try_from(known).unwrap_or(usize::MAX);
+                (known, Some(format!("the new store: {error}")))
+            }
+        };
         let way_back = self.mirror(state).await.ok().flatten();
         let around = Surroundings {
             rejects,
@@ -147,7 +159,6 @@ impl Controller {
             unmirrored: way_back.map(|standing| standing.behind),
         };
         let (way_back_closed, way_back_waits) = why_no_rollback(state, &around);
-        let sum = |of: fn(&Shard) -> u64| progress.shards.iter().map(of).sum::<u64>();
         let pace = self.pace(progress);
         let left = progress.keys_left();
         let eta_s = match pace.0 {
@@ -155,7 +166,7 @@ impl Controller {
             0 => None,
             rate => Some(left.div_ceil(rate)),
         };
-        Ok(Status {
+        Status {
             phase: state.phase.to_string(),
             stage: match state.stage {
                 Stage::Fencing => "fencing".into(),
@@ -206,11 +217,17 @@ impl Controller {
                 .unwrap_or(u64::MAX),
             foreign: (*self.foreign()).clone(),
             complete: view.over,
-            trouble: self.trouble(),
+            trouble: unread.or_else(|| self.trouble()),
             uptime_s: self.started.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Status::default()
-        })
+        }
+    }
+
+    async fn count_rejects(&self) -> Result<usize> {
+        let answer = tokio::time::timeout(NEW_LOOK, self.rejects()).await;
+        let nothing = || Err(StoreError::Unavailable("it does not answer".into()));
+        Ok(answer.unwrap_or_else(|_| nothing())?.len())
     }
 
     /// What is wrong now: with the migration's records, or with a job.

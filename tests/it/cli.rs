@@ -317,3 +317,82 @@ async fn a_start_without_the_old_store_is_foreseen_and_waits_without_chatter() {
     let lines: Vec<_> = output.lines().collect();
     assert!(lines.windows(2).all(|two| two[0] != two[1]), "{output}");
 }
+
+#[tokio::test]
+async fn the_status_is_told_as_it_was_last_seen_when_the_new_store_is_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = filled(&dir, "old.db", 20).await;
+    let mut new = Etcd::start().await;
+    let mut segue = Segue::start(["--old", &old, "--new", &new.url()]).await;
+    segue
+        .until("verified", |status| status["verified"] == true)
+        .await;
+    let log = dir.path().join("watch.log");
+    let args = ["status", "--watch", "--json", "--admin", &segue.admin()];
+    let watch = segue::start(args, &log);
+    let latest = || {
+        let output = watch.output();
+        let line = output.lines().last().unwrap_or_default();
+        serde_json::from_str::<Value>(line).unwrap_or_default()
+    };
+
+    new.kill();
+    let status = segue
+        .until("trouble is told", |status| status["trouble"].is_string())
+        .await;
+    let trouble = status["trouble"].as_str().unwrap();
+    assert!(trouble.starts_with("the new store: "), "{trouble}");
+    assert_eq!(status["phase"], "migration", "{status}");
+    assert_eq!(status["keys_copied"], 20, "{status}");
+    let told = segue.run(["status"]).await;
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(told.out.contains("trouble     the new store: "), "{told:?}");
+    new.restart().await;
+
+    segue.kill();
+    eventually("the proxy is missed", async || {
+        let latest = latest();
+        match latest["trouble"].as_str() {
+            Some(why) if why.contains("no proxy answers") => Ok(()),
+            _ => Err(latest),
+        }
+    })
+    .await;
+    segue.restart().await;
+    eventually("it is seen again", async || {
+        let latest = latest();
+        if latest["phase"] == "migration" {
+            Ok(())
+        } else {
+            Err(latest)
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_says_what_it_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = filled(&dir, "old.db", 200).await;
+    let mut new = Etcd::start().await;
+    let url = new.url();
+    let args = ["copy", "--old", &old, "--new", &url, "--rate-keys", "20"];
+    let mut copy = segue::start(args, &dir.path().join("copy.log"));
+    let says = async |what: &str| {
+        eventually(what, async || {
+            let output = copy.output();
+            if output.contains(what) {
+                Ok(())
+            } else {
+                Err(output)
+            }
+        })
+        .await;
+    };
+    says(" of 200 keys").await;
+    new.kill();
+    says("; trying again: the new store: ").await;
+    new.restart().await;
+    let ended = eventually("it is done", async || copy.ended().ok_or(copy.output())).await;
+    assert!(ended.success(), "{}", copy.output());
+}

@@ -191,7 +191,7 @@ impl Offline {
             advance(&controller, Phase::Normal).await?;
         }
         let report = controller.report().await?.unwrap_or_default();
-        let progress = controller.status().await?;
+        let progress = controller.status().await;
         look(Act::Settling, &|view| {
             view.state.value.phase != Phase::Migration
         })
@@ -291,14 +291,9 @@ impl Offline {
     ) -> Result<(), CopyError> {
         let mut fine = Instant::now();
         while !holds(&controller.view()) {
-            let trouble = match controller.status().await {
-                Ok(status) => {
-                    let trouble = status.trouble.clone();
-                    tell(&progress(act, controller, status));
-                    trouble
-                }
-                Err(error) => Some(error.to_string()),
-            };
+            let status = controller.status().await;
+            let trouble = status.trouble.clone();
+            tell(&progress(act, controller, status));
             match trouble {
                 None => fine = Instant::now(),
                 Some(trouble) if fine.elapsed() > TROUBLE => {

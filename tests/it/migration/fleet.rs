@@ -150,7 +150,7 @@ impl Member {
     }
 
     pub async fn status(&self) -> Status {
-        self.controller.status().await.unwrap()
+        self.controller.status().await
     }
 
     pub async fn until(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
