@@ -28,7 +28,6 @@ struct Begun {
 impl Screen {
     /// A screen, on which the story leaves standard output alone if `json`.
     pub(super) fn new(json: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let terminal = if json {
             std::io::stderr().is_terminal()
         } else {
@@ -42,7 +41,7 @@ impl Screen {
         let now = Instant::now();
         Self {
             json,
-            color: terminal && !plain,
+            color: terminal && !no_color(),
             bar,
             begun: Mutex::new(Begun {
                 title: String::new(),
@@ -168,6 +167,11 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Whether nobody wants to see colours; see <https://no-color.org>.
+pub(super) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -6,6 +6,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
+use super::screen::no_color;
 use crate::config::Settings;
 use crate::migration::Timing;
 use crate::migration::offline::CopyError;
@@ -131,7 +132,7 @@ pub(super) fn log(filter: &str) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !no_color())
         .with_target(false)
         // A line that cannot be written is told of by `eprintln!` otherwise, which panics then: whatever
         // task has logged it would die of a full disk.

@@ -1,6 +1,7 @@
 //! `segue status`
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -41,36 +42,49 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let client = Client::new(&self.admin);
+        if !self.watch {
+            let status = client.get("/status").await?;
+            let text = if self.json {
+                json(&status, false)?
+            } else {
+                render(&status)
+            };
+            say!("{text}");
+            return Ok(());
+        }
+        tokio::select! {
+            shown = self.show_live(&client) => shown,
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        }
+    }
+
+    async fn show_live(&self, client: &Client) -> Result<(), Failure> {
+        let terminal = std::io::stdout().is_terminal();
         loop {
             let text = match client.get::<Report>("/status").await {
-                Ok(status) if self.json => json(&status, self.watch)?,
+                Ok(status) if self.json => json(&status, true)?,
                 Ok(status) => render(&status),
                 // Whoever watches a migration does so when a proxy is restarted, too.
-                Err(Failure::Failed(why)) if self.watch && self.json => {
+                Err(Failure::Failed(why)) if self.json => {
                     serde_json::json!({ "trouble": why }).to_string()
                 }
-                Err(Failure::Failed(why)) if self.watch => {
+                Err(Failure::Failed(why)) => {
                     let mut text = String::new();
                     line(&mut text, "trouble", &why);
                     text.trim_end().to_owned()
                 }
                 Err(failure) => return Err(failure),
             };
-            if !self.watch {
-                say!("{text}");
-                return Ok(());
-            }
             if self.json {
                 say!("{text}");
-            } else {
+            } else if terminal {
                 // Home, the text with every line's rest cleared, then everything below cleared.
                 let lines = text.replace('\n', "\x1b[K\n");
                 say!("\x1b[H{lines}\x1b[K\x1b[J");
+            } else {
+                say!("{text}\n");
             }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(()),
-            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

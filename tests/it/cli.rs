@@ -396,3 +396,22 @@ async fn a_copy_says_what_it_waits_for() {
     let ended = eventually("it is done", async || copy.ended().ok_or(copy.output())).await;
     assert!(ended.success(), "{}", copy.output());
 }
+
+#[tokio::test]
+async fn a_live_status_in_a_file_is_plain_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let segue = Segue::start(["--new", &sqlite(&dir, "alone.db")]).await;
+    let args = ["status", "--watch", "--admin", &segue.admin()];
+    let watch = segue::start(args, &dir.path().join("watch.log"));
+    let output = eventually("it was shown twice", async || {
+        let output = watch.output();
+        if output.matches("stores ").count() > 1 {
+            Ok(output)
+        } else {
+            Err(output)
+        }
+    })
+    .await;
+    assert!(!output.contains('\x1b'), "{output:?}");
+    assert!(output.contains("\n\nstores "), "{output:?}");
+}

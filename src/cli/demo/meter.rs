@@ -36,6 +36,8 @@ pub(super) enum Kind {
 struct Latencies {
     reads_us: Histogram<u64>,
     writes_us: Histogram<u64>,
+    /// The slowest read and the slowest write, to the last digit: histograms round them up.
+    slowest: [Duration; 2],
 }
 
 impl Default for Latencies {
@@ -45,6 +47,7 @@ impl Default for Latencies {
         Self {
             reads_us: empty(),
             writes_us: empty(),
+            slowest: [Duration::ZERO; 2],
         }
     }
 }
@@ -123,6 +126,8 @@ impl Meter {
         readings.answered += 1;
         readings.waited(period, took);
         let latencies = &mut readings.latencies[period as usize];
+        let slowest = &mut latencies.slowest[kind as usize];
+        *slowest = took.max(*slowest);
         let histogram = match kind {
             Kind::Read => &mut latencies.reads_us,
             Kind::Write => &mut latencies.writes_us,
@@ -179,13 +184,17 @@ impl Readings {
                 all
             }
         };
+        let slowest = match kind {
+            Some(kind) => latencies.slowest[kind as usize],
+            None => latencies.slowest[0].max(latencies.slowest[1]),
+        };
         let ms = |percent: f64| to_ms(us.value_at_percentile(percent));
         (!us.is_empty()).then(|| Percentiles {
             operations: us.len(),
             p50_ms: ms(50.0),
             p90_ms: ms(90.0),
             p99_ms: ms(99.0),
-            max_ms: to_ms(us.max()),
+            max_ms: millis(slowest),
         })
     }
 }
@@ -202,6 +211,20 @@ pub(super) fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_wait_is_the_same_wherever_it_is_told() {
+        let meter = Meter::new();
+        meter.begin(Period::During);
+        // More than two digits.
+        for ms in [1_234, 1_237] {
+            let sent = Instant::now().checked_sub(Duration::from_millis(ms));
+            meter.answered(Kind::Read, Period::During, sent.unwrap());
+        }
+        let readings = meter.read();
+        let all = readings.percentiles(Period::During, None).unwrap();
+        assert!((all.max_ms - millis(readings.stall)).abs() < f64::EPSILON);
+    }
 
     #[test]
     fn requests_are_told_apart_by_period_and_kind() {
@@ -225,6 +248,9 @@ mod tests {
             "the old store's waits do not count"
         );
         assert_eq!(readings.operations(Period::During), 2);
+        let all = readings.percentiles(Period::During, None).unwrap();
+        let writes = readings.percentiles(Period::During, Some(Kind::Write));
+        assert_eq!(Some(all.max_ms), writes.map(|writes| writes.max_ms));
         let writes = readings.percentiles(Period::During, Some(Kind::Write));
         let p50_ms = writes.unwrap().p50_ms;
         assert!((290.0..400.0).contains(&p50_ms), "{p50_ms}");
