@@ -64,6 +64,9 @@ impl watch_server::Watch for Watch {
 struct Stream {
     context: Arc<Context>,
     inbound: Streaming<pb::WatchRequest>,
+    /// The client has ended its side: it asks for nothing more, and is still told of what happens. As in
+    /// etcd, the stream is over when the client leaves it, and then it is dropped.
+    half_closed: bool,
     needs_leader: bool,
     table: Table,
     /// The items of all open watches.
@@ -81,7 +84,7 @@ struct Stream {
 
 /// How a stream ends, once everything in its outbox was sent.
 enum End {
-    /// The client wants no more.
+    /// The client is gone.
     Closed,
     Failed(Status),
 }
@@ -111,6 +114,7 @@ impl Stream {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             inbound,
+            half_closed: false,
             needs_leader,
             table: Table::new(Arc::clone(&context)),
             open: SelectAll::new(),
@@ -152,7 +156,7 @@ impl Stream {
             () = self.shutdown.cancelled() => Action::Shutdown,
             action = answer(&mut self.answering), if answering => action,
             Some(action) = self.pending.next(), if !self.pending.is_empty() => action,
-            request = self.inbound.next(), if !answering => Action::Request(request),
+            request = self.inbound.next(), if !answering && !self.half_closed => Action::Request(request),
             _ = self.ticks.tick() => Action::Tick,
             Some(action) = self.open.next(), if !self.open.is_empty() => action,
         }
@@ -161,8 +165,9 @@ impl Stream {
     fn apply(&mut self, action: Action) {
         match action {
             Action::Request(Some(Ok(request))) => self.request(request),
+            Action::Request(None) => self.half_closed = true,
             // A client that is gone needs no answer.
-            Action::Request(None | Some(Err(_))) => self.end = Some(End::Closed),
+            Action::Request(Some(Err(_))) => self.end = Some(End::Closed),
             Action::Opened(create, Ok(watching)) => {
                 let id = create.id;
                 self.outbox

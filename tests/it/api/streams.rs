@@ -17,6 +17,8 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::faulty::Faulty;
 use crate::support::api::Api;
+use crate::support::etcd::http_get;
+use crate::support::eventually;
 
 /// How long what should come may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -186,6 +188,36 @@ async fn a_stream_that_needs_a_leader_ends_without_the_store() {
         (end.code(), end.message()),
         (Code::Unavailable, "etcdserver: no leader")
     );
+}
+
+/// Clients that open one watch per stream end their side at once: grpcurl, gateways, some libraries.
+#[tokio::test]
+async fn a_client_that_asks_for_nothing_more_is_told_of_changes_until_it_leaves() {
+    let store = Memory::new();
+    let api = Api::start(Arc::new(store.clone())).await;
+    let (requests, mut responses) = watch_all(&api, |_| {}).await;
+    drop(requests);
+    for revision in 2..5 {
+        store.put(Put::new("k", "v")).await.unwrap();
+        assert_eq!(revisions(&mut responses, 1).await, [revision]);
+    }
+    open_watches(&api, 1).await;
+    drop(responses);
+    open_watches(&api, 0).await;
+}
+
+/// Waits until so many watches are open, as the metrics tell.
+async fn open_watches(api: &Api, count: usize) {
+    let line = format!("\nsegue_watches {count}\n");
+    eventually("the watches are counted", async || {
+        let metrics = http_get(api.port(), "/metrics").await.unwrap();
+        if metrics.contains(&line) {
+            Ok(())
+        } else {
+            Err(metrics)
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -68,6 +68,7 @@ scripts! {
     leases_answer_alike in script,
     watches_are_created_and_cancelled_alike in watches,
     watches_deliver_alike in watches,
+    streams_without_further_requests_go_on_alike in watches,
     compacted_watches_end_alike in watches,
     large_revisions_are_split_alike_where_the_client_accepts_it in watches,
     random_requests_answer_alike in random,

@@ -67,6 +67,11 @@ impl Stream {
         self.requests.send(request).await.unwrap();
     }
 
+    /// Ends the requests, and not the stream.
+    fn ask_no_more(&mut self) {
+        self.requests = mpsc::channel(1).0;
+    }
+
     pub(crate) async fn next(&mut self, within: Duration) -> Option<pb::WatchResponse> {
         let response = tokio::time::timeout(within, self.responses.message()).await;
         let mut response = response.ok()?;
@@ -318,6 +323,18 @@ pub(super) async fn watches_deliver_alike(mut pair: Pair) {
     }
     assert_eq!(ahead.same().await.header.unwrap().revision, now + 2);
     ahead.same().await;
+}
+
+pub(super) async fn streams_without_further_requests_go_on_alike(mut pair: Pair) {
+    let mut streams = Streams::open(&pair);
+    streams.create(watch("a", "")).await;
+    streams.etcd.ask_no_more();
+    streams.segue.ask_no_more();
+    streams.quiet().await;
+    for value in ["1", "2"] {
+        pair.ask(put("a", value)).await;
+        assert_eq!(streams.same().await.events.len(), 1);
+    }
 }
 
 pub(super) async fn compacted_watches_end_alike(mut pair: Pair) {
