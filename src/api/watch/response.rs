@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::api::Context;
 use crate::proto::{etcdserverpb as pb, mvccpb};
-use crate::types::{EventBatch, Revision};
+use crate::types::{Change, Event, EventBatch, Revision};
 
 /// Bytes from which on a response takes no further revision. Clients accept 4 MiB and more; a
 /// single put can have 1.5 MiB, with its previous value twice that.
@@ -48,7 +48,9 @@ impl<'a> Responses<'a> {
         self.revision = batch.revision;
         self.events.reserve(batch.events.len());
         for mut event in batch.events {
-            if !self.prev_kv {
+            // As in etcd, what creates a key has no pair before it, also where the key was there before the
+            // transaction and one of its operations removed it.
+            if !self.prev_kv || creates(&event) {
                 event.prev = None;
             }
             let event = mvccpb::Event::from(event);
@@ -80,6 +82,10 @@ impl<'a> Responses<'a> {
             _ => outbox.push_back(response),
         }
     }
+}
+
+fn creates(event: &Event) -> bool {
+    matches!(&event.change, Change::Put(kv) if kv.create_revision == kv.mod_revision)
 }
 
 /// Splits a response into fragments below `limit` bytes, each with at least one event. All but the

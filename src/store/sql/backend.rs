@@ -218,8 +218,8 @@ pub enum LogKind {
     Delete,
     /// The key was written.
     Put,
-    /// The key was written, and removed again in the same revision, whose last entry of the key is a
-    /// delete. An event, but no state.
+    /// The key was written or removed, and changed again in the same revision. An event, but no state. One
+    /// that was written has a version, one that was removed has none.
     Brief,
     /// The state in which the key was copied up, kept when it was first changed, or one that was
     /// replayed. History, but no event.

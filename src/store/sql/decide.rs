@@ -280,7 +280,7 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
             if let Some((revision, index)) = last.get(&key)
                 && *revision == batch.revision
             {
-                // Written and removed by one transaction.
+                // One transaction has changed the key twice: only the last state is one.
                 let brief = &mut changes.log[*index];
                 entry.prev_revision = std::mem::take(&mut brief.prev_revision);
                 brief.kind = LogKind::Brief;

@@ -104,6 +104,8 @@ pub(super) struct Batches<'a> {
     head: &'a Head,
     whole: Vec<Arc<EventBatch>>,
     open: Option<EventBatch>,
+    /// Where the brief entries of the open batch are.
+    brief: Vec<usize>,
     reached: Revision,
     bytes: usize,
     events: usize,
@@ -116,6 +118,7 @@ impl<'a> Batches<'a> {
             head,
             whole: Vec::new(),
             open: None,
+            brief: Vec::new(),
             reached: scan.to.min(head.revision),
             bytes: 0,
             events: 0,
@@ -144,6 +147,7 @@ impl<'a> Batches<'a> {
         }
         if let Some(whole) = self.open.take_if(|batch| batch.revision < revision) {
             self.whole.push(Arc::new(whole));
+            self.brief.clear();
             if self.bytes >= self.scan.max_bytes || self.events >= self.scan.max_events {
                 self.reached = Revision(revision.0 - 1);
                 return Ok(false);
@@ -155,8 +159,10 @@ impl<'a> Batches<'a> {
         } else {
             None
         };
-        let change = if row.int(2)? == log_kind::DELETE {
-            self.complete_brief(&key, prev.as_ref());
+        let kind = row.int(2)?;
+        let version = row.int(5)?;
+        // A brief entry is of either kind; what was put has a version.
+        let change = if kind == log_kind::DELETE || (kind == log_kind::BRIEF && version == 0) {
             Change::Delete { key, revision }
         } else {
             Change::Put(KeyValue {
@@ -164,27 +170,30 @@ impl<'a> Batches<'a> {
                 value: row.bytes(3)?,
                 create_revision: Revision(row.int(4)?),
                 mod_revision: revision,
-                version: row.int(5)?,
+                version,
                 lease: LeaseId(row.int(6)?),
             })
         };
         self.bytes += size(&change, prev.as_ref());
         self.events += 1;
+        let event = Event { change, prev };
         let batch = self.open.get_or_insert_with(|| EventBatch {
             revision,
             events: Vec::with_capacity(1),
         });
-        batch.events.push(Event { change, prev });
-        Ok(true)
-    }
-
-    /// Gives what was written in the same revision as it was removed the pair before that revision, which
-    /// only the delete names.
-    fn complete_brief(&mut self, key: &Bytes, prev: Option<&KeyValue>) {
-        let events = self.open.iter_mut().flat_map(|batch| &mut batch.events);
-        for event in events.filter(|event| event.key() == key) {
-            event.prev = prev.cloned();
+        if kind == log_kind::BRIEF {
+            self.brief.push(batch.events.len());
+        } else {
+            // The pair before a revision is named only by the last of its entries of the key.
+            for index in &self.brief {
+                let earlier = &mut batch.events[*index];
+                if earlier.key() == event.key() {
+                    earlier.prev.clone_from(&event.prev);
+                }
+            }
         }
+        batch.events.push(event);
+        Ok(true)
     }
 
     /// Notes that entries behind `reached`, or some of them, were not looked at.

@@ -18,8 +18,9 @@
 //! exactly one entry of the chain has `prev_revision <= r < revision`; the state is the entry that
 //! `prev_revision` names, found by `(revision, key)`. 0 names none: the key had no row at `r`.
 //!
-//! A key that one transaction writes and removes again has two entries of that revision. The first is
-//! *brief*: watches are told of it, and it is no part of the chain.
+//! A key that one transaction changes several times, by writing and removing it in either order, has as many
+//! entries of that revision. All but the last are *brief*: watches are told of them, and they are no part of
+//! the chain. Those that wrote the key have a version; those that removed it have version 0.
 //!
 //! Compaction at `c` may forget what nobody at or above `c` can see: entries named by the
 //! `prev_revision` of an entry at or below `c`, and deletes and brief entries below `c` (a watch may still start at `c`

@@ -124,6 +124,7 @@ macro_rules! store_contract {
                     from_now_delivers_every_later_change_of_its_keys
                     the_changes_of_one_revision_come_together_and_in_order
                     what_one_transaction_writes_and_removes_is_told_of_later_too
+                    what_one_transaction_removes_and_writes_is_told_of_later_too
                     the_past_is_delivered_before_the_present
                     a_start_in_the_future_leaves_out_what_comes_before
                     the_pair_before_comes_on_request

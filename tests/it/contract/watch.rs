@@ -1,7 +1,7 @@
 //! Watches.
 
-use segue::store::{Watch, WatchEnd, WatchItem};
-use segue::types::{KeyRange, Revision, Txn};
+use segue::store::{RequestError, StoreError, Watch, WatchEnd, WatchItem};
+use segue::types::{KeyRange, Range, Revision, Txn};
 
 use super::Fixture;
 use super::dsl::*;
@@ -101,6 +101,93 @@ pub async fn what_one_transaction_writes_and_removes_is_told_of_later_too(fixtur
     subject.store.compact(revision).await.unwrap();
     assert_eq!(then(revision).await, (vec!["c".into()], 1));
     assert_eq!(subject.all().await, ["a", "c"]);
+}
+
+pub async fn what_one_transaction_removes_and_writes_is_told_of_later_too(fixture: &dyn Fixture) {
+    let subject = Subject::of(fixture).await;
+    let before = subject.put("a", "0").await;
+    let watch = |start| Watch {
+        prev_kv: true,
+        ..Watch::of(KeyRange::all(), start)
+    };
+    let mut live = subject.watching(watch(None)).await;
+    let everything = || delete_op(KeyRange::all());
+    let nested = |op| segue::types::Op::Txn(Txn::of(vec![op]));
+    let mut revisions = vec![before];
+    for (ops, expected, left) in [
+        (
+            vec![everything(), put_op("a", "1"), put_op("b", "1")],
+            vec!["delete a", "put a=1", "put b=1"],
+            vec!["a", "b"],
+        ),
+        (
+            vec![everything(), nested(put_op("a", "2")), nested(everything())],
+            vec!["delete a", "delete b", "put a=2", "delete a"],
+            vec![],
+        ),
+        (
+            vec![put_op("a", "3"), nested(everything()), put_op("a", "4")],
+            vec!["put a=3", "delete a", "put a=4"],
+            vec!["a"],
+        ),
+        (
+            vec![put_op("a", "5"), nested(everything()), put_op("a", "6")],
+            vec!["put a=5", "delete a", "put a=6"],
+            vec!["a"],
+        ),
+    ] {
+        let revision = match subject.store.txn(Txn::of(ops)).await {
+            Ok(answer) => answer.revision,
+            // etcd itself refuses this where it notices: then nothing was done.
+            Err(StoreError::Request(RequestError::DuplicateKey)) => {
+                assert_eq!(subject.value("a").await, Some("0".into()));
+                return;
+            }
+            Err(error) => panic!("{error:?}"),
+        };
+        let told = live.batch().await;
+        assert_eq!(
+            (told.revision, words(&told)),
+            (revision, expected.into_iter().map(String::from).collect())
+        );
+        let mut past = subject.watching(watch(Some(revision))).await;
+        assert_eq!(past.batch().await, told, "the past on the left");
+        let found = subject.range(Range::of(KeyRange::all())).await;
+        assert_eq!(keys_of(&found), left);
+        for kv in &found.kvs {
+            assert_eq!(
+                (kv.create_revision, kv.mod_revision, kv.version),
+                (revision, revision, 1)
+            );
+        }
+        revisions.push(revision);
+    }
+    let first = subject.range(at(before, KeyRange::all())).await;
+    let mut past = subject.watching(watch(Some(before.next()))).await;
+    for event in past.batch().await.events {
+        let expected = first.kvs.iter().find(|kv| kv.key == *event.key());
+        assert_eq!(
+            event.prev.as_ref(),
+            expected,
+            "the pair before the revision"
+        );
+    }
+    let then = async |index: usize| {
+        let found = subject.range(at(revisions[index], KeyRange::all())).await;
+        let values = found.kvs.iter().map(|kv| text(&kv.value));
+        (values.collect::<String>(), found.count)
+    };
+    for (index, expected) in [("0", 1), ("11", 2), ("", 0), ("4", 1), ("6", 1)]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(then(index).await, (expected.0.to_owned(), expected.1));
+    }
+    subject.store.compact(revisions[3]).await.unwrap();
+    assert_eq!(then(3).await, ("4".into(), 1));
+    let mut rest = subject.watching(watch(Some(revisions[3]))).await;
+    assert_eq!(rest.words().await, ["put a=3", "delete a", "put a=4"]);
+    assert_eq!(rest.words().await, ["put a=5", "delete a", "put a=6"]);
 }
 
 pub async fn the_past_is_delivered_before_the_present(fixture: &dyn Fixture) {

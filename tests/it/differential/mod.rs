@@ -74,28 +74,34 @@ scripts! {
     random_requests_answer_alike in random,
 }
 
+/// What etcd takes, and a store in an etcd does not.
 mod without_end {
     use super::Pair;
-    use super::script::writes_into_a_range_without_end_answer_alike as check;
+    use super::script::writes_into_a_range_without_end_answer_alike as answers;
+    use super::watches::keys_that_are_deleted_and_put_at_once_are_told_of_alike as events;
 
     #[tokio::test]
     async fn over_memory() {
-        check(Pair::over_memory().await).await;
+        answers(Pair::over_memory().await).await;
+        events(Pair::over_memory().await).await;
     }
 
     #[tokio::test]
     async fn over_sqlite() {
-        check(Pair::over_sqlite().await).await;
+        answers(Pair::over_sqlite().await).await;
+        events(Pair::over_sqlite().await).await;
     }
 
     #[tokio::test]
     async fn over_postgres() {
-        check(Pair::over_postgres().await).await;
+        answers(Pair::over_postgres().await).await;
+        events(Pair::over_postgres().await).await;
     }
 
     #[tokio::test]
     async fn over_mariadb() {
-        check(Pair::over_mariadb().await).await;
+        answers(Pair::over_mariadb().await).await;
+        events(Pair::over_mariadb().await).await;
     }
 }
 

@@ -12,7 +12,7 @@ use tonic::Streaming;
 
 use super::Pair;
 use super::ask::{Client, strip};
-use super::script::{IntoOp, compact, delete, put, txn};
+use super::script::{IntoOp, compact, delete, put, range, txn};
 use pb::watch_request::RequestUnion;
 
 /// How long a response that should come may take.
@@ -334,6 +334,43 @@ pub(super) async fn streams_without_further_requests_go_on_alike(mut pair: Pair)
     for value in ["1", "2"] {
         pair.ask(put("a", value)).await;
         assert_eq!(streams.same().await.events.len(), 1);
+    }
+}
+
+/// etcd takes this where the range that is deleted has no end: see
+/// [`super::script::writes_into_a_range_without_end_answer_alike`].
+pub(super) async fn keys_that_are_deleted_and_put_at_once_are_told_of_alike(mut pair: Pair) {
+    for key in ["a", "k"] {
+        pair.ask(put(key, "0")).await;
+    }
+    let everything = || pb::WatchCreateRequest {
+        prev_kv: true,
+        ..watch("\0", "\0")
+    };
+    let mut live = Streams::open(&pair);
+    let before = live.create(everything()).await.header.unwrap().revision;
+    let all = || delete("\0", "\0").op();
+    let nest = |op| txn(vec![], vec![op], vec![]).op();
+    let mut events = Vec::new();
+    for (ops, count) in [
+        (vec![all(), put("k", "1").op()], 3),
+        (vec![all(), nest(put("k", "2").op()), nest(all())], 3),
+        (vec![put("k", "3").op(), all()], 2),
+        (vec![all(), put("k", "4").op()], 1),
+    ] {
+        pair.ask(txn(vec![], ops, vec![])).await;
+        events.extend(live.same_events(count).await);
+        pair.ask(range("\0", "\0")).await;
+    }
+    let mut past = Streams::open(&pair);
+    past.create(from(before + 1, everything())).await;
+    assert_eq!(past.same_events(events.len()).await, events);
+    for revision in before..before + 5 {
+        let then = pb::RangeRequest {
+            revision,
+            ..range("\0", "\0")
+        };
+        pair.ask(then).await;
     }
 }
 

@@ -135,7 +135,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     hash            BIGINT         NOT NULL COMMENT 'of the key: FNV-1a, 64 bits',
     seq             BIGINT         NOT NULL COMMENT 'order of changes within the revision',
     `key`           VARBINARY({KEY_BYTES_MAX}) NOT NULL,
-    kind            TINYINT        NOT NULL COMMENT '0 delete, 1 put, 2 copied up, 3 put and deleted at once',
+    kind            TINYINT        NOT NULL COMMENT '0 delete, 1 put, 2 copied up, 3 changed again at once',
     create_revision BIGINT         NOT NULL,
     version         BIGINT         NOT NULL,
     lease           BIGINT         NOT NULL,

@@ -326,8 +326,8 @@ CREATE TABLE IF NOT EXISTS {p}log (
     sub             INTEGER  NOT NULL,  -- the order of changes within a revision
     \"key\"           BYTEA    NOT NULL,
     key_rest        BYTEA    NOT NULL,
-    kind            SMALLINT NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up, 3 put
-                                        -- and deleted in one revision
+    kind            SMALLINT NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up, 3 a
+                                        -- change (version 0: a delete) before another in one revision
     create_revision BIGINT   NOT NULL,
     version         BIGINT   NOT NULL,
     lease           BIGINT   NOT NULL,

@@ -262,8 +262,8 @@ CREATE TABLE {p}log (
     id              INTEGER PRIMARY KEY,
     revision        INTEGER NOT NULL,
     key             BLOB    NOT NULL,
-    kind            INTEGER NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up, 3 put
-                                       -- and deleted in one revision
+    kind            INTEGER NOT NULL,  -- 0 delete, 1 put, 2 the state in which it was copied up, 3 a
+                                       -- change (version 0: a delete) before another in one revision
     create_revision INTEGER NOT NULL,
     version         INTEGER NOT NULL,
     lease           INTEGER NOT NULL,
