@@ -325,6 +325,61 @@ async fn a_start_that_the_store_has_passed_is_looked_for_in_history_whatever_was
     assert_eq!(revisions(&mut ahead, 1).await, [10]);
 }
 
+/// Where several processes write to one store, it is read before the feed has come as far.
+#[tokio::test]
+async fn progress_is_never_behind_what_a_watch_was_told_at_its_opening() {
+    let fixture = Fixture::new(8);
+    fixture.feed.advance(Revision(95));
+    let current = Revision(100);
+    let request = |start: Option<i64>| Watch::of(one("k"), start.map(Revision));
+    let mut from_now = fixture.feed.watch(request(None), current);
+    let mut next_one = fixture.feed.watch(request(Some(101)), current);
+    let mut ahead = fixture.feed.watch(request(Some(103)), current);
+    for watching in [&mut from_now, &mut next_one, &mut ahead] {
+        assert_eq!(watching.revision, current);
+        quiet(watching, 100).await;
+    }
+    // The feed comes there later, and goes on.
+    fixture.feed.advance(Revision(97));
+    quiet(&mut from_now, 100).await;
+    fixture.feed.advance(Revision(100));
+    for _ in 0..3 {
+        fixture.put(&["k"]);
+    }
+    assert_eq!(revisions(&mut from_now, 3).await, [101, 102, 103]);
+    assert_eq!(revisions(&mut next_one, 3).await, [101, 102, 103]);
+    assert_eq!(revisions(&mut ahead, 1).await, [103]);
+    for watching in [&mut from_now, &mut next_one, &mut ahead] {
+        quiet(watching, 103).await;
+    }
+}
+
+#[tokio::test]
+async fn progress_is_never_behind_what_came_from_history() {
+    let fixture = Fixture::new(8);
+    fixture.feed.advance(Revision(1));
+    let events = vec![Event {
+        change: Change::Put(KeyValue {
+            key: "k".into(),
+            mod_revision: Revision(5),
+            ..KeyValue::default()
+        }),
+        prev: None,
+    }];
+    let revision = Revision(5);
+    let batch = Arc::new(EventBatch { revision, events });
+    fixture.log.batches.lock().unwrap().push(batch.clone());
+    // The store was at 3 when it was asked, and at 5 when the history was read.
+    let request = Watch::of(one("k"), Some(Revision(2)));
+    let mut watching = fixture.feed.watch(request, Revision(3));
+    watching.progress.notify_one();
+    assert_eq!(revisions(&mut watching, 1).await, [5]);
+    let progress = WatchItem::Progress(Revision(5));
+    assert_eq!(next(&mut watching).await, progress);
+    fixture.feed.publish(&[batch]);
+    quiet(&mut watching, 5).await;
+}
+
 #[tokio::test]
 async fn what_was_not_published_yet_comes_once_from_history() {
     let fixture = Fixture::new(8);

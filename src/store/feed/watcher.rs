@@ -23,6 +23,9 @@ pub(super) struct Watcher {
     generation: u64,
     /// Everything up to here was delivered, is in `ready`, or is not asked for.
     seen: Revision,
+    /// The part of `seen` that the store has come to, for certain: a watch may begin in the future. Progress
+    /// tells no less, though the feed may not be there yet.
+    floor: Revision,
     /// Where the store stood when the watch was opened: up to here only history can tell, whatever was
     /// published by then. It may be that the line of revisions has jumped.
     current: Revision,
@@ -61,6 +64,7 @@ impl Watcher {
             request,
             generation,
             seen,
+            floor: seen.min(current),
             current,
             ready: VecDeque::new(),
             place: None,
@@ -113,17 +117,20 @@ impl Watcher {
         if self.progress_due.is_none() && self.progress.notified().now_or_never().is_some() {
             self.progress_due = Some(self.shared.hub.published());
         }
+        // Nothing is in `ready`, so what was seen was delivered. That may be more than was published when
+        // progress was asked for: history is read from the store, and others write to it as well.
+        let due = self.progress_due.map(|due| due.max(self.floor));
         match place.queue.try_recv() {
             Ok(batch) => {
                 // A progress item that is due for an earlier revision goes before.
-                let due = self.progress_due.filter(|due| *due < batch.revision);
+                let due = due.filter(|due| *due < batch.revision);
                 self.take(&batch);
                 match due {
                     Some(due) => self.yield_progress(due),
                     None => Step::Again,
                 }
             }
-            Err(TryRecvError::Empty) => match self.progress_due {
+            Err(TryRecvError::Empty) => match due {
                 Some(due) => self.yield_progress(due),
                 None => Step::Wait,
             },
@@ -166,7 +173,6 @@ impl Watcher {
             }
         }
     }
-
     pub(super) fn attach(&mut self) -> Result<(), WatchEnd> {
         let queue_len = self.shared.queue_len;
         let keys = &self.request.keys;
@@ -197,7 +203,7 @@ impl Watcher {
         for batch in &stretch.batches {
             self.take(batch);
         }
-        self.seen = self.seen.max(stretch.through);
+        self.saw(stretch.through);
         Ok(())
     }
 
@@ -206,7 +212,7 @@ impl Watcher {
         if batch.revision <= self.seen {
             return;
         }
-        self.seen = batch.revision;
+        self.saw(batch.revision);
         let wanted = batch.events.iter().filter(|event| self.wants(event));
         let events: Vec<_> = wanted.map(|event| self.cut(event)).collect();
         if !events.is_empty() {
@@ -215,6 +221,12 @@ impl Watcher {
                 events,
             });
         }
+    }
+
+    /// Notes that the store has come to `revision`, and what was asked for up to it is delivered or ready.
+    fn saw(&mut self, revision: Revision) {
+        self.seen = self.seen.max(revision);
+        self.floor = self.floor.max(revision);
     }
 
     fn wants(&self, event: &Event) -> bool {
