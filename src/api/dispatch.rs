@@ -17,6 +17,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::{Service as _, ServiceExt as _};
 
+use super::auth::Auth;
 use super::cluster::Cluster;
 use super::errors::{in_etcds_words, not_served};
 use super::kv::Kv;
@@ -25,6 +26,7 @@ use super::maintenance::Maintenance;
 use super::watch::Watch;
 use super::{Context, plain};
 use crate::metrics::{Kind, Method};
+use crate::proto::etcdserverpb::auth_server::AuthServer;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
@@ -41,6 +43,7 @@ struct Services {
     lease: LeaseServer<Lease>,
     cluster: ClusterServer<Cluster>,
     maintenance: MaintenanceServer<Maintenance>,
+    auth: AuthServer<Auth>,
     /// Health and reflection, which are asked rarely.
     others: Routes,
     context: Arc<Context>,
@@ -61,13 +64,14 @@ enum Target {
     Lease,
     Cluster,
     Maintenance,
+    Auth,
     Others,
 }
 
 /// Every method that is counted; those that are called most come first.
-const METHODS: [(Target, &str, &str, Kind); 25] = {
+const METHODS: [(Target, &str, &str, Kind); 27] = {
     use Kind::{BidiStream, ServerStream, Unary};
-    use Target::{Cluster, Kv, Lease, Maintenance, Others, Watch};
+    use Target::{Auth, Cluster, Kv, Lease, Maintenance, Others, Watch};
     const KV: &str = "etcdserverpb.KV";
     const LEASE: &str = "etcdserverpb.Lease";
     const CLUSTER: &str = "etcdserverpb.Cluster";
@@ -98,6 +102,8 @@ const METHODS: [(Target, &str, &str, Kind); 25] = {
         (Cluster, CLUSTER, "MemberRemove", Unary),
         (Cluster, CLUSTER, "MemberUpdate", Unary),
         (Cluster, CLUSTER, "MemberPromote", Unary),
+        (Auth, "etcdserverpb.Auth", "Authenticate", Unary),
+        (Auth, "etcdserverpb.Auth", "AuthStatus", Unary),
         (Others, HEALTH, "Check", Unary),
     ]
 };
@@ -117,6 +123,7 @@ impl Dispatch {
             lease: LeaseServer::new(Lease(context.clone())),
             cluster: ClusterServer::new(Cluster(context.clone())),
             maintenance: MaintenanceServer::new(Maintenance(context.clone())),
+            auth: AuthServer::new(Auth(context.clone())),
             others: others.prepare(),
             methods: methods.into(),
             context,
@@ -157,6 +164,7 @@ impl Services {
             Target::Lease => self.lease.clone().call(request).await?,
             Target::Cluster => self.cluster.clone().call(request).await?,
             Target::Maintenance => self.maintenance.clone().call(request).await?,
+            Target::Auth => self.auth.clone().call(request).await?,
             Target::Others => self.others.clone().oneshot(request.map(Body::new)).await?,
         };
         if let Some(failure) = response.extensions().get::<Status>() {

@@ -128,6 +128,11 @@ pub(super) fn stopped() -> Status {
     Status::unavailable("etcdserver: server stopped")
 }
 
+/// To a client that logs in.
+pub(super) fn auth_not_enabled() -> Status {
+    Status::failed_precondition("etcdserver: authentication is not enabled")
+}
+
 /// For what is not served: says so, and what to do instead.
 pub(super) fn not_served(sentence: &str) -> Status {
     Status::unimplemented(format!("etcdserver: {sentence}"))

@@ -4,6 +4,7 @@
 //! answer back through `header` and `errors`. What is on the wire becomes our words in
 //! [`crate::wire`]. Nothing here knows which store it serves, or that there is a migration.
 
+mod auth;
 mod cluster;
 mod dispatch;
 mod errors;

@@ -55,6 +55,9 @@ async fn keys_are_written_read_and_deleted() {
     check(&api, &["put", "a", "2", "--prev-kv"], "OK\na\n1\n").await;
     check(&api, &["put", "b", "3"], "OK\n").await;
     check(&api, &["get", "a"], "a\n2\n").await;
+    // A user name is of no use here, and no fault; the client notes that it could not log in.
+    let (good, said) = run(&api, &["--user=somebody:secret", "get", "a"]).await;
+    assert!(good && said.starts_with("a\n2\n"), "{said}");
     check(&api, &["get", "", "--prefix", "--keys-only"], "a\n\nb\n\n").await;
     check(&api, &["get", "", "--from-key", "--limit=1"], "a\n2\n").await;
     check(&api, &["get", "a", "--rev=2"], "a\n1\n").await;

@@ -101,11 +101,37 @@ async fn a_store_that_is_away_shows() {
     );
 }
 
+/// Clients with a user name log in first, and go on without a token where they are told so in these words.
+#[tokio::test]
+async fn logging_in_is_answered_as_by_an_etcd_without_authentication() {
+    let api = Api::start(Arc::new(Memory::new())).await;
+    let mut auth = AuthClient::new(channel(&api).await);
+    let request = pb::AuthenticateRequest {
+        name: "somebody".into(),
+        password: "secret".into(),
+    };
+    let refused = auth.authenticate(request).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (
+            Code::FailedPrecondition,
+            "etcdserver: authentication is not enabled"
+        )
+    );
+    let status = auth.auth_status(pb::AuthStatusRequest {}).await.unwrap();
+    let status = status.into_inner();
+    assert!(!status.enabled);
+    assert_eq!(status.header.unwrap().revision, 1);
+}
+
 #[tokio::test]
 async fn what_is_not_served_says_what_to_do_instead() {
     let api = Api::start(Arc::new(Memory::new())).await;
-    let mut auth = AuthClient::new(channel(&api).await);
-    let refused = auth.authenticate(pb::AuthenticateRequest::default()).await;
+    let mut grpc = tonic::client::Grpc::new(channel(&api).await);
+    grpc.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.Auth/AuthEnable");
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let refused = grpc.unary(tonic::Request::new(()), path, codec).await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(

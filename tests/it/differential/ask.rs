@@ -2,6 +2,7 @@
 
 use pb::request_op::Request;
 use segue::proto::etcdserverpb as pb;
+use segue::proto::etcdserverpb::auth_client::AuthClient;
 use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
 use segue::proto::etcdserverpb::watch_client::WatchClient;
@@ -24,6 +25,7 @@ pub(crate) enum Ask {
     TimeToLive(pb::LeaseTimeToLiveRequest),
     Leases(pb::LeaseLeasesRequest),
     KeepAlive(pb::LeaseKeepAliveRequest),
+    Authenticate(pb::AuthenticateRequest),
 }
 
 impl Ask {
@@ -68,6 +70,7 @@ asks! {
     LeaseTimeToLiveRequest => TimeToLive,
     LeaseLeasesRequest => Leases,
     LeaseKeepAliveRequest => KeepAlive,
+    AuthenticateRequest => Authenticate,
 }
 
 /// One server, through the generated stubs, so that nothing of an answer is lost.
@@ -76,6 +79,7 @@ pub(crate) struct Client {
     pub kv: KvClient<Channel>,
     pub lease: LeaseClient<Channel>,
     pub watch: WatchClient<Channel>,
+    pub auth: AuthClient<Channel>,
     /// A lease that has lost no more than this counts as full.
     pub slack_s: i64,
 }
@@ -87,6 +91,7 @@ impl Client {
         Self {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             lease: LeaseClient::new(channel.clone()),
+            auth: AuthClient::new(channel.clone()),
             watch: WatchClient::new(channel).max_decoding_message_size(usize::MAX),
             slack_s: SLACK_S,
         }
@@ -123,6 +128,9 @@ impl Client {
                     response.leases.sort_by_key(|lease| lease.id);
                     &mut response.header
                 })
+            }
+            Ask::Authenticate(request) => {
+                plain(self.auth.authenticate(request).await, |r| &mut r.header)
             }
             Ask::KeepAlive(request) => {
                 let requests = tokio_stream::iter([request]);

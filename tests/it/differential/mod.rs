@@ -74,6 +74,17 @@ scripts! {
     random_requests_answer_alike in random,
 }
 
+#[tokio::test]
+async fn logging_in_answers_alike() {
+    let mut pair = Pair::over_memory().await;
+    let request = segue::proto::etcdserverpb::AuthenticateRequest {
+        name: "somebody".into(),
+        password: "secret".into(),
+    };
+    let refused = "FailedPrecondition: etcdserver: authentication is not enabled";
+    pair.expect(request, refused).await;
+}
+
 /// What etcd takes, and a store in an etcd does not.
 mod without_end {
     use super::Pair;
