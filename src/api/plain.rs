@@ -16,11 +16,15 @@ use crate::types::Range;
 /// How long the store may take to show that it is there.
 const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
+/// What those who look for etcd's JSON gateway are told.
+const ONLY_GET: &str = "over plain HTTP only GET of /health, /readyz, /livez, /version and /metrics is served; \
+    etcd's JSON gateway (POST /v3/kv/range and the like) is not: use a client that speaks gRPC\n";
+
 /// Answers one request.
 pub(super) async fn serve<B>(context: &Context, request: &Request<B>) -> Response<Body> {
     let path = request.uri().path();
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, ONLY_GET);
     }
     match path {
         "/health" => health(context).await,

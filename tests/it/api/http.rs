@@ -16,7 +16,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::faulty::Faulty;
 use crate::support::api::Api;
-use crate::support::etcd::http_get;
+use crate::support::etcd::{http_get, http_request};
 use crate::support::eventually;
 
 async fn channel(api: &Api) -> Channel {
@@ -137,6 +137,12 @@ async fn what_is_not_served_says_what_to_do_instead() {
     assert!(
         refused.message().contains("credentials in their URLs"),
         "{refused}"
+    );
+    let gateway = http_request(api.port(), "POST", "/v3/kv/range").await;
+    let gateway = gateway.unwrap();
+    assert!(
+        gateway.contains("405") && gateway.contains("JSON gateway"),
+        "{gateway}"
     );
 }
 

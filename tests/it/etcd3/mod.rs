@@ -4,6 +4,7 @@ mod against_memory;
 mod decided;
 mod ended;
 mod failures;
+mod limits;
 mod old;
 mod overtaken;
 mod quiet;

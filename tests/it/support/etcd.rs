@@ -231,8 +231,13 @@ async fn ready(process: &mut Process, port: u16) -> Result<(), String> {
 
 /// The answer to a plain HTTP request, head and body.
 pub async fn http_get(port: u16, path: &str) -> io::Result<String> {
+    http_request(port, "GET", path).await
+}
+
+/// The same with any method.
+pub async fn http_request(port: u16, method: &str, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

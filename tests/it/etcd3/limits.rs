@@ -1,0 +1,83 @@
+//! How large a transaction may be: etcd counts what Segue adds to it as well.
+
+use std::sync::Arc;
+
+use segue::store::{Guard, GuardedStore, Line, RecordTxn, RequestError, StoreError};
+use segue::types::{
+    Compare, CompareResult, CompareTarget, Epoch, KeyRange, Op, Put, Range, Revision, Txn,
+};
+
+use super::open;
+use crate::support::Etcd;
+
+/// What etcd takes, and the API in front of it.
+const OPS_MAX: usize = 128;
+
+/// A store in a migration.
+async fn under_an_epoch(etcd: &Etcd) -> Arc<dyn GuardedStore> {
+    let new = open(etcd).await;
+    let epoch = Epoch(1);
+    let line = Line {
+        epoch,
+        claims: true,
+        base: Revision(100),
+    };
+    let set = RecordTxn {
+        line: Some(Some(line)),
+        ..RecordTxn::default()
+    };
+    assert!(new.write_records(set).await.unwrap());
+    new.guarded(Guard::Epoch {
+        epoch,
+        claims: true,
+    })
+}
+
+fn conditions(count: usize) -> Vec<Compare> {
+    let missing = |n| Compare {
+        keys: KeyRange::One(format!("none{n}").into()),
+        result: CompareResult::Equal,
+        target: CompareTarget::Version(0),
+    };
+    (0..count).map(missing).collect()
+}
+
+fn puts() -> Vec<Op> {
+    let put = |n| Op::Put(Put::new(format!("k{n:03}"), "v"));
+    (0..OPS_MAX).map(put).collect()
+}
+
+#[tokio::test]
+async fn a_transaction_of_the_full_limit_may_need_a_higher_one_in_the_new_store() {
+    let fits = Txn::of(puts());
+    let conditional = Txn {
+        compares: conditions(1),
+        ..Txn::of(puts())
+    };
+    let many_conditions = Txn {
+        compares: conditions(OPS_MAX),
+        ..Txn::of(vec![Op::Put(Put::new("k", "v"))])
+    };
+    let writes_in_both = Txn {
+        compares: conditions(1),
+        success: vec![Op::Put(Put::new("k", "v"))],
+        failure: puts(),
+    };
+    let narrow = Etcd::start().await;
+    let wide = Etcd::with().args(["--max-txn-ops=256"]).start().await;
+    let (narrow, wide) = (under_an_epoch(&narrow).await, under_an_epoch(&wide).await);
+    for txn in [many_conditions, writes_in_both] {
+        let refused = narrow.txn(txn.clone()).await.unwrap_err();
+        assert_eq!(
+            refused,
+            StoreError::Request(RequestError::TooManyOperations)
+        );
+        let found = narrow.range(Range::of(KeyRange::all())).await.unwrap();
+        assert_eq!(found.reply.count, 0, "nothing was done");
+        assert!(wide.txn(txn).await.unwrap().reply.succeeded);
+    }
+    for txn in [fits, conditional] {
+        assert!(narrow.txn(txn.clone()).await.unwrap().reply.succeeded);
+        assert!(wide.txn(txn).await.unwrap().reply.succeeded);
+    }
+}
