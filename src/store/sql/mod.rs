@@ -10,7 +10,7 @@
 //!   pure.
 //! - `engine`: the writer, which commits all that waits as one batch. `queue`: how a batch is put together.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
-//!   writer.
+//!   writer; `reading` takes transactions that only read apart.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
 //! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
 //! - [`sqlite`], [`postgres`], [`mysql`]: the backends, and how to open one.
@@ -25,6 +25,7 @@ mod leases;
 pub mod mysql;
 pub mod postgres;
 mod queue;
+mod reading;
 mod replay;
 mod rows;
 pub mod sqlite;

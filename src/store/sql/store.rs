@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::backend::{Backend, Found, Head, Logged, Prefetch, Query, Row, Rows, Snapshot};
-use super::table::Table;
-use super::work::{Done, Job, Work, want_txn};
+use super::backend::{Backend, Found, Head, Logged, Query, Row, Rows, Snapshot};
+use super::reading::Reading;
+use super::work::{Done, Job, Work};
 use super::{SqlStore, unanswered};
-use crate::store::eval::{Working, finish};
+use crate::store::eval::finish;
 use crate::store::{
     Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
     RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
@@ -33,10 +33,8 @@ impl<B: Backend> Store for SqlStore<B> {
             ..rows_of(&request, &self.engine.reserved)
         };
         let (head, mut found) = self.read(request.at, vec![Query::Rows(rows)]).await?;
-        let Some(Found::Rows { rows, count }) = found.pop() else {
-            return Err(unanswered());
-        };
-        let reply = finish(&request, kvs(rows), count);
+        let found = found.pop().ok_or_else(unanswered)?;
+        let reply = finished(&request, found)?;
         counts.note(&request, &head, &reply);
         Ok(Answer {
             revision: head.revision,
@@ -158,9 +156,7 @@ impl<B: Backend> GuardedStore for SqlStore<B> {
             return Err(unanswered());
         }
         let reply = |(read, found)| match (read, found) {
-            (Read::Range(range), Found::Rows { rows, count }) => {
-                Ok(ReadReply::Range(finish(&range, kvs(rows), count)))
-            }
+            (Read::Range(range), found) => finished(&range, found).map(ReadReply::Range),
             (Read::Claims { .. }, Found::Rows { rows, .. }) => {
                 Ok(ReadReply::Claims(rows.into_iter().map(claim).collect()))
             }
@@ -289,15 +285,9 @@ impl<B: Backend> SqlStore<B> {
     /// A transaction that cannot write needs no place in a batch: a snapshot will do.
     async fn read_txn(&self, txn: &Txn) -> Result<Answer<TxnReply>> {
         let reserved = &self.engine.reserved;
-        let mut want = Prefetch::default();
-        want_txn(txn, reserved, &mut want);
-        let (head, mut found) = self.read(None, vec![Query::Prefetch(want)]).await?;
-        let Some(Found::Prefetched(found)) = found.pop() else {
-            return Err(unanswered());
-        };
-        let table = Table::new(found.rows, found.claimed, found.past, &found.leases);
-        let mut working = Working::new(&table, reserved, head.revision, head.oldest());
-        Ok(working.txn(txn)?)
+        let reading = Reading::of(txn);
+        let (head, found) = self.read(None, reading.queries(reserved)).await?;
+        reading.answer(&head, found, reserved)
     }
 
     async fn plain(&self, work: Work) -> Result<Answer<()>> {
@@ -310,7 +300,7 @@ impl<B: Backend> SqlStore<B> {
 
 /// The rows that a range needs. Where the store may stop at the limit it reads one row more, which
 /// tells that there are more.
-fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
+pub(super) fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
     let limit = match range.content {
         Content::CountOnly => Some(0),
         _ if range.limit > 0 && range.limit_can_be_pushed_down() => {
@@ -329,6 +319,14 @@ fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
         values,
         count: true,
         known: None,
+    }
+}
+
+/// The reply to a range for which [`rows_of`] was read.
+pub(super) fn finished(range: &Range, found: Found) -> Result<RangeReply> {
+    match found {
+        Found::Rows { rows, count } => Ok(finish(range, kvs(rows), count)),
+        _ => Err(unanswered()),
     }
 }
 

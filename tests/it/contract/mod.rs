@@ -112,6 +112,7 @@ macro_rules! store_contract {
                     nested_conditions_are_decided_before_any_operation
                     one_that_changes_nothing_takes_no_revision
                     the_past_can_be_read_within_one
+                    ranges_within_one_answer_like_those_that_stand_alone
                     a_hundred_and_twenty_eight_operations_are_one_transaction
                     concurrent_increments_are_serialized
                 }

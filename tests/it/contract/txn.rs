@@ -4,7 +4,8 @@ use segue::store::RequestError;
 use segue::types::CompareResult::{Equal, Greater, Less, NotEqual};
 use segue::types::CompareTarget::{Create, Lease, Mod, Value, Version};
 use segue::types::{
-    Compare, CompareTarget, Delete, KeyRange, LeaseId, Op, Put, Range, Reply, Revision, Txn,
+    Compare, CompareTarget, Content, Delete, KeyRange, LeaseId, Op, Put, Range, Reply, Revision,
+    SortTarget, Txn,
 };
 
 use super::Fixture;
@@ -281,6 +282,78 @@ pub async fn the_past_can_be_read_within_one(fixture: &dyn Fixture) {
     let compacted = Txn::of(vec![put_op("a", "4"), past(first)]);
     assert_compacted(subject.store.txn(compacted).await);
     assert_eq!(subject.value("a").await.as_deref(), Some("3"));
+}
+
+pub async fn ranges_within_one_answer_like_those_that_stand_alone(fixture: &dyn Fixture) {
+    let subject = Subject::of(fixture).await;
+    for (key, value) in [
+        ("a", "1"),
+        ("b/1", "9"),
+        ("b/2", "8"),
+        ("b/3", "7"),
+        ("c", "2"),
+    ] {
+        subject.put(key, value).await;
+    }
+    subject.put("segue/switch", "migration").await;
+    let all = || Range::of(KeyRange::all());
+    let ranges = [
+        all(),
+        Range::key("a"),
+        Range {
+            content: Content::KeysOnly,
+            ..all()
+        },
+        Range {
+            content: Content::CountOnly,
+            ..all()
+        },
+        Range {
+            limit: 2,
+            ..Range::of(prefix("b/"))
+        },
+        Range {
+            sort: SortTarget::Value,
+            limit: 1,
+            content: Content::KeysOnly,
+            ..Range::of(prefix("b/"))
+        },
+        Range::of(prefix("nothing")),
+        Range::key("b/2"),
+    ];
+    let mut expected = Vec::new();
+    for range in &ranges {
+        expected.push(subject.range(range.clone()).await);
+    }
+    let ops = || -> Vec<_> { ranges.iter().cloned().map(Op::Range).collect() };
+    let other = || vec![Op::Range(all()), get_op("c")];
+    for (compares, success, failure, succeeded) in [
+        (vec![], ops(), other(), true),
+        (vec![missing("none")], ops(), other(), true),
+        (vec![missing("a")], other(), ops(), false),
+    ] {
+        let reads = Txn {
+            compares,
+            success,
+            failure,
+        };
+        let mut writes = reads.clone();
+        for branch in [&mut writes.success, &mut writes.failure] {
+            branch.push(put_op("a", "1"));
+        }
+        for txn in [reads, writes] {
+            let reply = subject.txn(txn).await;
+            assert_eq!(reply.succeeded, succeeded);
+            let replies = reply.replies.iter().take(ranges.len());
+            for ((range, expected), reply) in ranges.iter().zip(&expected).zip(replies) {
+                assert_eq!(range_reply(reply), expected, "{range:?}");
+            }
+        }
+        // What was written has another mod revision now.
+        for (range, expected) in ranges.iter().zip(&mut expected) {
+            *expected = subject.range(range.clone()).await;
+        }
+    }
 }
 
 pub async fn a_hundred_and_twenty_eight_operations_are_one_transaction(fixture: &dyn Fixture) {
