@@ -138,7 +138,7 @@ pub fn main() -> ExitCode {
             Command::Rollback(command) => command.run().await,
             Command::Complete(command) => command.run().await,
             Command::Copy(command) => command.run().await,
-            Command::Demo(command) => command.run().await,
+            Command::Demo(command) => Box::pin(command.run()).await,
         }
     });
     // What still runs has had its time to end.

@@ -181,6 +181,51 @@ async fn keys_and_values_are_any_bytes() {
 }
 
 #[tokio::test]
+async fn keys_that_are_alike_for_long_come_in_their_order() {
+    const KEYS: u32 = 300;
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run("CREATE TABLE kv (k {bytea|varbinary(9000)|BLOB}, v {text|text|TEXT})")
+            .await;
+        // Longer than MariaDB looks at by itself, and in another order than that of the keys.
+        let alike = "61".repeat(1100);
+        let bytes = |hex: String| format!("{{decode('{hex}', 'hex')|x'{hex}'|x'{hex}'}}");
+        let row = |n: u32| format!("({}, 'v')", bytes(format!("{alike}{n:04x}")));
+        let rows: Vec<String> = (0..KEYS).map(|n| row(n * 7 % KEYS)).collect();
+        home.run(&format!("INSERT INTO kv VALUES {}", rows.join(", ")))
+            .await;
+        let store = home.open("kv", "key=k&value=v").await;
+        for limit in [7, 100] {
+            let (kvs, rejects) = all(&*store, KeyRange::all(), limit).await;
+            assert_eq!(rejects, []);
+            assert_eq!(kvs.len(), KEYS as usize, "{kind:?} {limit}");
+            assert!(kvs.is_sorted_by(|a, b| a.key < b.key), "{kind:?} {limit}");
+        }
+        // What is too long to be put in order is told, and not skipped.
+        let longer = |last| format!("({}, 'v')", bytes(format!("{}{last}", "62".repeat(5000))));
+        home.run(&format!(
+            "INSERT INTO kv VALUES {}, {}",
+            longer("00"),
+            longer("01")
+        ))
+        .await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 100).await;
+        let found = kvs.len() - KEYS as usize;
+        if kind != MariaDb {
+            assert_eq!((found, rejects.len()), (2, 0), "{kind:?}");
+            continue;
+        }
+        assert_eq!((found, rejects.len()), (0, 1), "{rejects:?}");
+        let why = "2 rows have a key of more than 4096 bytes";
+        assert!(rejects[0].1.contains(why), "{rejects:?}");
+        let mut long = vec![0x62; 5000];
+        long.push(0);
+        let error = store.get(vec![long.into()]).await.unwrap_err();
+        assert!(error.to_string().contains("4096 bytes"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn values_of_other_types_are_their_text_and_numbers_can_be_keys() {
     for kind in ALL {
         let home = Home::new(kind).await;

@@ -137,19 +137,29 @@ impl PlainTable {
         Ok((rows, more))
     }
 
-    /// Rows that have no key at all stand where the empty key would.
+    /// Rows that have no key at all, or one that cannot be put in order, stand where the empty key
+    /// would.
     async fn without_key(&self, keys: &KeyRange) -> Result<Option<(Bytes, String)>> {
         if !keys.contains(b"") {
             return Ok(None);
         }
-        Ok(match self.number(self.shape.count_without_key()).await? {
-            0 => None,
-            1 => Some((Bytes::new(), "one row has no key: NULL or empty".into())),
-            rows => Some((
-                Bytes::new(),
-                format!("{rows} rows have no key: NULL or empty"),
-            )),
-        })
+        let mut why = Vec::new();
+        match self.number(self.shape.count_without_key()).await? {
+            0 => {}
+            1 => why.push("one row has no key: NULL or empty".to_owned()),
+            rows => why.push(format!("{rows} rows have no key: NULL or empty")),
+        }
+        if let (Some(statement), Some(max)) =
+            (self.shape.count_too_long(), self.shape.key_bytes_max)
+        {
+            let what = format!("a key of more than {max} bytes, which this database does not sort");
+            match self.number(statement).await? {
+                0 => {}
+                1 => why.push(format!("one row has {what}")),
+                rows => why.push(format!("{rows} rows have {what}")),
+            }
+        }
+        Ok((!why.is_empty()).then(|| (Bytes::new(), why.join("; "))))
     }
 }
 

@@ -26,8 +26,19 @@ const CONNECTIONS: usize = 4;
 /// The protocol's own limit.
 const PACKET_BYTES_MAX: usize = 1 << 30;
 
+/// Longest key that is put in order. What the server sorts by is kept at this length for every row,
+/// by some of them also where keys are short, so that it cannot be the longest that there may be.
+const KEY_BYTES_MAX: usize = 4096;
+/// What is sorted by has the length of bytes behind it.
+const SORT_BYTES: usize = KEY_BYTES_MAX + 8;
+
 /// What every session is set to. Times without a zone are taken as UTC.
-const SESSION: &str = "SET SESSION time_zone = '+00:00', sql_mode = 'NO_BACKSLASH_ESCAPES', sql_select_limit = DEFAULT";
+fn session() -> String {
+    format!(
+        "SET SESSION time_zone = '+00:00', sql_mode = 'NO_BACKSLASH_ESCAPES', sql_select_limit = DEFAULT, \
+         max_sort_length = {SORT_BYTES}"
+    )
+}
 
 /// A server, and the connections to it that nobody uses at the moment.
 pub(super) struct Server {
@@ -88,7 +99,7 @@ impl Server {
         }
         let connecting = async {
             let mut conn = Conn::new(self.opts.clone()).await?;
-            conn.query_drop(SESSION).await?;
+            conn.query_drop(session()).await?;
             Ok(conn)
         };
         match timeout(CONNECT_WITHIN, connecting).await {
@@ -287,6 +298,7 @@ fn describe(columns: &Columns, there: &[Column], from: String, identity: &str) -
     Ok(Shape {
         identity: format!("{identity}/{columns}"),
         from,
+        key_bytes_max: Some(KEY_BYTES_MAX),
         key: match &joined[..] {
             [one] => one.clone(),
             several => format!("CONCAT({})", several.join(", x'2f', ")),

@@ -299,6 +299,7 @@ fn describe(
     Ok(Shape {
         identity: format!("{identity}/{columns}"),
         from: format!("{}.{}", quoted(schema, '"'), quoted(&columns.table, '"')),
+        key_bytes_max: None,
         key: joined.join(r" || '\x2f'::bytea || "),
         value: bytes(of("value", &columns.value)?),
         revision,

@@ -60,6 +60,7 @@ pub(super) fn judge(
     values: bool,
 ) -> impl Iterator<Item = Judged> {
     let has_revision = shape.revision.is_some();
+    let key_bytes_max = shape.key_bytes_max;
     let mut rows = rows.into_iter().filter(|row| row.key.is_some()).peekable();
     std::iter::from_fn(move || {
         let row = rows.next()?;
@@ -74,6 +75,10 @@ pub(super) fn judge(
         if same > 1 {
             let why = "more than one row has this key";
             return Some(Judged::Reject(key, why.to_owned()));
+        }
+        if let Some(max) = key_bytes_max.filter(|max| key.len() > *max) {
+            let why = format!("its key has {} bytes, more than {max} bytes", key.len());
+            return Some(Judged::Reject(key, why));
         }
         Some(match pair(key.clone(), row, values, has_revision) {
             Ok(kv) => Judged::Pair(kv),

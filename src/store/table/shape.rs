@@ -27,6 +27,9 @@ pub(super) struct Shape {
     pub(super) from: String,
     /// The key as bytes; NULL where a column of it is.
     pub(super) key: String,
+    /// Longest key that the database puts in order, if there is a limit. Longer ones are in no page:
+    /// they would be anywhere.
+    pub(super) key_bytes_max: Option<usize>,
     /// The value as bytes.
     pub(super) value: String,
     /// The revision as an integer, NULL where it is none.
@@ -120,6 +123,17 @@ impl Shape {
         )
     }
 
+    /// A statement for the number of rows whose key is too long, if a key can be.
+    pub(super) fn count_too_long(&self) -> Option<String> {
+        let max = self.key_bytes_max?;
+        Some(format!(
+            "{} WHERE LENGTH({}) > {max} AND {}",
+            self.select_number("count(*)"),
+            self.key,
+            self.alive()
+        ))
+    }
+
     /// A statement for the greatest revision.
     pub(super) fn greatest_revision(&self) -> Option<String> {
         let revision = self.revision.as_ref()?;
@@ -188,7 +202,10 @@ impl Shape {
                 }
             }
         };
-        format!("{span} AND {}", self.alive())
+        let short = self
+            .key_bytes_max
+            .map(|max| format!(" AND LENGTH({key}) <= {max}"));
+        format!("{span}{} AND {}", short.unwrap_or_default(), self.alive())
     }
 
     /// The condition for rows of `key`, and maybe others; nothing if there can be none.

@@ -205,6 +205,7 @@ fn shape(conn: &Connection, path: &Path, columns: &Columns) -> Result<Shape> {
     Ok(Shape {
         identity: format!("sqlite-table/{}/{columns}", path.display()),
         from: format!("{}.{}", quoted(schema, '"'), quoted(&table, '"')),
+        key_bytes_max: None,
         key: match &joined[..] {
             [one] => one.clone(),
             // Joined, blobs are text, byte by byte.

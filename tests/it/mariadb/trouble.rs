@@ -320,6 +320,40 @@ async fn keys_of_every_byte_and_the_longest_keys_and_values_go_through_unchanged
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_of_the_past_skip_no_keys_that_are_alike_for_long() {
+    const KEYS: usize = 300;
+    let url = database().await;
+    let store = open(&url).await;
+    let key = |number: usize| format!("{}{number:04}", "k".repeat(1100));
+    // In another order than that of the keys, so that the history is in it.
+    let put_all = async |value: &str| {
+        let numbers = (0..KEYS).map(|number| number * 7 % KEYS);
+        let puts = numbers.map(|number| Op::Put(Put::new(key(number), value.to_owned())));
+        store.txn(Txn::of(puts.collect())).await.unwrap().revision
+    };
+    let past = put_all("old").await;
+    put_all("new").await;
+    for limit in [7, 100] {
+        let mut seen = Vec::new();
+        let mut rest = Some(KeyRange::all());
+        while let Some(keys) = rest {
+            let page = Range {
+                at: Some(past),
+                limit,
+                ..Range::of(keys.clone())
+            };
+            let page = store.range(page).await.unwrap().reply;
+            assert!(page.kvs.iter().all(|kv| kv.value == "old"));
+            seen.extend(page.kvs.iter().map(|kv| kv.key.clone()));
+            rest = keys.after(&page.kvs[page.kvs.len() - 1].key);
+            rest = rest.filter(|_| page.more);
+        }
+        let expected: Vec<Bytes> = (0..KEYS).map(|number| key(number).into()).collect();
+        assert!(seen == expected, "{limit}: {} keys", seen.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_the_server_does_not_take_is_refused_and_harms_nobody() {
     let server = MariaDb::start_with(&["--max-allowed-packet=1M"]).await;
     let url = server.database().await;

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::cells::{Cells, Sets};
 use super::error::Failure;
+use super::schema::KEY_BYTES_MAX;
 use super::script::Script;
 use crate::store::url::{Database, Host, Secret, Tls};
 use crate::store::{Result, StoreUrl, tls};
@@ -33,6 +34,10 @@ const SILENT_S: u64 = 10;
 /// Seconds that a statement waits for a lock. Nobody holds the head row for longer than a commit
 /// takes, unless he was cut off.
 const LOCK_WAIT_S: u64 = 5;
+
+/// What the server sorts by of keys, with their length behind it: by itself it looks at the first
+/// 1024 bytes alone.
+const SORT_BYTES: usize = KEY_BYTES_MAX + 8;
 
 /// Seconds that a statement that reads may take, for the server.
 pub(super) const READ_S: u64 = 60;
@@ -118,10 +123,11 @@ impl Server {
     pub(super) fn settle(&mut self, mariadb: bool, galera: bool) {
         // Nothing is cut off or made into something similar; no statement is refused because it
         // looks dangerous; names may be quoted as the standard has it.
-        let mut all = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ANSI_QUOTES', \
-                       autocommit = 1, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, \
-                       lock_wait_timeout = 30"
-            .to_owned();
+        let mut all = format!(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ANSI_QUOTES', \
+             autocommit = 1, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, \
+             max_sort_length = {SORT_BYTES}, lock_wait_timeout = 30"
+        );
         if galera {
             // Reads see what was committed on other nodes before.
             all.push_str(", wsrep_sync_wait = 1");
