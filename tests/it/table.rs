@@ -226,6 +226,35 @@ async fn keys_that_are_alike_for_long_come_in_their_order() {
 }
 
 #[tokio::test]
+async fn a_servers_own_defaults_change_nothing_about_what_is_read() {
+    let server = crate::support::MariaDb::start().await;
+    let home = Home::on(&server).await;
+    home.run(
+        "CREATE TABLE kv (k varchar(50) PRIMARY KEY, v text, e bigint);\n\
+         SET GLOBAL autocommit = 0;\n\
+         SET GLOBAL sql_select_limit = 7;\n\
+         SET GLOBAL max_sort_length = 64",
+    )
+    .await;
+    let rows = |numbers: std::ops::Range<u32>| {
+        let rows = numbers.map(|n| format!("('{n:04}', '{n}', 4000000000)"));
+        format!(
+            "BEGIN; INSERT INTO kv VALUES {}; COMMIT",
+            rows.collect::<Vec<_>>().join(", ")
+        )
+    };
+    home.run(&rows(0..20)).await;
+    let store = home.open("kv", "key=k&value=v&expires=e").await;
+    assert_eq!(store.leases().await.unwrap().len(), 20);
+    let keys = (0..20).map(|n| Bytes::from(format!("{n:04}")));
+    let found = store.get(keys.collect()).await.unwrap();
+    assert!(found.iter().all(Option::is_some), "{found:?}");
+    // No transaction is left open, in which nothing new would be seen.
+    home.run(&rows(20..30)).await;
+    assert_eq!(store.count(KeyRange::all()).await.unwrap(), 30);
+}
+
+#[tokio::test]
 async fn values_of_other_types_are_their_text_and_numbers_can_be_keys() {
     for kind in ALL {
         let home = Home::new(kind).await;

@@ -49,6 +49,15 @@ impl Home {
         Self { kind, url, dir }
     }
 
+    /// One on a MariaDB of the test's own.
+    pub async fn on(server: &mariadb::MariaDb) -> Self {
+        Self {
+            kind: MariaDb,
+            url: server.database().await,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
     /// Runs statements. Of `{pg|maria|lite}` in them the database's own word is taken.
     pub async fn run(&self, text: &str) {
         let text = self.spelt(text);
