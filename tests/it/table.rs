@@ -8,7 +8,7 @@ use segue::types::{Content, KeyRange, KeyValue, Range, Reserved, Txn};
 
 use crate::contract::dsl::{delete_op, guard, line, set_line};
 use crate::support::segue::{Segue, run};
-use crate::support::tables::Kind::{MariaDb, Sqlite};
+use crate::support::tables::Kind::{MariaDb, Postgres, Sqlite};
 use crate::support::tables::{ALL, Home};
 
 /// Everything in a range, page by page.
@@ -252,6 +252,56 @@ async fn a_servers_own_defaults_change_nothing_about_what_is_read() {
     // No transaction is left open, in which nothing new would be seen.
     home.run(&rows(20..30)).await;
     assert_eq!(store.count(KeyRange::all()).await.unwrap(), 30);
+}
+
+#[tokio::test]
+async fn what_is_neither_text_nor_a_number_is_read_as_its_bytes() {
+    let home = Home::new(MariaDb).await;
+    home.run(
+        "CREATE TABLE kv (k bit(12) PRIMARY KEY, b bit(20), p point, g geometry, u uuid);\n\
+         INSERT INTO kv VALUES (b'100011111010', b'11111000000011111111', ST_GeomFromText('POINT(1 2)'), \
+         ST_GeomFromText('LINESTRING(0 0, 300 -5)'), '123e4567-e89b-12d3-a456-426655440000')",
+    )
+    .await;
+    let mut point = vec![0, 0, 0, 0, 1, 1, 0, 0, 0];
+    point.extend(1f64.to_le_bytes());
+    point.extend(2f64.to_le_bytes());
+    let mut line = vec![0, 0, 0, 0, 1, 2, 0, 0, 0, 2, 0, 0, 0];
+    for at in [0f64, 0.0, 300.0, -5.0] {
+        line.extend(at.to_le_bytes());
+    }
+    let uuid = b"123e4567-e89b-12d3-a456-426655440000".to_vec();
+    for (column, value) in [
+        ("b", vec![0x0f, 0x80, 0xff]),
+        ("p", point),
+        ("g", line),
+        ("u", uuid),
+    ] {
+        let store = home.open("kv", &format!("key=k&value={column}")).await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+        assert_eq!(pairs(&kvs), [(&[0x08, 0xfa][..], &value[..])], "{column}");
+        assert_eq!(rejects, []);
+        let found = store.get(vec![kvs[0].key.clone()]).await.unwrap();
+        assert_eq!(found, [Some(kvs[0].clone())]);
+    }
+}
+
+#[tokio::test]
+async fn a_domain_is_read_as_what_it_is_made_of_in_the_end() {
+    let home = Home::new(Postgres).await;
+    home.run(
+        "CREATE DOMAIN inner_bytes AS bytea; CREATE DOMAIN outer_bytes AS inner_bytes; \
+         CREATE DOMAIN inner_number AS bigint; CREATE DOMAIN outer_number AS inner_number; \
+         CREATE TABLE kv (k outer_bytes PRIMARY KEY, v outer_bytes, r outer_number); \
+         INSERT INTO kv VALUES ('\\x6b00', '\\xff', 7)",
+    )
+    .await;
+    let store = home.open("kv", "key=k&value=v&revision=r").await;
+    let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+    assert_eq!(pairs(&kvs), [(&b"k\0"[..], &b"\xff"[..])]);
+    assert_eq!((kvs[0].mod_revision.0, rejects), (7, vec![]));
+    let found = store.get(vec![kvs[0].key.clone()]).await.unwrap();
+    assert_eq!(found, [Some(kvs[0].clone())]);
 }
 
 #[tokio::test]

@@ -250,7 +250,10 @@ fn describe(columns: &Columns, there: &[Column], from: String, identity: &str) -
     let name = |column: &Column| quoted(&column.name, '`');
     let bytes = |column: &Column| match kind(&column.of) {
         Kind::Bytes => name(column),
-        _ => format!("CAST(CONVERT({} USING utf8mb4) AS BINARY)", name(column)),
+        Kind::Raw => format!("CAST({} AS BINARY)", name(column)),
+        Kind::Text | Kind::Integer | Kind::Number | Kind::Time | Kind::Other => {
+            format!("CAST(CONVERT({} USING utf8mb4) AS BINARY)", name(column))
+        }
     };
     let mut key = Vec::new();
     for part in &columns.key {
@@ -260,7 +263,8 @@ fn describe(columns: &Columns, there: &[Column], from: String, identity: &str) -
     let lookup = key.iter().map(|column| match kind(&column.of) {
         Kind::Bytes => Some(Lookup::Bytes(name(column))),
         Kind::Text => Some(Lookup::Text(name(column), in_charset(column))),
-        Kind::Integer | Kind::Number | Kind::Time | Kind::Other => None,
+        // Bits are compared as a number.
+        Kind::Raw | Kind::Integer | Kind::Number | Kind::Time | Kind::Other => None,
     });
     let revision = match &columns.revision {
         None => None,
@@ -340,6 +344,9 @@ fn in_charset(column: &Column) -> [String; 2] {
 #[derive(Clone, Copy)]
 enum Kind {
     Bytes,
+    /// Bytes that the server takes for something else. In text, what is no character would be
+    /// replaced by question marks.
+    Raw,
     Text,
     Integer,
     Number,
@@ -350,6 +357,8 @@ enum Kind {
 fn kind(of: &str) -> Kind {
     match of {
         "binary" | "varbinary" | "blob" | "tinyblob" | "mediumblob" | "longblob" => Kind::Bytes,
+        "bit" | "vector" | "geometry" | "point" | "linestring" | "polygon" | "multipoint"
+        | "multilinestring" | "multipolygon" | "geometrycollection" | "geomcollection" => Kind::Raw,
         "char" | "varchar" | "text" | "tinytext" | "mediumtext" | "longtext" => Kind::Text,
         "tinyint" | "smallint" | "mediumint" | "int" | "bigint" => Kind::Integer,
         "decimal" | "float" | "double" => Kind::Number,

@@ -181,11 +181,14 @@ impl Source for Server {
     }
 }
 
-/// Of a domain the type that it is made of.
-const COLUMNS: &str = "SELECT a.attname::text, COALESCE(b.typname, t.typname)::text \
+/// Of a domain the type that it is made of in the end: it may be made of another domain.
+const COLUMNS: &str = "WITH RECURSIVE made AS ( \
+     SELECT a.attname, a.attnum, t.typname, t.typbasetype \
      FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-     LEFT JOIN pg_catalog.pg_type b ON b.oid = NULLIF(t.typbasetype, 0) \
-     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
+     UNION ALL SELECT m.attname, m.attnum, t.typname, t.typbasetype \
+     FROM made m JOIN pg_catalog.pg_type t ON t.oid = m.typbasetype WHERE m.typbasetype <> 0) \
+     SELECT attname::text, typname::text FROM made WHERE typbasetype = 0 ORDER BY attnum";
 
 const TABLE: &str = "SELECT c.oid, n.nspname::text, current_setting('server_encoding'), \
      (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()) \
