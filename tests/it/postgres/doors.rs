@@ -222,3 +222,15 @@ async fn tls_is_used_and_the_servers_certificate_verified() {
     let told = complaint(&elsewhere, Options::default()).await;
     assert!(told.contains("certificate"), "{told}");
 }
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_is_given_up_in_time() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = format!("postgres://segue:hunter2@127.0.0.1:{port}/segue");
+    let opening = complaint(&url, Options::default());
+    let told = tokio::time::timeout(std::time::Duration::from_secs(30), opening).await;
+    let told = told.expect("it is not waited for without end");
+    assert!(told.contains("no answer within"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+}

@@ -2,20 +2,33 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
 
 use crate::store::sql::rows::Columns;
 
+/// How long a connection may say nothing while something is asked of it: longer than the server lets a
+/// statement take.
+const SILENT_WITHIN: Duration = Duration::from_secs(70);
+
 /// A connection with what was prepared on it.
+///
+/// A server that is there and says nothing, as one that stands still does, is noticed by nobody else:
+/// the system sees that it takes what is sent. So a connection that is silent for too long is ended,
+/// from which all who wait for it learn that it is lost.
 pub(super) struct Conn {
     client: Client,
+    /// Carries its messages.
+    carrier: AbortHandle,
     statements: Mutex<HashMap<String, Statement>>,
 }
 
@@ -55,15 +68,37 @@ impl<'a> Step<'a> {
 }
 
 impl Conn {
-    pub(super) fn new(client: Client) -> Self {
+    /// `carrier` is the task that carries the connection's messages.
+    pub(super) fn new(client: Client, carrier: AbortHandle) -> Self {
         Self {
             client,
+            carrier,
             statements: Mutex::default(),
         }
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Ends it, whatever is under way there.
+    pub(super) fn end(&self) {
+        self.carrier.abort();
+    }
+
+    /// Waits for `work` on it until then, when it is ended and the work fails.
+    pub(super) async fn until<T>(&self, then: Instant, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = timeout_at(then, &mut work).await {
+            return done;
+        }
+        self.end();
+        work.await
+    }
+
+    /// The same, for as long as a statement may take.
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
+        self.until(Instant::now() + SILENT_WITHIN, work).await
     }
 
     /// Runs one statement.
@@ -73,7 +108,8 @@ impl Conn {
     }
 
     /// Sends all of the statements, in this order and without waiting in between, and answers what
-    /// became of each. Fails, with nothing sent, if one of them cannot be prepared.
+    /// became of each. Fails, with nothing sent, if one of them cannot be
+    /// prepared.
     pub(super) async fn flight(
         &self,
         steps: &[Step<'_>],
@@ -90,7 +126,7 @@ impl Conn {
             statements.push(self.statement(&step.text, step.types).await?);
         }
         Ok(Flight {
-            client: &self.client,
+            conn: self,
             statements,
             steps,
         })
@@ -104,6 +140,11 @@ impl Conn {
 
     /// Runs texts that cannot be prepared.
     pub(super) async fn run(&self, text: &str) -> Result<(), Error> {
+        self.patiently(self.run_for_long(text)).await
+    }
+
+    /// The same, however long it takes.
+    pub(super) async fn run_for_long(&self, text: &str) -> Result<(), Error> {
         self.client.batch_execute(text).await
     }
 
@@ -112,7 +153,8 @@ impl Conn {
         if let Some(statement) = known {
             return Ok(statement);
         }
-        let statement = self.client.prepare_typed(text, types).await?;
+        let preparing = self.client.prepare_typed(text, types);
+        let statement = self.patiently(preparing).await?;
         self.lock().insert(text.to_owned(), statement.clone());
         Ok(statement)
     }
@@ -127,7 +169,7 @@ impl Conn {
 
 /// Statements that only have to be sent.
 pub(super) struct Flight<'f> {
-    client: &'f Client,
+    conn: &'f Conn,
     statements: Vec<Statement>,
     steps: &'f [Step<'f>],
 }
@@ -142,25 +184,49 @@ impl Flight<'_> {
             .map(|step| step.params.iter().map(|param| &**param as _).collect())
             .collect();
         let queries = self.statements.iter().zip(&params);
-        in_order(queries.map(|(statement, params)| self.client.query(statement, params))).await
+        let client = &self.conn.client;
+        let queries = queries.map(|(statement, params)| client.query(statement, params));
+        in_order(queries, SILENT_WITHIN, || self.conn.end()).await
     }
 }
 
-/// Polls futures in their order, so that they begin in their order, until all are done.
-async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+/// Polls futures in their order, so that they begin in their order, until all are done. Calls `end`, which has to have them end, when none
+/// is done for so long.
+async fn in_order<F, T, E>(
+    futures: impl Iterator<Item = F>,
+    silent_within: Duration,
+    end: impl Fn(),
+) -> Vec<Result<T, E>>
+where
+    F: Future<Output = Result<T, E>>,
+{
     let mut waiting: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    let mut silent = pin!(sleep(silent_within));
     poll_fn(|cx| {
-        let mut left = false;
-        for (future, done) in waiting.iter_mut().zip(&mut done) {
-            if done.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(output) => *done = Some(output),
-                    Poll::Pending => left = true,
+        let (mut left, mut heard) = (false, false);
+        for at in 0..waiting.len() {
+            if done[at].is_some() {
+                continue;
+            }
+            match waiting[at].as_mut().poll(cx) {
+                Poll::Ready(output) => {
+                    heard = true;
+                    done[at] = Some(output);
                 }
+                Poll::Pending => left = true,
             }
         }
-        if left { Poll::Pending } else { Poll::Ready(()) }
+        if !left {
+            return Poll::Ready(());
+        }
+        if heard {
+            silent.as_mut().reset(Instant::now() + silent_within);
+        }
+        if silent.as_mut().poll(cx).is_ready() {
+            end();
+        }
+        Poll::Pending
     })
     .await;
     done.into_iter().flatten().collect()
@@ -226,7 +292,7 @@ impl Columns for Behind<'_> {
 mod tests {
     use std::cell::RefCell;
 
-    use tokio::sync::oneshot;
+    use tokio::sync::{oneshot, watch};
 
     use super::*;
 
@@ -245,10 +311,34 @@ mod tests {
                 None if number == 49 => tell.take().unwrap().send(()).unwrap(),
                 None => tokio::task::yield_now().await,
             }
-            number
+            Ok::<_, ()>(number)
         });
-        let done = in_order(futures).await;
-        assert_eq!(done, (0..50).collect::<Vec<_>>());
-        assert_eq!(*begun.borrow(), done);
+        let done = in_order(futures, SILENT_WITHIN, || {}).await;
+        assert_eq!(done, (0..50).map(Ok).collect::<Vec<_>>());
+        assert_eq!(*begun.borrow(), (0..50).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn what_says_nothing_for_too_long_is_ended_and_no_sooner() {
+        let start = Instant::now();
+        let (end, ended) = watch::channel(false);
+        let futures = [500, 1000, 60_000].map(|after_ms| {
+            let mut ended = ended.clone();
+            async move {
+                tokio::select! {
+                    () = sleep(Duration::from_millis(after_ms)) => Ok(after_ms),
+                    _ = ended.changed() => Err(start.elapsed()),
+                }
+            }
+        });
+        let end = || {
+            end.send_replace(true);
+        };
+        let done = in_order(futures.into_iter(), Duration::from_secs(1), end).await;
+        assert_eq!(done[..2], [Ok(500), Ok(1000)]);
+        assert!(
+            done[2].is_err_and(|at| at >= Duration::from_secs(2)),
+            "{done:?}"
+        );
     }
 }

@@ -14,11 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tokio_postgres::{AsyncMessage, Connection, Error};
+use tokio_postgres::{AsyncMessage, Connection};
 use tracing::{debug, warn};
 
+use super::conn::Conn;
 use super::error::told;
-use super::server::Server;
+use super::server::{Refused, Server};
 use crate::tasks::spawn_owned;
 use crate::types::Revision;
 
@@ -66,8 +67,8 @@ impl Listener {
         let tell = Arc::new(tell);
         let task = spawn_owned(async move {
             loop {
-                if let Err(err) = listen(&server, &channel, &own, &tell).await {
-                    debug!("cannot listen to PostgreSQL: {}", told(&err));
+                if let Err(why) = listen(&server, &channel, &own, &tell).await {
+                    debug!("cannot listen to PostgreSQL: {why}");
                 }
                 tell.send_modify(|heard| heard.listening = false);
                 sleep(PAUSE).await;
@@ -112,7 +113,7 @@ async fn listen(
     channel: &str,
     own: &str,
     tell: &Arc<watch::Sender<Heard>>,
-) -> Result<(), Error> {
+) -> Result<(), Refused> {
     let hears = {
         let (tell, own) = (tell.clone(), own.to_owned());
         move |payload: &str| {
@@ -131,7 +132,8 @@ async fn listen(
         }
     };
     let (client, ended) = server.login_to_listen(hears).await?;
-    if let Err(err) = client.batch_execute(&format!("LISTEN {channel}")).await {
+    let conn = Conn::new(client, ended.abort_handle());
+    if let Err(err) = conn.run(&format!("LISTEN {channel}")).await {
         if err.as_db_error().is_some() {
             warn!(
                 "PostgreSQL does not notify, polling instead: {}",
@@ -140,7 +142,7 @@ async fn listen(
             // It will not learn it soon.
             sleep(Duration::from_mins(1)).await;
         }
-        return Err(err);
+        return Err(err.into());
     }
     tell.send_modify(|heard| {
         heard.listening = true;

@@ -1,11 +1,12 @@
 //! Where the server is, and how connections to it are made.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
-use tokio_postgres::config::SslMode;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -61,6 +62,29 @@ pub(super) struct Server {
     away: Mutex<Away>,
 }
 
+/// Why there is no connection.
+pub(super) enum Refused {
+    /// The server or the way there, for this reason.
+    By(Error),
+    /// Nobody said anything in time.
+    Silent,
+}
+
+impl From<Error> for Refused {
+    fn from(err: Error) -> Self {
+        Self::By(err)
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::By(err) => f.write_str(&told(err)),
+            Self::Silent => write!(f, "no answer within {CONNECT_WITHIN:?}"),
+        }
+    }
+}
+
 /// How it went lately.
 #[derive(Default)]
 struct Away {
@@ -78,6 +102,8 @@ impl Server {
             .port(database.port)
             .application_name("segue")
             .connect_timeout(CONNECT_WITHIN)
+            // Whoever is asked for has to be the primary: a standby refuses all that is written.
+            .target_session_attrs(TargetSessionAttrs::ReadWrite)
             // A server that has vanished is noticed by then, also while an answer is waited for.
             .tcp_user_timeout(Duration::from_secs(20))
             .keepalives_idle(Duration::from_secs(10))
@@ -140,21 +166,25 @@ impl Server {
                     *self.away() = Away::default();
                     return Ok(conn);
                 }
-                Err(err) if self.failed(&err) && Instant::now() < deadline => {
-                    debug!("no connection, will try again: {}", told(&err));
+                Err(why) if self.failed(&why) && Instant::now() < deadline => {
+                    debug!(
+                        "no connection, will try again: {}",
+                        self.no_connection(&why)
+                    );
                 }
-                Err(err) => return Err(self.refused(&err)),
+                Err(why) => return Err(self.no_connection(&why)),
             }
         }
     }
 
     /// Notes a failure; answers whether it may go away by itself.
-    fn failed(&self, err: &Error) -> bool {
+    fn failed(&self, why: &Refused) -> bool {
         let mut away = self.away();
         away.pause = (away.pause * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
         // Those that wait do not all come back at once.
         let pause = away.pause.mul_f64(rand::random_range(0.5..1.0));
         away.until = Some(Instant::now() + pause);
+        let Refused::By(err) = why else { return true };
         match err.code() {
             Some(code) => matches!(code.code().get(..2), Some("08" | "53" | "57")),
             None => !err.to_string().contains("TLS"),
@@ -162,25 +192,40 @@ impl Server {
     }
 
     /// A connection, made now or never.
-    pub(super) async fn try_connect(&self) -> std::result::Result<Conn, Error> {
-        let client = self.login().await?;
-        let conn = Conn::new(client);
-        conn.run(SESSION).await?;
-        for setting in PLANS {
-            if let Err(err) = conn.run(setting).await {
-                debug!("{setting}: {}", told(&err));
+    async fn try_connect(&self) -> std::result::Result<Conn, Refused> {
+        let deadline = Instant::now() + CONNECT_WITHIN;
+        let (client, carrier) = self.login_to_listen(|_| {}).await?;
+        let conn = Conn::new(client, carrier.abort_handle());
+        let set = async {
+            conn.run(SESSION).await?;
+            for setting in PLANS {
+                if let Err(err) = conn.run(setting).await {
+                    debug!("{setting}: {}", told(&err));
+                }
             }
+            Ok::<_, Error>(())
+        };
+        conn.until(deadline, set).await?;
+        // A setting that fails may be one that the server does not know.
+        if conn.is_closed() || Instant::now() >= deadline {
+            return Err(Refused::Silent);
         }
         Ok(conn)
-    }
-
-    async fn login(&self) -> std::result::Result<Client, Error> {
-        self.login_to_listen(|_| {}).await.map(|(client, _)| client)
     }
 
     /// A session that calls `hears` with the payload of each notification, until the client is
     /// dropped or the session ends; then the handle is done.
     pub(super) async fn login_to_listen(
+        &self,
+        hears: impl Fn(&str) + Send + Sync + 'static,
+    ) -> std::result::Result<(Client, JoinHandle<()>), Refused> {
+        // The driver's own deadline is for the way there alone, not for what is said there.
+        let deadline = Instant::now() + CONNECT_WITHIN;
+        let connected = timeout_at(deadline, self.log_in(hears)).await;
+        Ok(connected.map_err(|_| Refused::Silent)??)
+    }
+
+    async fn log_in(
         &self,
         hears: impl Fn(&str) + Send + Sync + 'static,
     ) -> std::result::Result<(Client, JoinHandle<()>), Error> {
@@ -197,8 +242,23 @@ impl Server {
     }
 
     /// Why there is no connection, and what to do.
+    fn no_connection(&self, why: &Refused) -> StoreError {
+        match why {
+            Refused::By(err) => self.refused(err),
+            Refused::Silent => {
+                StoreError::Unavailable(format!("PostgreSQL at {}: {why}", self.name))
+            }
+        }
+    }
+
+    /// The same, where it is known why.
     pub(super) fn refused(&self, err: &Error) -> StoreError {
         let text = format!("PostgreSQL at {}: {}", self.name, told(err));
+        if text.contains("does not allow writes") {
+            return StoreError::Unavailable(format!(
+                "{text}; this server is a standby or set to read only: Segue needs the primary"
+            ));
+        }
         let Some(code) = err.code() else {
             return StoreError::Unavailable(format!(
                 "{text}; check that the server runs there and, with TLS, that its certificate is for \

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Error;
 use tracing::{debug, info, warn};
 
@@ -43,6 +43,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// How long it is tried to find out what became of a commit.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long one attempt at that may take: longer than the lock is waited for.
+const LOOK_WITHIN: Duration = Duration::from_secs(20);
 
 /// The connection that writes, and who writes.
 pub(super) struct Writer {
@@ -248,14 +251,18 @@ impl Writer {
         warn!("PostgreSQL did not answer a commit, looking whether it happened: {why}");
         let deadline = Instant::now() + RESOLVE_WITHIN;
         loop {
-            match self.look(server, sql).await {
+            let looked = timeout(LOOK_WITHIN, self.look(server, sql)).await;
+            let silent = || StoreError::Unavailable(format!("no answer within {LOOK_WITHIN:?}"));
+            match looked.unwrap_or_else(|_| Err(silent())) {
                 Ok(committed) => {
                     info!(committed, "what became of the commit is known");
                     return Ok(committed);
                 }
                 Err(err) if Instant::now() < deadline => {
                     debug!("cannot look yet: {err}");
-                    self.conn = None;
+                    if let Some(conn) = self.conn.take() {
+                        conn.end();
+                    }
                     sleep(Duration::from_millis(100)).await;
                 }
                 Err(err) => {
@@ -316,7 +323,7 @@ impl Writer {
         let told = |err: Error| not_done(&err);
         conn.run("SET statement_timeout = 0").await.map_err(told)?;
         for vacuum in &sql.vacuum {
-            conn.run(vacuum).await.map_err(told)?;
+            conn.run_for_long(vacuum).await.map_err(told)?;
         }
         conn.run("SET statement_timeout = '60s'")
             .await
