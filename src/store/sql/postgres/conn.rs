@@ -108,7 +108,7 @@ impl Conn {
     }
 
     /// Sends all of the statements, in this order and without waiting in between, and answers what
-    /// became of each. Fails, with nothing sent, if one of them cannot be
+    /// became of each, up to one that cannot be sent. Fails, with nothing sent, if one of them cannot be
     /// prepared.
     pub(super) async fn flight(
         &self,
@@ -175,8 +175,14 @@ pub(super) struct Flight<'f> {
 }
 
 impl Flight<'_> {
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        self.steps.len()
+    }
+
     /// Sends all of them when it is first polled, so that nothing comes in between, and answers what became
-    /// of each.
+    /// of each. Behind one that fails before it is sent none is sent, nor answered: a commit there would
+    /// commit what is only a part.
     pub(super) async fn answers(self) -> Vec<Result<Vec<Row>, Error>> {
         let params: Vec<Vec<&(dyn ToSql + Sync)>> = self
             .steps
@@ -190,7 +196,8 @@ impl Flight<'_> {
     }
 }
 
-/// Polls futures in their order, so that they begin in their order, until all are done. Calls `end`, which has to have them end, when none
+/// Polls futures in their order, so that they begin in their order, until all are done. One that fails
+/// as soon as it begins is the last one that begins. Calls `end`, which has to have them end, when none
 /// is done for so long.
 async fn in_order<F, T, E>(
     futures: impl Iterator<Item = F>,
@@ -202,6 +209,7 @@ where
 {
     let mut waiting: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    let mut begun = false;
     let mut silent = pin!(sleep(silent_within));
     poll_fn(|cx| {
         let (mut left, mut heard) = (false, false);
@@ -212,11 +220,17 @@ where
             match waiting[at].as_mut().poll(cx) {
                 Poll::Ready(output) => {
                     heard = true;
+                    let failed = output.is_err();
                     done[at] = Some(output);
+                    if failed && !begun {
+                        waiting.truncate(at + 1);
+                        break;
+                    }
                 }
                 Poll::Pending => left = true,
             }
         }
+        begun = true;
         if !left {
             return Poll::Ready(());
         }
@@ -316,6 +330,22 @@ mod tests {
         let done = in_order(futures, SILENT_WITHIN, || {}).await;
         assert_eq!(done, (0..50).map(Ok).collect::<Vec<_>>());
         assert_eq!(*begun.borrow(), (0..50).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_behind_what_fails_at_once() {
+        let begun = RefCell::new(Vec::new());
+        let futures = (0..5).map(async |number| {
+            begun.borrow_mut().push(number);
+            if number == 2 {
+                return Err(number);
+            }
+            tokio::task::yield_now().await;
+            if number == 1 { Err(number) } else { Ok(number) }
+        });
+        let done = in_order(futures, SILENT_WITHIN, || {}).await;
+        assert_eq!(done, [Ok(0), Err(1), Err(2)]);
+        assert_eq!(*begun.borrow(), [0, 1, 2]);
     }
 
     #[tokio::test]

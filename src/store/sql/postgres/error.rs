@@ -52,7 +52,7 @@ pub(super) fn not_done(err: &Error) -> StoreError {
     let Some(db) = err.as_db_error() else {
         return if is_local(err) {
             StoreError::Broken(format!(
-                "PostgreSQL answered with other columns: {}",
+                "PostgreSQL takes other values, or answers with other columns: {}",
                 told(err)
             ))
         } else {

@@ -441,8 +441,14 @@ enum Committed {
 
 /// What becomes of the second flight, which is sent when this is first polled.
 async fn commit(flight: Flight<'_>) -> Committed {
+    let all = flight.len();
     let mut answers = flight.answers().await;
-    let commit = answers.pop();
+    let is_sent = answers.len() == all;
+    let commit = match answers.pop() {
+        // The commit itself was not sent, behind a statement that could not be.
+        Some(Err(err)) if !is_sent => return Committed::No(err),
+        commit => commit,
+    };
     // A statement that failed makes the commit a rollback, if that was answered at all.
     let failed = answers.into_iter().find_map(std::result::Result::err);
     match (commit, failed) {
