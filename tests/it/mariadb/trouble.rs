@@ -353,6 +353,83 @@ async fn pages_of_the_past_skip_no_keys_that_are_alike_for_long() {
     }
 }
 
+/// The numbers of the connections of an account, but for that which asks.
+async fn connections(url: &str, user: &str) -> Vec<String> {
+    let ids = format!("SELECT id FROM information_schema.processlist WHERE user = '{user}'");
+    run(url, &ids).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_read_only_is_left() {
+    let server = MariaDb::start().await;
+    let url = server.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    // Others may write to a server that is read-only.
+    let grant = format!(
+        "CREATE USER plain@127.0.0.1 IDENTIFIED BY 'hunter2'; \
+         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO plain@127.0.0.1"
+    );
+    run(&url, &grant).await;
+    let store = open(&url.replace("segue:", "plain:")).await;
+    store.put(Put::new("a", "1")).await.unwrap();
+    store.range(Range::key("a")).await.unwrap();
+    store.range(Range::of(KeyRange::all())).await.unwrap();
+    let before = connections(&url, "plain").await;
+    run(&url, "SET GLOBAL read_only = 1").await;
+    let told = store.put(Put::new("a", "2")).await.unwrap_err();
+    assert!(told.to_string().contains("name the primary"), "{told}");
+    assert!(!told.may_have_happened(), "{told}");
+    // Each of those that read notices when it is needed again.
+    eventually("all connections are new ones", async || {
+        store.range(Range::key("a")).await.unwrap();
+        store.range(Range::of(KeyRange::all())).await.unwrap();
+        let now = connections(&url, "plain").await;
+        let left = before.iter().filter(|id| now.contains(id)).count();
+        // The one for small commits is not needed.
+        if left > 1 {
+            Err((before.clone(), now))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    run(&url, "SET GLOBAL read_only = 0").await;
+    let answer = store.put(Put::new("a", "3")).await.unwrap();
+    assert_eq!(answer.revision, Revision(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_leave_a_server_that_is_read_only_though_nobody_writes() {
+    let server = MariaDb::start().await;
+    let url = server.database().await;
+    let store = open(&url).await;
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    store.range(Range::of(KeyRange::all())).await.unwrap();
+    let reads = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() \
+                 AND id <> CONNECTION_ID()";
+    let before = run(&url, reads).await;
+    run(&url, "SET GLOBAL read_only = 1").await;
+    eventually("those that read are new ones", async || {
+        store.range(Range::key("a")).await.unwrap();
+        store.range(Range::of(KeyRange::all())).await.unwrap();
+        let now = run(&url, reads).await;
+        let left = before.iter().filter(|id| now.contains(id)).count();
+        // The one that writes and the one for small commits are not needed.
+        if left > 2 {
+            Err((before.clone(), now))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    // This account may write there, and so it does.
+    let written = store.put(Put::new("a", "")).await.unwrap().revision;
+    let Some(WatchItem::Events(batch)) = watching.items.next().await else {
+        panic!("the watch has ended");
+    };
+    assert_eq!(batch.revision, written);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_the_server_does_not_take_is_refused_and_harms_nobody() {
     let server = MariaDb::start_with(&["--max-allowed-packet=1M"]).await;

@@ -166,7 +166,12 @@ impl Own {
         self.mark.batch += 1;
         let mut script = Script::new();
         note(&mut script, &db.prefix, self.mark);
-        session.run(&script, WITHIN).await?;
+        if let Err(failure) = session.run(&script, WITHIN).await {
+            if failure.is_read_only() {
+                db.server.leave();
+            }
+            return Err(failure);
+        }
         let since = session.since();
         self.session = Some(session);
         Ok(since)

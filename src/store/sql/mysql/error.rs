@@ -48,6 +48,16 @@ impl Failure {
         }
     }
 
+    /// Whether the server says that it takes no writes.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Refused(code, _) if is_read_only(*code))
+    }
+
+    /// Whether the connection may go on: it is there, and to a server that takes writes.
+    pub(super) fn keeps_connection(&self) -> bool {
+        !matches!(self, Self::Lost(_)) && !self.is_read_only()
+    }
+
     /// Whether the server asks for a repetition: it has rolled back, or waits for us to do it.
     /// 1205 lock wait timeout, 1213 deadlock, 1020 record has changed, 1412 the table was rebuilt;
     /// 1317, 1969 and 3024 an interrupted statement; 3572 and 1614 a lock that is not waited for.
@@ -82,7 +92,7 @@ impl Failure {
             }
             1021 | 1041 | 1114 => RequestError::NoSpace.into(),
             1153 | 1301 => RequestError::TooLarge.into(),
-            1290 | 1792 | 1836 | 1874 => StoreError::Unavailable(format!(
+            code if is_read_only(code) => StoreError::Unavailable(format!(
                 "{told}; Segue has to write: name the primary server"
             )),
             1146 => StoreError::Broken(format!("{told}; Segue's tables were removed")),
@@ -90,4 +100,9 @@ impl Failure {
             _ => StoreError::Broken(told),
         }
     }
+}
+
+/// Whether this is said by a server that takes no writes, of itself, of a transaction or of InnoDB.
+fn is_read_only(code: u16) -> bool {
+    matches!(code, 1290 | 1792 | 1836 | 1874)
 }

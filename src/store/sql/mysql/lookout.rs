@@ -3,6 +3,9 @@
 //! The server tells nobody of itself that something has changed. So it is asked at short intervals
 //! while things move and somebody watches them, at longer ones while nothing moves, and rarely while
 //! nobody watches: a question is a read by primary key of a row that is in memory.
+//!
+//! The same question tells whether the server is read-only now. Then another one may be the primary,
+//! and what is read here may be out of date, which no read fails of.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,6 +39,10 @@ const MOVES_FOR: Duration = Duration::from_millis(100);
 
 /// How long a question may take.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+/// How old connections to a read-only server get: some accounts may write there all the same, or the
+/// name may not lead to the new primary yet.
+const READ_ONLY_FOR: Duration = Duration::from_secs(5);
 
 /// How long a server that does not answer is left alone.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -124,7 +131,7 @@ struct Task {
 
 impl Task {
     async fn run(mut self) {
-        let mut script = Script::of("SELECT revision FROM ");
+        let mut script = Script::of("SELECT revision, @@global.read_only FROM ");
         script.say(&self.db.prefix).say("head");
         let mut asked = Instant::now();
         loop {
@@ -166,13 +173,19 @@ impl Task {
     }
 
     async fn ask(&mut self, script: &Script) -> Result<Revision, Failure> {
+        let server = &self.db.server;
         let mut session = match self.session.take() {
-            Some(session) => session,
-            None => self.db.server.connect(Purpose::Read).await?,
+            Some(session) if !server.is_left(&session) => session,
+            _ => server.connect(Purpose::Read).await?,
         };
-        let mut sets = session.run(script, ASK_WITHIN).await?;
+        let row = session.run(script, ASK_WITHIN).await?.first()?;
+        let row = row.ok_or_else(head_is_gone)?;
+        // A number, or a word in later servers.
+        let is_read_only = !matches!(&row.text(1)?[..], "0" | "OFF");
+        if is_read_only && session.since().elapsed() > READ_ONLY_FOR {
+            server.leave();
+        }
         self.session = Some(session);
-        let row = sets.first()?;
-        row.ok_or_else(head_is_gone)?.int(0).map(Revision)
+        row.int(0).map(Revision)
     }
 }

@@ -179,8 +179,8 @@ impl Lane {
         deadline: Instant,
     ) -> Result<Vec<Result<Read>>, Failure> {
         let mut session = match self.session.take() {
-            Some(session) => session,
-            None => self.db.server.reach(Purpose::Read, deadline).await?,
+            Some(session) if !self.db.server.is_left(&session) => session,
+            _ => self.db.server.reach(Purpose::Read, deadline).await?,
         };
         let done = if points {
             read_points(&self.db, &mut session, jobs).await

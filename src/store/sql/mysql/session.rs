@@ -1,6 +1,7 @@
 //! Connections.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
@@ -35,6 +36,9 @@ const SILENT_S: u64 = 10;
 /// takes, unless he was cut off.
 const LOCK_WAIT_S: u64 = 5;
 
+/// A read-only server is left at most so often.
+const LEAVE_EVERY: Duration = Duration::from_secs(1);
+
 /// What the server sorts by of keys, with their length behind it: by itself it looks at the first
 /// 1024 bytes alone.
 const SORT_BYTES: usize = KEY_BYTES_MAX + 8;
@@ -47,6 +51,8 @@ pub(super) struct Server {
     opts: Opts,
     place: Place,
     settings: Settings,
+    /// When it was found to take no writes, the last time.
+    left: Mutex<Option<Instant>>,
 }
 
 /// Where a store is, as errors show it.
@@ -111,6 +117,7 @@ impl Server {
             opts: opts.into(),
             place: Place(StoreUrl::Mysql(database.clone()).to_string()),
             settings: Settings::default(),
+            left: Mutex::default(),
         })
     }
 
@@ -156,9 +163,29 @@ impl Server {
         };
     }
 
-    /// Whether the server has ended a connection that writes for being silent, or soon will.
+    /// The server takes no writes: another one may be the primary now, which only new connections find
+    /// under the name. Those that there are were made before, and are not used again.
+    pub(super) fn leave(&self) {
+        let now = Instant::now();
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        // As long as there is no other one, each write says so again.
+        if left.is_none_or(|left| now.duration_since(left) > LEAVE_EVERY) {
+            *left = Some(now);
+        }
+    }
+
+    /// Whether a connection is to a server that has been left since.
+    pub(super) fn is_left(&self, session: &Session) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.is_some_and(|left| session.since <= left)
+    }
+
+    /// Whether the server has ended a connection that writes for being silent, or soon will, or was
+    /// left.
     pub(super) fn has_ended(&self, session: &Session) -> bool {
-        self.settings.ends_silent && session.used_at.elapsed() > Duration::from_secs(SILENT_S / 2)
+        self.is_left(session)
+            || self.settings.ends_silent
+                && session.used_at.elapsed() > Duration::from_secs(SILENT_S / 2)
     }
 
     /// Connects once.

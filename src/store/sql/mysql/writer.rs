@@ -161,8 +161,11 @@ impl Writer {
 
     /// Undoes a transaction of which nothing was committed.
     async fn undo(&mut self, db: &Db, mut session: Session, failure: Failure) -> Missed {
+        if failure.is_read_only() {
+            db.server.leave();
+        }
         // Only a session that has undone it goes on; with any other the server does it.
-        if !matches!(failure, Failure::Lost(_)) && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
+        if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
             self.session = Some(session);
         }
         missed(db, failure)
@@ -175,7 +178,10 @@ impl Writer {
         mut session: Session,
         failure: Failure,
     ) -> Result<(), Missed> {
-        if !matches!(failure, Failure::Lost(_)) && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
+        if failure.is_read_only() {
+            db.server.leave();
+        }
+        if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
             self.session = Some(session);
         }
         let place = db.server.place();
