@@ -431,6 +431,25 @@ async fn reads_leave_a_server_that_is_read_only_though_nobody_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_what_another_process_wrote_does_without_a_connection_that_was_ended() {
+    let url = database().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    for number in 1..=3 {
+        let written = writer.put(Put::new("a", "")).await.unwrap().revision;
+        let read = reader.range(Range::key("a")).await.unwrap();
+        assert_eq!((read.revision, written), (written, Revision(1 + number)));
+        let ids = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() \
+                   AND id <> CONNECTION_ID()";
+        for id in run(&url, ids).await {
+            // It may have gone by itself.
+            crate::support::mariadb::try_run(&url, &format!("KILL {id}"))
+                .await
+                .ok();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_the_server_does_not_take_is_refused_and_harms_nobody() {
     let server = MariaDb::start_with(&["--max-allowed-packet=1M"]).await;
     let url = server.database().await;

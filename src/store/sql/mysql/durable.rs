@@ -17,6 +17,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
+use tracing::debug;
 
 use super::Db;
 use super::error::Failure;
@@ -155,13 +156,21 @@ impl Durable {
 impl Own {
     /// Commits, and answers since when the connection has been there.
     async fn commit(&mut self, db: &Db) -> Result<Instant, Failure> {
-        let mut session = match self.session.take() {
-            Some(session) if !db.server.has_ended(&session) => session,
-            _ => {
-                let deadline = Instant::now() + WITHIN;
-                db.server.reach(Purpose::Upkeep, deadline).await?
+        let deadline = Instant::now() + WITHIN;
+        if let Some(session) = self.session.take().filter(|own| !db.server.has_ended(own)) {
+            match self.commit_on(session, db).await {
+                // It may have been closed while nobody needed it. To commit twice does no harm.
+                Err(Failure::Lost(why)) if Instant::now() < deadline => {
+                    debug!("a small commit is made again: {why}");
+                }
+                done => return done,
             }
-        };
+        }
+        let session = db.server.reach(Purpose::Upkeep, deadline).await?;
+        self.commit_on(session, db).await
+    }
+
+    async fn commit_on(&mut self, mut session: Session, db: &Db) -> Result<Instant, Failure> {
         // Another number each time: what changes nothing is not written to the log.
         self.mark.batch += 1;
         let mut script = Script::new();
