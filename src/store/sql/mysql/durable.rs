@@ -104,8 +104,11 @@ impl Durable {
     /// A commit up to `revision` was answered on a connection that has been there since `since`.
     pub(super) fn reached(&self, revision: Revision, since: Instant) {
         self.reached.send_modify(|reached| {
-            reached.durable = reached.durable.max(revision);
-            reached.since = since;
+            // The answer to an earlier commit that comes late proves nothing for a later one.
+            if revision >= reached.durable {
+                reached.durable = revision;
+                reached.since = since;
+            }
             reached.pending = reached.pending.max(reached.durable);
         });
     }
@@ -184,5 +187,23 @@ impl Own {
         let since = session.since();
         self.session = Some(session);
         Ok(since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_to_an_earlier_commit_proves_nothing_for_the_later_one() {
+        let durable = Durable::new(1);
+        let first = Instant::now();
+        let second = first + Duration::from_secs(1);
+        durable.reached(Revision(5), second);
+        durable.reached(Revision(3), first);
+        let reached = *durable.reached.borrow();
+        assert_eq!((reached.durable, reached.since), (Revision(5), second));
+        durable.reached(Revision(5), first);
+        assert_eq!(durable.reached.borrow().since, first);
     }
 }
