@@ -36,7 +36,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// A client of one etcd cluster. Clones share the connections.
 ///
 /// All requests go over one connection to one member, which measured better than spreading them;
-/// when it cannot be reached, the next member's turn comes.
+/// when it cannot be reached, does not answer in time or has no leader, the next member's turn comes.
 #[derive(Clone)]
 pub(super) struct Client {
     inner: Arc<Inner>,
@@ -270,36 +270,30 @@ impl Client {
         .await
     }
 
-    /// Opens a stream of watches. The stream itself has no deadline.
+    /// Opens a stream of watches. The stream itself has no deadline. A member that has lost its leader
+    /// ends it: it would be silent there, for as long as it is cut off from the others.
     pub(super) async fn watch(
         &self,
         requests: tokio::sync::mpsc::Receiver<pb::WatchRequest>,
-    ) -> Result<Streaming<pb::WatchResponse>> {
+    ) -> Result<Responses> {
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
         let member = self.member();
-        let request = self.request(requests);
+        let mut request = self.request(requests);
+        let yes = MetadataValue::from_static("true");
+        request.metadata_mut().insert("hasleader", yes);
         let mut client = WatchClient::new(self.inner.channels[member].clone())
             .max_decoding_message_size(usize::MAX);
         match tokio::time::timeout(DEADLINE, client.watch(request)).await {
-            Ok(Ok(stream)) => Ok(stream.into_inner()),
+            Ok(Ok(stream)) => Ok(Responses {
+                client: self.clone(),
+                member,
+                stream: stream.into_inner(),
+            }),
             Ok(Err(status)) => {
                 self.note(member, &status).await;
                 Err(errors::failure(&status, Intent::Read))
             }
-            Err(_) => Err(errors::deadline(Intent::Read)),
-        }
-    }
-
-    /// The next response of a stream that must have one soon.
-    pub(super) async fn next_watch_response(
-        &self,
-        responses: &mut Streaming<pb::WatchResponse>,
-    ) -> Result<pb::WatchResponse> {
-        match tokio::time::timeout(DEADLINE, responses.message()).await {
-            Ok(Ok(Some(response))) => Ok(response),
-            Ok(Ok(None)) => Err(StoreError::Unavailable("etcd closed the stream".into())),
-            Ok(Err(status)) => Err(errors::failure(&status, Intent::Read)),
-            Err(_) => Err(errors::deadline(Intent::Read)),
+            Err(_) => Err(self.silent(member, Intent::Read)),
         }
     }
 
@@ -341,7 +335,7 @@ impl Client {
         let _ = requests.try_send(create);
         let mut responses = self.watch(receiver).await?;
         loop {
-            let response = self.next_watch_response(&mut responses).await?;
+            let response = responses.next_soon().await?;
             if response.compact_revision > 0 {
                 return Ok(response.compact_revision);
             }
@@ -373,7 +367,7 @@ impl Client {
             let status = match tokio::time::timeout(deadline, answer).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => return Err(errors::deadline(intent)),
+                Err(_) => return Err(self.silent(member, intent)),
             };
             let did_nothing = errors::not_sent(&status)
                 || errors::token_expired(&status)
@@ -409,15 +403,22 @@ impl Client {
         if errors::token_expired(status) {
             // The request that failed reports its own error; this one would only repeat it.
             let _ = self.log_in().await;
-        } else if !errors::from_server(status) && self.inner.channels.len() > 1 {
-            let next = (member + 1) % self.inner.channels.len();
-            let _ = self.inner.current.compare_exchange(
-                member,
-                next,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
+        } else if !errors::from_server(status) || errors::is_cut_off(status) {
+            self.leave(member);
         }
+    }
+
+    /// A member that did not answer in time is not asked again soon: it may be slow for long.
+    fn silent(&self, member: usize, intent: Intent) -> StoreError {
+        self.leave(member);
+        errors::deadline(intent)
+    }
+
+    /// The turn of the one behind `member`, unless another request has seen to it.
+    fn leave(&self, member: usize) {
+        let next = (member + 1) % self.inner.channels.len();
+        let current = &self.inner.current;
+        let _ = current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     async fn log_in(&self) -> Result<()> {
@@ -450,7 +451,10 @@ impl Client {
                     return Ok(());
                 }
                 Ok(Err(status)) => status,
-                Err(_) => return Err(errors::deadline(Intent::Read)),
+                Err(_) => {
+                    last = Some(self.silent(member, Intent::Read));
+                    continue;
+                }
             };
             let error = errors::failure(&status, Intent::Read);
             if errors::from_server(&status) {
@@ -461,6 +465,35 @@ impl Client {
             last = Some(error);
         }
         Err(last.unwrap_or_else(|| errors::deadline(Intent::Read)))
+    }
+}
+
+/// What a member says of watches, on one stream.
+pub(super) struct Responses {
+    client: Client,
+    member: usize,
+    stream: Streaming<pb::WatchResponse>,
+}
+
+impl Responses {
+    /// The next response, whenever it comes; nothing at the end of the stream. If it is broken or the
+    /// member has lost its leader, the next stream is another member's.
+    pub(super) async fn next(&mut self) -> std::result::Result<Option<pb::WatchResponse>, Status> {
+        let answer = self.stream.message().await;
+        if let Err(status) = &answer {
+            self.client.note(self.member, status).await;
+        }
+        answer
+    }
+
+    /// The next response of a stream that must have one soon.
+    pub(super) async fn next_soon(&mut self) -> Result<pb::WatchResponse> {
+        match tokio::time::timeout(DEADLINE, self.next()).await {
+            Ok(Ok(Some(response))) => Ok(response),
+            Ok(Ok(None)) => Err(StoreError::Unavailable("etcd closed the stream".into())),
+            Ok(Err(status)) => Err(errors::failure(&status, Intent::Read)),
+            Err(_) => Err(self.client.silent(self.member, Intent::Read)),
+        }
     }
 }
 

@@ -113,6 +113,14 @@ pub(super) fn from_server(status: &Status) -> bool {
     status.source().is_none()
 }
 
+/// Whether a member says that it is cut off from the others, so that another one may do better.
+pub(super) fn is_cut_off(status: &Status) -> bool {
+    let text = status.message();
+    ["no leader", "request timed out"]
+        .iter()
+        .any(|known| text.contains(known))
+}
+
 /// Whether the token is no longer good. The request was turned away; a fresh token may help.
 pub(super) fn token_expired(status: &Status) -> bool {
     let text = status.message();
@@ -163,6 +171,23 @@ mod tests {
         ] {
             let status = Status::new(code, text);
             assert_eq!(failure(&status, Intent::Write), error.into(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_member_without_its_leader_is_cut_off_and_one_that_refuses_is_not() {
+        for (text, expected) in [
+            ("etcdserver: no leader", true),
+            ("etcdserver: request timed out", true),
+            (
+                "etcdserver: request timed out, possibly due to connection lost",
+                true,
+            ),
+            ("etcdserver: leader changed", false),
+            ("etcdserver: too many requests", false),
+            ("etcdserver: mvcc: database space exceeded", false),
+        ] {
+            assert_eq!(is_cut_off(&Status::unavailable(text)), expected, "{text}");
         }
     }
 

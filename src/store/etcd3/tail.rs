@@ -16,9 +16,8 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Streaming;
 
-use super::client::Client;
+use super::client::{Client, Responses};
 use super::numbers::Claimed;
 use super::records::read_epoch;
 use super::view::{View, header_revision};
@@ -251,7 +250,7 @@ async fn follow(
 pub(super) struct Upstream {
     /// Closing it would end the stream.
     _requests: mpsc::Sender<pb::WatchRequest>,
-    responses: Streaming<pb::WatchResponse>,
+    responses: Responses,
     /// The revision of etcd's that comes next.
     next: i64,
 }
@@ -297,7 +296,7 @@ impl Upstream {
         view: &View,
     ) -> Result<(Vec<crate::proto::mvccpb::Event>, i64)> {
         loop {
-            let response = match self.responses.message().await {
+            let response = match self.responses.next().await {
                 Ok(Some(response)) => response,
                 Ok(None) => return Err(lost("the stream ended")),
                 Err(status) => return Err(lost(status.message())),
@@ -324,7 +323,7 @@ pub(super) async fn changes_of(client: &Client, key: Bytes) -> Result<BoxStream<
         return Err(lost(&created.cancel_reason));
     }
     let changes = stream::unfold((requests, responses), |(requests, mut responses)| async {
-        match responses.message().await {
+        match responses.next().await {
             Ok(Some(response)) if !response.canceled => Some(((), (requests, responses))),
             _ => None,
         }
@@ -336,11 +335,7 @@ pub(super) async fn changes_of(client: &Client, key: Bytes) -> Result<BoxStream<
 async fn create_watch(
     client: &Client,
     create: pb::WatchCreateRequest,
-) -> Result<(
-    mpsc::Sender<pb::WatchRequest>,
-    Streaming<pb::WatchResponse>,
-    pb::WatchResponse,
-)> {
+) -> Result<(mpsc::Sender<pb::WatchRequest>, Responses, pb::WatchResponse)> {
     let (requests, receiver) = mpsc::channel(REQUESTS_LEN);
     let create = pb::WatchRequest {
         request_union: Some(RequestUnion::CreateRequest(create)),
@@ -350,7 +345,7 @@ async fn create_watch(
         .await
         .map_err(|_| lost("the request could not be queued"))?;
     let mut responses = client.watch(receiver).await?;
-    let created = client.next_watch_response(&mut responses).await?;
+    let created = responses.next_soon().await?;
     Ok((requests, responses, created))
 }
 

@@ -1,6 +1,6 @@
 //! What becomes of requests when the server goes away, comes back, or does not let us in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use segue::store::{
@@ -13,6 +13,7 @@ use segue::types::{
 };
 
 use super::open;
+use crate::support::link::{Link, Traffic};
 use crate::support::{Etcd, eventually};
 
 /// Runs etcd's own command line client.
@@ -51,6 +52,34 @@ async fn requests_go_to_the_next_member_when_one_is_gone() {
         .guarded(Guard::None);
     store.put(Put::new("a", "1")).await.unwrap();
     assert_eq!(store.range(Range::key("a")).await.unwrap().reply.count, 1);
+}
+
+#[tokio::test]
+async fn a_member_that_does_not_answer_in_time_is_not_asked_again() {
+    let etcd = Etcd::start().await;
+    let link = Link::to(&etcd.url()).await;
+    let url = format!("{},{}", link.url(&etcd.url()), etcd.address());
+    let store = open_new(&url.parse().unwrap(), &Reserved::default())
+        .await
+        .unwrap()
+        .guarded(Guard::None);
+    store.put(Put::new("a", "1")).await.unwrap();
+    link.set(Traffic::Stands);
+    let told = store.put(Put::new("a", "2")).await.unwrap_err();
+    assert!(
+        matches!(told, StoreError::Unavailable(_) | StoreError::Unknown(_)),
+        "{told}"
+    );
+    // Its connection is not known to be broken yet.
+    let begun = Instant::now();
+    store.put(Put::new("a", "3")).await.unwrap();
+    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
+    store.put(Put::new("a", "4")).await.unwrap();
+    assert!(matches!(
+        watching.items.next().await,
+        Some(WatchItem::Events(_))
+    ));
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
