@@ -6,6 +6,7 @@ use tracing::info;
 use super::controller::{Controller, View, now_ms};
 use super::ending::GONE;
 use super::fleet::Fleet;
+use super::ledger::Entry;
 use super::phase::{Decision, Phase, State, Surroundings};
 use super::records::{CONTROL, Control, Outcome, STATE, Switch};
 use super::switch::{KEY, Request};
@@ -114,11 +115,8 @@ impl Controller {
                 Decision::NoGo(why) => return Ok(Started::Refused(why)),
                 Decision::Wait(why) => return Ok(Started::NotYet(why)),
                 Decision::Go(why) => {
-                    let next = state.switched(Phase::Migration, now_ms());
-                    if self.transit(&entry, &next, None).await? {
-                        info!(epoch = next.epoch.0, why, "the migration begins");
-                        self.wake.notify_one();
-                        return Ok(Started::Begun(next.epoch));
+                    if let Some(epoch) = self.go(&entry, Phase::Migration, why).await? {
+                        return Ok(Started::Begun(epoch));
                     }
                 }
             }
@@ -140,15 +138,23 @@ impl Controller {
                 Decision::Wait(why) if Instant::now() > deadline => return Ok(Err(why)),
                 Decision::Wait(_) => tokio::time::sleep(self.options.timing.look).await,
                 Decision::Go(why) => {
-                    let next = entry.value.switched(phase, now_ms());
-                    if self.transit(&entry, &next, None).await? {
-                        info!(epoch = next.epoch.0, why, "the phase is {phase}");
-                        self.wake.notify_one();
+                    if self.go(&entry, phase, why).await?.is_some() {
                         return Ok(Ok(()));
                     }
                 }
             }
         }
+    }
+
+    /// Goes to another phase, unless the state has changed meanwhile; answers its epoch.
+    async fn go(&self, from: &Entry<State>, phase: Phase, why: &str) -> Result<Option<Epoch>> {
+        let next = from.value.switched(phase, now_ms());
+        if !self.transit(from, &next, None).await? {
+            return Ok(None);
+        }
+        info!(epoch = next.epoch.0, why, "the phase is {phase}");
+        self.wake.notify_one();
+        Ok(Some(next.epoch))
     }
 
     /// What a decision about going to `to` has to take into account.

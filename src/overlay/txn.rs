@@ -110,9 +110,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Copies up `kvs` where they are unclaimed, in as many pieces as the new store wants. A pair whose lease the new store does not know
-    /// comes without it: all leases were granted before the phase began, so this one has been
-    /// revoked or has expired since, or was granted past the proxy.
+    /// Copies up `kvs` where they are unclaimed, in as many pieces as the new store wants. A pair whose
+    /// lease the new store does not know comes without it: all leases were granted before the phase
+    /// began, so this one has been revoked or has expired since, or was granted past the proxy.
     async fn copy_up(&self, kvs: Vec<KeyValue>) -> Result<()> {
         let mut left = vec![kvs];
         while let Some(mut kvs) = left.pop().filter(|kvs| !kvs.is_empty()) {

@@ -63,20 +63,23 @@ pub async fn the_changes_of_one_revision_come_together_and_in_order(fixture: &dy
     }
 }
 
+fn with_prev(start: Option<Revision>) -> Watch {
+    Watch {
+        prev_kv: true,
+        ..Watch::of(KeyRange::all(), start)
+    }
+}
+
 pub async fn what_one_transaction_writes_and_removes_is_told_of_later_too(fixture: &dyn Fixture) {
     let subject = Subject::of(fixture).await;
     let before = subject.put("a", "0").await;
-    let watch = |start| Watch {
-        prev_kv: true,
-        ..Watch::of(KeyRange::all(), start)
-    };
-    let mut live = subject.watching(watch(None)).await;
+    let mut live = subject.watching(with_prev(None)).await;
     let puts = Txn::of(["a", "b", "c"].map(|key| put_op(key, "1")).into());
     let delete = Txn::of(vec![delete_op(span("a", "c"))]);
     let both = Txn::of([puts, delete].map(segue::types::Op::Txn).into());
     let revision = subject.store.txn(both).await.unwrap().revision;
     subject.put("a", "2").await;
-    let mut past = subject.watching(watch(Some(before.next()))).await;
+    let mut past = subject.watching(with_prev(Some(before.next()))).await;
     for watched in [&mut live, &mut past] {
         let batch = watched.batch().await;
         assert_eq!(batch.revision, revision);
@@ -106,11 +109,7 @@ pub async fn what_one_transaction_writes_and_removes_is_told_of_later_too(fixtur
 pub async fn what_one_transaction_removes_and_writes_is_told_of_later_too(fixture: &dyn Fixture) {
     let subject = Subject::of(fixture).await;
     let before = subject.put("a", "0").await;
-    let watch = |start| Watch {
-        prev_kv: true,
-        ..Watch::of(KeyRange::all(), start)
-    };
-    let mut live = subject.watching(watch(None)).await;
+    let mut live = subject.watching(with_prev(None)).await;
     let everything = || delete_op(KeyRange::all());
     let nested = |op| segue::types::Op::Txn(Txn::of(vec![op]));
     let mut revisions = vec![before];
@@ -150,7 +149,7 @@ pub async fn what_one_transaction_removes_and_writes_is_told_of_later_too(fixtur
             (told.revision, words(&told)),
             (revision, expected.into_iter().map(String::from).collect())
         );
-        let mut past = subject.watching(watch(Some(revision))).await;
+        let mut past = subject.watching(with_prev(Some(revision))).await;
         assert_eq!(past.batch().await, told, "the past on the left");
         let found = subject.range(Range::of(KeyRange::all())).await;
         assert_eq!(keys_of(&found), left);
@@ -163,7 +162,7 @@ pub async fn what_one_transaction_removes_and_writes_is_told_of_later_too(fixtur
         revisions.push(revision);
     }
     let first = subject.range(at(before, KeyRange::all())).await;
-    let mut past = subject.watching(watch(Some(before.next()))).await;
+    let mut past = subject.watching(with_prev(Some(before.next()))).await;
     for event in past.batch().await.events {
         let expected = first.kvs.iter().find(|kv| kv.key == *event.key());
         assert_eq!(
@@ -185,7 +184,7 @@ pub async fn what_one_transaction_removes_and_writes_is_told_of_later_too(fixtur
     }
     subject.store.compact(revisions[3]).await.unwrap();
     assert_eq!(then(3).await, ("4".into(), 1));
-    let mut rest = subject.watching(watch(Some(revisions[3]))).await;
+    let mut rest = subject.watching(with_prev(Some(revisions[3]))).await;
     assert_eq!(rest.words().await, ["put a=3", "delete a", "put a=4"]);
     assert_eq!(rest.words().await, ["put a=5", "delete a", "put a=6"]);
 }

@@ -13,17 +13,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use segue::store::memory::Memory;
-use segue::store::{
-    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, RecordTxn, Watch,
-    WatchItem,
-};
+use segue::store::{Claim, CopyUp, GuardedStore, Read, ReadReply, Watch, WatchItem};
 use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Content, Delete, Direction, Epoch, Event,
-    EventBatch, KeyRange, KeyValue, LeaseId, Op, Put, Range, Reply, Revision, RevisionFilter,
-    SortTarget, Txn, TxnReply,
+    Change, Compare, CompareResult, CompareTarget, Content, Delete, Direction, Event, EventBatch,
+    KeyRange, KeyValue, LeaseId, Op, Put, Range, Reply, Revision, RevisionFilter, SortTarget, Txn,
+    TxnReply,
 };
 
-use super::open;
+use super::{open, under_an_epoch};
 use crate::support::Etcd;
 
 const BASE: Revision = Revision(100);
@@ -39,8 +36,8 @@ async fn copied_keys_have_the_same_numbers_in_every_kind_of_request() {
     let server = Etcd::start().await;
     let mut world = World {
         rng: StdRng::seed_from_u64(seed),
-        model: begin(Arc::new(Memory::new())).await,
-        etcd: begin(open(&server).await).await,
+        model: under_an_epoch(Arc::new(Memory::new()), BASE).await,
+        etcd: under_an_epoch(open(&server).await, BASE).await,
         numbers: BTreeMap::from([(BASE, BASE)]),
         scene: 0,
     };
@@ -69,24 +66,6 @@ async fn copied_keys_have_the_same_numbers_in_every_kind_of_request() {
         }
         assert_eq!(batches.len(), expected.len());
     }
-}
-
-async fn begin(new: Arc<dyn NewStore>) -> Arc<dyn GuardedStore> {
-    let epoch = Epoch(1);
-    let line = Line {
-        epoch,
-        claims: true,
-        base: BASE,
-    };
-    let set = RecordTxn {
-        line: Some(Some(line)),
-        ..RecordTxn::default()
-    };
-    assert!(new.write_records(set).await.unwrap());
-    new.guarded(Guard::Epoch {
-        epoch,
-        claims: true,
-    })
 }
 
 async fn events(

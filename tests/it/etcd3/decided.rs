@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use segue::store::{CopyUp, Guard, GuardedStore, Line, RecordTxn, StoreError};
+use segue::store::{CopyUp, GuardedStore, StoreError};
 use segue::types::{
-    Compare, CompareResult, CompareTarget, Epoch, KeyRange, KeyValue, LeaseId, Op, Put, Range,
-    Revision, Txn,
+    Compare, CompareResult, CompareTarget, KeyRange, KeyValue, LeaseId, Op, Put, Range, Revision,
+    Txn,
 };
 
-use super::open;
+use super::{open, under_an_epoch};
 use crate::support::Etcd;
 
 const MEMBERS: usize = 6;
@@ -18,22 +18,7 @@ const TURNS: usize = 10;
 
 /// A store whose key `count` was copied up in version 7 with the value 0.
 async fn counter(etcd: &Etcd) -> Arc<dyn GuardedStore> {
-    let new = open(etcd).await;
-    let epoch = Epoch(1);
-    let line = Line {
-        epoch,
-        claims: true,
-        base: Revision(100),
-    };
-    let set = RecordTxn {
-        line: Some(Some(line)),
-        ..RecordTxn::default()
-    };
-    assert!(new.write_records(set).await.unwrap());
-    let store = new.guarded(Guard::Epoch {
-        epoch,
-        claims: true,
-    });
+    let store = under_an_epoch(open(etcd).await, Revision(100)).await;
     let kv = KeyValue {
         key: "count".into(),
         create_revision: Revision(5),

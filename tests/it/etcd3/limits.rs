@@ -1,37 +1,15 @@
 //! How large a transaction may be: etcd counts what Segue adds to it as well.
 
-use std::sync::Arc;
-
-use segue::store::{Guard, GuardedStore, Line, RecordTxn, RequestError, StoreError};
+use segue::store::{RequestError, StoreError};
 use segue::types::{
-    Compare, CompareResult, CompareTarget, Epoch, KeyRange, Op, Put, Range, Revision, Txn,
+    Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Revision, Txn,
 };
 
-use super::open;
+use super::{open, under_an_epoch};
 use crate::support::Etcd;
 
 /// What etcd takes, and the API in front of it.
 const OPS_MAX: usize = 128;
-
-/// A store in a migration.
-async fn under_an_epoch(etcd: &Etcd) -> Arc<dyn GuardedStore> {
-    let new = open(etcd).await;
-    let epoch = Epoch(1);
-    let line = Line {
-        epoch,
-        claims: true,
-        base: Revision(100),
-    };
-    let set = RecordTxn {
-        line: Some(Some(line)),
-        ..RecordTxn::default()
-    };
-    assert!(new.write_records(set).await.unwrap());
-    new.guarded(Guard::Epoch {
-        epoch,
-        claims: true,
-    })
-}
 
 fn conditions(count: usize) -> Vec<Compare> {
     let missing = |n| Compare {
@@ -65,7 +43,8 @@ async fn a_transaction_of_the_full_limit_may_need_a_higher_one_in_the_new_store(
     };
     let narrow = Etcd::start().await;
     let wide = Etcd::with().args(["--max-txn-ops=256"]).start().await;
-    let (narrow, wide) = (under_an_epoch(&narrow).await, under_an_epoch(&wide).await);
+    let migrating = async |etcd| under_an_epoch(open(etcd).await, Revision(100)).await;
+    let (narrow, wide) = (migrating(&narrow).await, migrating(&wide).await);
     for txn in [many_conditions, writes_in_both] {
         let refused = narrow.txn(txn.clone()).await.unwrap_err();
         assert_eq!(

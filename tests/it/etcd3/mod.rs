@@ -13,8 +13,8 @@ mod settle;
 
 use std::sync::Arc;
 
-use segue::store::{NewStore, StoreUrl, open_new};
-use segue::types::Reserved;
+use segue::store::{Guard, GuardedStore, Line, NewStore, RecordTxn, StoreUrl, open_new};
+use segue::types::{Epoch, Reserved, Revision};
 
 use crate::support::Etcd;
 
@@ -22,4 +22,20 @@ use crate::support::Etcd;
 pub(crate) async fn open(etcd: &Etcd) -> Arc<dyn NewStore> {
     let url: StoreUrl = etcd.url().parse().unwrap();
     open_new(&url, &Reserved::default()).await.unwrap()
+}
+
+/// The store in a migration behind `base`, whose claims it leaves.
+async fn under_an_epoch(new: Arc<dyn NewStore>, base: Revision) -> Arc<dyn GuardedStore> {
+    let (epoch, claims) = (Epoch(1), true);
+    let line = Line {
+        epoch,
+        claims,
+        base,
+    };
+    let set = RecordTxn {
+        line: Some(Some(line)),
+        ..RecordTxn::default()
+    };
+    assert!(new.write_records(set).await.unwrap());
+    new.guarded(Guard::Epoch { epoch, claims })
 }

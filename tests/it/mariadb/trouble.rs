@@ -359,6 +359,28 @@ async fn connections(url: &str, user: &str) -> Vec<String> {
     run(url, &ids).await
 }
 
+/// Reads until no more than so many of the connections that were there `before` are there `now`: each of
+/// those that read notices when it is needed again.
+async fn until_left(
+    store: &MysqlStore,
+    before: &[String],
+    most: usize,
+    now: impl AsyncFn() -> Vec<String>,
+) {
+    eventually("the connections are new ones", async || {
+        store.range(Range::key("a")).await.unwrap();
+        store.range(Range::of(KeyRange::all())).await.unwrap();
+        let now = now().await;
+        let left = before.iter().filter(|id| now.contains(id)).count();
+        if left > most {
+            Err((before.to_vec(), now))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_read_only_is_left() {
     let server = MariaDb::start().await;
@@ -379,18 +401,9 @@ async fn a_server_that_is_read_only_is_left() {
     let told = store.put(Put::new("a", "2")).await.unwrap_err();
     assert!(told.to_string().contains("name the primary"), "{told}");
     assert!(!told.may_have_happened(), "{told}");
-    // Each of those that read notices when it is needed again.
-    eventually("all connections are new ones", async || {
-        store.range(Range::key("a")).await.unwrap();
-        store.range(Range::of(KeyRange::all())).await.unwrap();
-        let now = connections(&url, "plain").await;
-        let left = before.iter().filter(|id| now.contains(id)).count();
-        // The one for small commits is not needed.
-        if left > 1 {
-            Err((before.clone(), now))
-        } else {
-            Ok(())
-        }
+    // The one for small commits is not needed.
+    until_left(&store, &before, 1, async || {
+        connections(&url, "plain").await
     })
     .await;
     run(&url, "SET GLOBAL read_only = 0").await;
@@ -409,19 +422,8 @@ async fn reads_leave_a_server_that_is_read_only_though_nobody_writes() {
                  AND id <> CONNECTION_ID()";
     let before = run(&url, reads).await;
     run(&url, "SET GLOBAL read_only = 1").await;
-    eventually("those that read are new ones", async || {
-        store.range(Range::key("a")).await.unwrap();
-        store.range(Range::of(KeyRange::all())).await.unwrap();
-        let now = run(&url, reads).await;
-        let left = before.iter().filter(|id| now.contains(id)).count();
-        // The one that writes and the one for small commits are not needed.
-        if left > 2 {
-            Err((before.clone(), now))
-        } else {
-            Ok(())
-        }
-    })
-    .await;
+    // The one that writes and the one for small commits are not needed.
+    until_left(&store, &before, 2, async || run(&url, reads).await).await;
     // This account may write there, and so it does.
     let written = store.put(Put::new("a", "")).await.unwrap().revision;
     let Some(WatchItem::Events(batch)) = watching.items.next().await else {
