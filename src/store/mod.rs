@@ -14,6 +14,7 @@ pub mod feed;
 pub mod foreign;
 mod gather;
 pub mod lease;
+mod login;
 pub mod memory;
 pub mod new;
 pub mod old;

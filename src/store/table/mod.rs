@@ -139,26 +139,31 @@ impl PlainTable {
 
     /// Rows that have no key at all, or one that cannot be put in order, stand where the empty key
     /// would.
-    async fn without_key(&self, keys: &KeyRange) -> Result<Option<(Bytes, String)>> {
+    async fn left_out(&self, keys: &KeyRange) -> Result<Option<(Bytes, String)>> {
         if !keys.contains(b"") {
             return Ok(None);
         }
-        let mut why = Vec::new();
-        match self.number(self.shape.count_without_key()).await? {
-            0 => {}
-            1 => why.push("one row has no key: NULL or empty".to_owned()),
-            rows => why.push(format!("{rows} rows have no key: NULL or empty")),
-        }
-        if let (Some(statement), Some(max)) =
-            (self.shape.count_too_long(), self.shape.key_bytes_max)
-        {
-            let what = format!("a key of more than {max} bytes, which this database does not sort");
-            match self.number(statement).await? {
-                0 => {}
-                1 => why.push(format!("one row has {what}")),
-                rows => why.push(format!("{rows} rows have {what}")),
-            }
-        }
+        let rows = self.source.fetch(self.shape.count_left_out()).await?;
+        let counted = rows.first();
+        let why = [
+            (
+                counted.and_then(|row| row.revision),
+                "no key: NULL or empty".to_owned(),
+            ),
+            (
+                counted.and_then(|row| row.ttl_s),
+                format!(
+                    "a key of more than {} bytes, which this database does not sort",
+                    self.shape.key_bytes_max.unwrap_or_default()
+                ),
+            ),
+        ];
+        let why = why.into_iter().filter_map(|(rows, what)| match rows? {
+            0 => None,
+            1 => Some(format!("one row has {what}")),
+            rows => Some(format!("{rows} rows have {what}")),
+        });
+        let why: Vec<String> = why.collect();
         Ok((!why.is_empty()).then(|| (Bytes::new(), why.join("; "))))
     }
 }
@@ -199,7 +204,7 @@ impl OldStore for PlainTable {
         if content == Content::CountOnly || keys.is_empty() {
             return Ok(page);
         }
-        page.rejects.extend(self.without_key(&keys).await?);
+        page.rejects.extend(self.left_out(&keys).await?);
         let limit = limit.clamp(1, PAGE_ROWS);
         let values = content == Content::Full;
         let mut rest = Some(keys);

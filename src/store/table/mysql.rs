@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Error, Opts, OptsBuilder, SslOpts, Value};
+use mysql_async::{Conn, Error, Opts, Value};
 use tokio::sync::Semaphore;
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
@@ -14,8 +14,8 @@ use tokio::time::timeout;
 use super::Source;
 use super::rows::Row;
 use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, wrong_type};
-use crate::store::url::{Columns, Database, Host, Secret, Tls};
-use crate::store::{RequestError, Result, StoreError, StoreUrl, tls};
+use crate::store::url::{Columns, Database};
+use crate::store::{RequestError, Result, StoreError, StoreUrl, login};
 
 /// How long making a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -23,8 +23,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const FETCH_WITHIN: Duration = Duration::from_mins(10);
 /// Connections at a time.
 const CONNECTIONS: usize = 4;
-/// The protocol's own limit.
-const PACKET_BYTES_MAX: usize = 1 << 30;
 
 /// Longest key that is put in order. What the server sorts by is kept at this length for every row,
 /// by some of them also where keys are short, so that it cannot be the longest that there may be.
@@ -63,27 +61,8 @@ pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shap
 
 impl Server {
     async fn new(database: &Database) -> Result<Self> {
-        let mut opts = OptsBuilder::default()
-            .user(Some(database.account.user.clone()))
-            .pass(database.account.password.as_ref().map(Secret::expose))
-            .db_name(Some(database.name.clone()))
-            .prefer_socket(false)
-            .max_allowed_packet(Some(PACKET_BYTES_MAX))
-            .wait_timeout(Some(28_800))
-            .stmt_cache_size(0);
-        opts = match &database.host {
-            Host::Name(name) => opts.ip_or_hostname(name).tcp_port(database.port),
-            Host::Socket(path) => opts.socket(Some(path.to_string_lossy())),
-        };
-        if let Tls::Verify(file) = &database.tls {
-            let roots = tls::readable(tls::roots(file.as_deref()).await?);
-            let tls = SslOpts::default()
-                .with_root_certs(roots.map(|root| root.to_vec().into()).collect())
-                .with_disable_built_in_roots(true);
-            opts = opts.ssl_opts(Some(tls));
-        }
         Ok(Self {
-            opts: opts.into(),
+            opts: login::mysql::options(database).await?.into(),
             place: StoreUrl::Mysql(database.clone()).to_string(),
             idle: Mutex::default(),
             turns: Semaphore::new(CONNECTIONS),

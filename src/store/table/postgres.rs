@@ -9,23 +9,22 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::coop::consume_budget;
-use tokio_postgres::config::SslMode;
+use tokio::time::timeout;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Config, Error, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
-use tracing::debug;
+use tokio_postgres::{Client, Error};
 
 use super::Source;
 use super::rows::Row;
 use super::shape::{
     Column, Expires, Lookup, Shape, find, hex, no_table, quoted, unacceptable, wrong_type,
 };
-use crate::store::url::{Columns, Database, Host, Secret, Tls};
-use crate::store::{RequestError, Result, StoreError, StoreUrl, tls};
-use crate::tasks::spawn_owned;
+use crate::store::login::postgres::{CONNECT_WITHIN, Login, Refused, told};
+use crate::store::url::{Columns, Database};
+use crate::store::{RequestError, Result, StoreError, StoreUrl};
 
-/// How long making a connection may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a statement may take: a pass over a large table takes its time. The server ends it somewhat
+/// earlier, if it can.
+const FETCH_WITHIN: Duration = Duration::from_secs(610);
 /// Connections at a time.
 const CONNECTIONS: usize = 4;
 
@@ -36,8 +35,7 @@ const SESSION: &str = "SET statement_timeout = '10min'; SET default_transaction_
 
 /// A server, and the connections to it that nobody uses at the moment.
 pub(super) struct Server {
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
+    login: Login,
     place: String,
     idle: Mutex<Vec<Client>>,
     turns: Semaphore,
@@ -54,35 +52,8 @@ pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shap
 
 impl Server {
     async fn new(database: &Database) -> Result<Self> {
-        let mut config = Config::new();
-        config
-            .user(&database.account.user)
-            .dbname(&database.name)
-            .port(database.port)
-            .application_name("segue")
-            .connect_timeout(CONNECT_WITHIN)
-            .keepalives_idle(Duration::from_secs(10));
-        if let Some(password) = &database.account.password {
-            config.password(Secret::expose(password));
-        }
-        match &database.host {
-            Host::Name(host) => config.host(host),
-            Host::Socket(path) => config.host_path(path),
-        };
-        let tls = match &database.tls {
-            Tls::Off => {
-                config.ssl_mode(SslMode::Disable);
-                None
-            }
-            Tls::Verify(file) => {
-                config.ssl_mode(SslMode::Require);
-                let client = tls::client_config(file.as_deref()).await?;
-                Some(MakeRustlsConnect::new(client))
-            }
-        };
         Ok(Self {
-            config,
-            tls,
+            login: Login::new(database).await?,
             place: StoreUrl::Postgres(database.clone()).to_string(),
             idle: Mutex::default(),
             turns: Semaphore::new(CONNECTIONS),
@@ -99,23 +70,18 @@ impl Server {
                 return Ok(client);
             }
         }
-        let client = match &self.tls {
-            None => {
-                let connected = Box::pin(self.config.connect(NoTls)).await;
-                let (client, connection) = connected.map_err(|err| self.failed(&err))?;
-                spawn_owned(carry(connection));
-                client
-            }
-            Some(tls) => {
-                let connected = Box::pin(self.config.connect(tls.clone())).await;
-                let (client, connection) = connected.map_err(|err| self.failed(&err))?;
-                spawn_owned(carry(connection));
-                client
-            }
+        let connecting = async {
+            let (client, _) = self.login.log_in(|_| {}).await?;
+            client.batch_execute(SESSION).await?;
+            Ok(client)
         };
-        let set = client.batch_execute(SESSION).await;
-        set.map_err(|err| self.failed(&err))?;
-        Ok(client)
+        let connected = timeout(CONNECT_WITHIN, connecting).await;
+        connected
+            .unwrap_or(Err(Refused::Silent))
+            .map_err(|why| match why {
+                Refused::By(err) => self.failed(&err),
+                Refused::Silent => self.silent(CONNECT_WITHIN),
+            })
     }
 
     fn give_back(&self, client: Client) {
@@ -123,14 +89,14 @@ impl Server {
         idle.push(client);
     }
 
+    fn silent(&self, within: Duration) -> StoreError {
+        StoreError::Unavailable(format!("{}: no answer within {within:?}", self.place))
+    }
+
     /// Nothing was written, whatever went wrong.
     fn failed(&self, err: &Error) -> StoreError {
         let Some(db) = err.as_db_error() else {
-            let mut why = err.to_string();
-            if let Some(source) = std::error::Error::source(err) {
-                why = format!("{why}: {source}");
-            }
-            return StoreError::Unavailable(format!("{}: {why}", self.place));
+            return StoreError::Unavailable(format!("{}: {}", self.place, told(err)));
         };
         let told = format!("{}: {}", self.place, db.message());
         match db.code().code().get(..2) {
@@ -138,13 +104,6 @@ impl Server {
             Some("08" | "53" | "57" | "40") => StoreError::Unavailable(told),
             _ => StoreError::Broken(told),
         }
-    }
-}
-
-/// Carries a connection's messages to its end. The client notices by itself.
-async fn carry(connection: impl Future<Output = std::result::Result<(), Error>>) {
-    if let Err(error) = connection.await {
-        debug!(%error, "a connection to a table has ended");
     }
 }
 
@@ -167,15 +126,20 @@ impl Source for Server {
                 expires: row.try_get::<_, i32>(4)? != 0,
             })
         };
-        let none = std::iter::empty::<(i64, Type)>();
-        let rows = client.query_typed_raw(&statement, none).await;
-        let mut rows = pin!(rows.map_err(|err| self.failed(&err))?);
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(|err| self.failed(&err))?;
-            let row = read(&row);
-            take(row.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))?);
-            consume_budget().await;
-        }
+        let fetching = async {
+            let none = std::iter::empty::<(i64, Type)>();
+            let rows = client.query_typed_raw(&statement, none).await;
+            let mut rows = pin!(rows.map_err(|err| self.failed(&err))?);
+            while let Some(row) = rows.next().await {
+                let row = row.map_err(|err| self.failed(&err))?;
+                let row = read(&row);
+                take(row.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))?);
+                consume_budget().await;
+            }
+            Ok::<_, StoreError>(())
+        };
+        let fetched = timeout(FETCH_WITHIN, fetching).await;
+        fetched.unwrap_or_else(|_| Err(self.silent(FETCH_WITHIN)))?;
         self.give_back(client);
         Ok(())
     }

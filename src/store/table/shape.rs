@@ -112,26 +112,23 @@ impl Shape {
         )
     }
 
-    /// A statement for the number of rows that have no key.
-    pub(super) fn count_without_key(&self) -> String {
-        let Self { key, .. } = self;
-        let empty = (self.bytes)(b"");
+    /// A statement for the numbers of rows that a page cannot have: those without a key, in the place of
+    /// the revision, and those whose key is too long to be put in order, in the place of the time.
+    pub(super) fn count_left_out(&self) -> String {
+        let (bytes, _) = self.nothing;
+        let none = format!("({0} IS NULL OR {0} = {1})", self.key, (self.bytes)(b""));
+        let long = match self.key_bytes_max {
+            Some(max) => format!("LENGTH({}) > {max}", self.key),
+            None => "1 = 0".to_owned(),
+        };
+        let number = |which: &str| format!("sum(CASE WHEN {which} THEN 1 ELSE 0 END)");
         format!(
-            "{} WHERE ({key} IS NULL OR {key} = {empty}) AND {}",
-            self.select_number("count(*)"),
+            "SELECT {bytes}, {bytes}, {}, {}, 0 FROM {} WHERE ({none} OR {long}) AND {}",
+            number(&none),
+            number(&long),
+            self.from,
             self.alive()
         )
-    }
-
-    /// A statement for the number of rows whose key is too long, if a key can be.
-    pub(super) fn count_too_long(&self) -> Option<String> {
-        let max = self.key_bytes_max?;
-        Some(format!(
-            "{} WHERE LENGTH({}) > {max} AND {}",
-            self.select_number("count(*)"),
-            self.key,
-            self.alive()
-        ))
     }
 
     /// A statement for the greatest revision.

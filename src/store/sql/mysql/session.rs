@@ -5,15 +5,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use mysql_async::{Conn, Opts};
 use tokio::time::{sleep, timeout};
 
 use super::cells::{Cells, Sets};
 use super::error::Failure;
 use super::schema::KEY_BYTES_MAX;
 use super::script::Script;
-use crate::store::url::{Database, Host, Secret, Tls};
-use crate::store::{Result, StoreUrl, tls};
+use crate::store::url::Database;
+use crate::store::{Result, StoreUrl, login};
 
 /// How long a server may take to answer a new connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -21,12 +21,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Pauses between attempts to connect, doubled from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_LAST: Duration = Duration::from_millis(500);
-
-/// Between the system's own questions whether a silent server is still there.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-
-/// The protocol's own limit; the server's is asked for when the store is opened.
-const PACKET_BYTES_MAX: usize = 1 << 30;
 
 /// Seconds that the server lets a connection be silent in the middle of a transaction. A proxy that
 /// is cut off holds the head row for as long.
@@ -90,31 +84,8 @@ struct Settings {
 impl Server {
     /// Reads certificates, but does not connect yet.
     pub(super) async fn new(database: &Database) -> Result<Self> {
-        let password = database.account.password.as_ref().map(Secret::expose);
-        let mut opts = OptsBuilder::default()
-            .user(Some(database.account.user.clone()))
-            .pass(password)
-            .db_name(Some(database.name.clone()))
-            .prefer_socket(false)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(KEEPALIVE))
-            .max_allowed_packet(Some(PACKET_BYTES_MAX))
-            // Connections are used until they break.
-            .wait_timeout(Some(28_800))
-            .stmt_cache_size(0);
-        opts = match &database.host {
-            Host::Name(name) => opts.ip_or_hostname(name).tcp_port(database.port),
-            Host::Socket(path) => opts.socket(Some(path.to_string_lossy())),
-        };
-        if let Tls::Verify(file) = &database.tls {
-            let roots = tls::readable(tls::roots(file.as_deref()).await?);
-            let tls = SslOpts::default()
-                .with_root_certs(roots.map(|root| root.to_vec().into()).collect())
-                .with_disable_built_in_roots(true);
-            opts = opts.ssl_opts(Some(tls));
-        }
         Ok(Self {
-            opts: opts.into(),
+            opts: login::mysql::options(database).await?.into(),
             place: Place(StoreUrl::Mysql(database.clone()).to_string()),
             settings: Settings::default(),
             left: Mutex::default(),

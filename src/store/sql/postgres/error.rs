@@ -3,6 +3,7 @@
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
+use crate::store::login::postgres::told;
 use crate::store::{RequestError, StoreError};
 
 /// What is known after a statement failed.
@@ -62,7 +63,7 @@ pub(super) fn not_done(err: &Error) -> StoreError {
             ))
         };
     };
-    let text = format!("PostgreSQL: {}", message(db));
+    let text = format!("PostgreSQL: {}", told(err));
     match *db.code() {
         SqlState::DISK_FULL => RequestError::NoSpace.into(),
         SqlState::PROGRAM_LIMIT_EXCEEDED => RequestError::Unacceptable(text).into(),
@@ -88,28 +89,6 @@ pub(super) fn not_done(err: &Error) -> StoreError {
         _ if db.code().code().starts_with("53") => StoreError::Unavailable(text),
         _ => StoreError::Broken(text),
     }
-}
-
-/// The error and what is behind it, in one line. Drivers' errors hold no passwords.
-pub(super) fn told(err: &Error) -> String {
-    if let Some(db) = err.as_db_error() {
-        return message(db);
-    }
-    let mut text = err.to_string();
-    let mut source = std::error::Error::source(err);
-    while let Some(err) = source {
-        let more = err.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = err.source();
-    }
-    text
-}
-
-/// Without the detail, which may quote what is in the tables.
-fn message(db: &DbError) -> String {
-    format!("{} ({})", db.message(), db.code().code())
 }
 
 fn is_fatal(db: &DbError) -> bool {

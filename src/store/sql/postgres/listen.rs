@@ -5,21 +5,17 @@
 //! for a while without knowing, and engines that merely speak the protocol have no `LISTEN` at all.
 //! So the caller is told to look from time to time in any case.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tokio_postgres::{AsyncMessage, Connection};
 use tracing::{debug, warn};
 
 use super::conn::Conn;
-use super::error::told;
-use super::server::{Refused, Server};
+use super::server::Server;
+use crate::store::login::postgres::{Refused, told};
 use crate::tasks::spawn_owned;
 use crate::types::Revision;
 
@@ -131,7 +127,7 @@ async fn listen(
             }
         }
     };
-    let (client, ended) = server.login_to_listen(hears).await?;
+    let (client, ended) = server.log_in(hears).await?;
     let conn = Conn::new(client, ended.abort_handle());
     if let Err(err) = conn.run(&format!("LISTEN {channel}")).await {
         if err.as_db_error().is_some() {
@@ -151,25 +147,4 @@ async fn listen(
     // An aborted task or a lost connection.
     ended.await.ok();
     Ok(())
-}
-
-/// Moves a connection's bytes until it ends, and tells the payload of each notification.
-pub(super) async fn carry<S, T>(mut connection: Connection<S, T>, hears: impl Fn(&str))
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    let moving = poll_fn(|cx| {
-        loop {
-            match ready!(connection.poll_message(cx)) {
-                Some(Ok(AsyncMessage::Notification(news))) => hears(news.payload()),
-                Some(Ok(_)) => {}
-                Some(Err(err)) => return Poll::Ready(Err(err)),
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-    });
-    if let Err(err) = moving.await {
-        debug!("a connection to PostgreSQL ended: {}", told(&err));
-    }
 }

@@ -11,7 +11,7 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 use tracing::debug;
 
 use super::conn::{Conn, Step};
-use super::error::told;
+use crate::store::login::postgres::told;
 use crate::store::sql::backend::Place;
 
 /// A place as PostgreSQL has it, its `ctid`: number of the page, and of the item in it.

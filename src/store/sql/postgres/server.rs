@@ -1,26 +1,18 @@
 //! Where the server is, and how connections to it are made.
 
-use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Error, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Client, Error};
 use tracing::debug;
 
 use super::conn::Conn;
-use super::error::told;
-use super::listen::carry;
-use crate::store::url::{Database, Host, Secret, Tls};
-use crate::store::{RequestError, Result, StoreError, tls};
-use crate::tasks::spawn_owned;
-
-/// How long making a connection may take, TLS and login included.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+use crate::store::login::postgres::{CONNECT_WITHIN, Login, Refused, told};
+use crate::store::url::{Database, Host};
+use crate::store::{RequestError, Result, StoreError};
 
 /// How long a request waits for a server that is away: a restart takes about so long.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(4);
@@ -55,34 +47,10 @@ const PLANS: [&str; 8] = [
 
 /// A server, and the account there.
 pub(super) struct Server {
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
+    login: Login,
     /// For errors: where, without who.
     name: String,
     away: Mutex<Away>,
-}
-
-/// Why there is no connection.
-pub(super) enum Refused {
-    /// The server or the way there, for this reason.
-    By(Error),
-    /// Nobody said anything in time.
-    Silent,
-}
-
-impl From<Error> for Refused {
-    fn from(err: Error) -> Self {
-        Self::By(err)
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::By(err) => f.write_str(&told(err)),
-            Self::Silent => write!(f, "no answer within {CONNECT_WITHIN:?}"),
-        }
-    }
 }
 
 /// How it went lately.
@@ -95,47 +63,15 @@ struct Away {
 
 impl Server {
     pub(super) async fn new(database: &Database) -> Result<Self> {
-        let mut config = Config::new();
-        config
-            .user(&database.account.user)
-            .dbname(&database.name)
-            .port(database.port)
-            .application_name("segue")
-            .connect_timeout(CONNECT_WITHIN)
-            // Whoever is asked for has to be the primary: a standby refuses all that is written.
-            .target_session_attrs(TargetSessionAttrs::ReadWrite)
-            // A server that has vanished is noticed by then, also while an answer is waited for.
-            .tcp_user_timeout(Duration::from_secs(20))
-            .keepalives_idle(Duration::from_secs(10))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(2);
-        if let Some(password) = &database.account.password {
-            config.password(Secret::expose(password));
-        }
         let name = match &database.host {
-            Host::Name(host) => {
-                config.host(host);
-                format!("{host}:{}/{}", database.port, database.name)
-            }
+            Host::Name(host) => format!("{host}:{}/{}", database.port, database.name),
             Host::Socket(path) => {
-                config.host_path(path);
                 format!("{}:{}/{}", path.display(), database.port, database.name)
             }
         };
-        let tls = match &database.tls {
-            Tls::Off => {
-                config.ssl_mode(SslMode::Disable);
-                None
-            }
-            Tls::Verify(file) => {
-                config.ssl_mode(SslMode::Require);
-                let client = tls::client_config(file.as_deref()).await?;
-                Some(MakeRustlsConnect::new(client))
-            }
-        };
         Ok(Self {
-            config,
-            tls,
+            // Whoever is asked for has to be the primary: a standby refuses all that is written.
+            login: Login::new(database).await?.that_takes_writes(),
             name,
             away: Mutex::default(),
         })
@@ -194,7 +130,7 @@ impl Server {
     /// A connection, made now or never.
     async fn try_connect(&self) -> std::result::Result<Conn, Refused> {
         let deadline = Instant::now() + CONNECT_WITHIN;
-        let (client, carrier) = self.login_to_listen(|_| {}).await?;
+        let (client, carrier) = self.log_in(|_| {}).await?;
         let conn = Conn::new(client, carrier.abort_handle());
         let set = async {
             conn.run(SESSION).await?;
@@ -213,32 +149,12 @@ impl Server {
         Ok(conn)
     }
 
-    /// A session that calls `hears` with the payload of each notification, until the client is
-    /// dropped or the session ends; then the handle is done.
-    pub(super) async fn login_to_listen(
+    /// See [`Login::log_in`].
+    pub(super) async fn log_in(
         &self,
         hears: impl Fn(&str) + Send + Sync + 'static,
     ) -> std::result::Result<(Client, JoinHandle<()>), Refused> {
-        // The driver's own deadline is for the way there alone, not for what is said there.
-        let deadline = Instant::now() + CONNECT_WITHIN;
-        let connected = timeout_at(deadline, self.log_in(hears)).await;
-        Ok(connected.map_err(|_| Refused::Silent)??)
-    }
-
-    async fn log_in(
-        &self,
-        hears: impl Fn(&str) + Send + Sync + 'static,
-    ) -> std::result::Result<(Client, JoinHandle<()>), Error> {
-        Ok(match &self.tls {
-            None => {
-                let (client, connection) = Box::pin(self.config.connect(NoTls)).await?;
-                (client, spawn_owned(carry(connection, hears)))
-            }
-            Some(tls) => {
-                let (client, connection) = Box::pin(self.config.connect(tls.clone())).await?;
-                (client, spawn_owned(carry(connection, hears)))
-            }
-        })
+        self.login.log_in(hears).await
     }
 
     /// Why there is no connection, and what to do.

@@ -21,13 +21,14 @@ use tracing::{debug, info, warn};
 
 use super::ahead::{Ahead, Turns};
 use super::conn::{Conn, Flight, Param, Step};
-use super::error::{Failure, certainly_not_committed, failure, not_done, told};
+use super::error::{Failure, certainly_not_committed, failure, not_done};
 use super::prefetch;
 use super::read::{all, no_head};
 use super::schema::VERSION;
 use super::server::Server;
 use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
 use super::writes::{set_head, writes};
+use crate::store::login::postgres::told;
 use crate::store::sql::backend::{Changes, Head, Next, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};
@@ -225,22 +226,22 @@ impl Writer {
 
     /// Ends a transaction that failed before its commit, for certain, and one that was begun behind it.
     async fn gave_up<T>(&mut self, err: &Error) -> Result<Tried<T>> {
-        let told = not_done(err);
+        let why = not_done(err);
         match failure(err) {
             Failure::Lost => {
                 self.conn = None;
-                Ok(Tried::Again(told))
+                Ok(Tried::Again(why))
             }
             kind => {
                 let conn = self.conn()?;
                 if let Err(err) = conn.run("ROLLBACK").await {
                     // With the connection the transaction is gone as well.
-                    debug!("cannot roll back: {}", super::error::told(&err));
+                    debug!("cannot roll back: {}", told(&err));
                     self.conn = None;
                 }
                 match kind {
-                    Failure::Again => Ok(Tried::Again(told)),
-                    _ => Err(told),
+                    Failure::Again => Ok(Tried::Again(why)),
+                    _ => Err(why),
                 }
             }
         }
