@@ -2,15 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, lookup_host};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::admin::{self, Facts};
 use crate::api::{self, ApiConfig, Identity, Member, Members};
@@ -179,10 +177,12 @@ impl Server {
             Some(controller) => controller.router(),
             None => Router::to(stores.new.guarded(Guard::None)),
         };
-        let astray = CancellationToken::new();
-        if let Some(controller) = &controller {
-            follow(controller.clone(), &tasks, astray.clone());
-        }
+        let follow = |controller: &Arc<Controller>| {
+            tasks.spawn_vital("migration", Arc::clone(controller).run())
+        };
+        let astray = controller
+            .as_ref()
+            .map_or_else(CancellationToken::new, follow);
         let metrics = Arc::new(Metrics::default());
         let own = Member {
             id: identity.member_id,
@@ -306,18 +306,6 @@ async fn open_stores(config: &Config, may_be_later: bool) -> Result<Stores, Star
         Some((url, Err(error))) => Some(old_later(url, error, &terms, &new).await?),
     };
     Ok(Stores { old, new })
-}
-
-/// Runs the loop that follows the fleet, and cancels `astray` if it dies of a fault.
-fn follow(controller: Arc<Controller>, tasks: &Tasks, astray: CancellationToken) {
-    let run = AssertUnwindSafe(controller.run()).catch_unwind();
-    tasks.spawn("migration", async move {
-        // Nothing of what it has left is used any more, but to end.
-        if run.await.is_err() {
-            error!("{}", ending::ASTRAY);
-            astray.cancel();
-        }
-    });
 }
 
 /// The proxies of the fleet, for clients.

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +50,24 @@ impl Tasks {
             task.await
         };
         spawn_owned(self.inner.tracker.track_future(task).instrument(span))
+    }
+
+    /// The same for a task that nothing goes on without. The token is cancelled if it panics; of what it
+    /// leaves behind nothing may be used then but to end.
+    pub fn spawn_vital(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> CancellationToken {
+        let astray = CancellationToken::new();
+        let told = astray.clone();
+        let task = AssertUnwindSafe(task).catch_unwind();
+        self.spawn(name, async move {
+            if task.await.is_err() {
+                told.cancel();
+            }
+        });
+        astray
     }
 
     /// Resolves when the tasks are to end.
@@ -168,5 +188,15 @@ mod tests {
         let task = tasks.spawn("unlucky", async { panic!("on purpose") });
         assert!(task.await.is_err());
         assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn it_is_told_if_a_vital_task_panicked_and_not_if_it_has_ended() {
+        let tasks = Tasks::new();
+        let ended = tasks.spawn_vital("happy", async {});
+        let astray = tasks.spawn_vital("unlucky", async { panic!("on purpose") });
+        astray.cancelled().await;
+        assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
+        assert!(!ended.is_cancelled());
     }
 }

@@ -42,6 +42,10 @@ const TROUBLE: Duration = Duration::from_mins(1);
 /// Findings and rejects that an error names; it says how many there are.
 const NAMED: usize = 5;
 
+/// Why a copy ends whose loop has died of a fault in the program.
+const ASTRAY: &str = "the loop that copies has ended by a fault of its own; the same command goes on from where \
+                      it was. If it ends like this again, please report it";
+
 /// How a copy's records are looked at: more often than a live migration's, since nobody else is
 /// disturbed by it.
 pub const TIMING: Timing = Timing {
@@ -178,17 +182,34 @@ impl Offline {
         let controller = Controller::open(old, new, self.options(), self.tasks.clone()).await?;
         // An earlier run may have been told to go slower.
         controller.steer(|control| *control = self.control).await?;
-        let driver = Arc::clone(&controller);
-        self.tasks.spawn("copy", driver.run());
+        let run = Arc::clone(&controller).run();
+        let astray = self.tasks.spawn_vital("copy", run);
+        let receipt = tokio::select! {
+            receipt = self.see_through(&controller, tell) => receipt?,
+            () = astray.cancelled() => return Err(CopyError::Failed(ASTRAY.into())),
+        };
+        Ok(Receipt {
+            resumed,
+            took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ..receipt
+        })
+    }
+
+    /// Brings what `controller` does from step to step, to the receipt.
+    async fn see_through(
+        &self,
+        controller: &Arc<Controller>,
+        tell: &(dyn Fn(&Progress) + Sync),
+    ) -> Result<Receipt, CopyError> {
         let look = |act, holds: &'static (dyn Fn(&View) -> bool + Sync)| {
-            self.until(&controller, act, holds, tell)
+            self.until(controller, act, holds, tell)
         };
         look(Act::Leases, &|view| view.state.value.stage == Stage::Open).await?;
         let leases = keeper::start(&self.old, &self.new, &self.tasks).await?;
         look(Act::Copying, &|view| view.state.value.backfill_complete).await?;
         if controller.view().state.value.phase == Phase::Migration {
-            self.verify(&controller, tell).await?;
-            advance(&controller, Phase::Normal).await?;
+            self.verify(controller, tell).await?;
+            advance(controller, Phase::Normal).await?;
         }
         let report = controller.report().await?.unwrap_or_default();
         let progress = controller.status().await;
@@ -197,7 +218,7 @@ impl Offline {
         })
         .await?;
         if controller.view().state.value.phase == Phase::Normal {
-            advance(&controller, Phase::Settled).await?;
+            advance(controller, Phase::Settled).await?;
         }
         look(Act::Settling, &|view| view.over).await?;
         // Each has its full time from now on, for the application to come back.
@@ -219,10 +240,8 @@ impl Offline {
             compared: report.compared,
             equal: report.equal,
             expired: report.expired + report.superseded,
-            resumed,
             started_ms: state.started_ms,
             finished_ms: now_ms(),
-            took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..Receipt::default()
         })
     }
