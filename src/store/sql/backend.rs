@@ -82,8 +82,10 @@ pub struct Head {
     /// The log begins behind it: changes up to here were made in the old store, whose line of
     /// revisions this store carries on. 0 where it began by itself.
     pub origin: Revision,
-    /// Counts batches of copied and replayed keys, which change what is seen without a revision.
-    pub copy_ups: i64,
+    /// Counts the batches that change what is seen without a revision: copied and replayed keys, leases
+    /// that come and go, the migration's records. Not those that only give leases more time. In the tables
+    /// it has the name of the first kind.
+    pub unnumbered: i64,
     /// When something was last committed, in milliseconds of the store's clock: until then clients
     /// could keep their leases alive.
     pub at_ms: i64,
@@ -93,7 +95,23 @@ pub struct Head {
     pub line: Option<Line>,
 }
 
+/// A commit, among those that change what is seen: they are in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Commit {
+    revision: Revision,
+    unnumbered: i64,
+}
+
 impl Head {
+    /// The last commit.
+    #[must_use]
+    pub fn commit(&self) -> Commit {
+        Commit {
+            revision: self.revision,
+            unnumbered: self.unnumbered,
+        }
+    }
+
     /// Whether an operation under `guard` may be carried out here.
     pub fn admit(&self, guard: Guard) -> Result<()> {
         match guard {
@@ -436,8 +454,8 @@ pub struct Rows {
 pub struct KnownCount {
     /// The revision that it was counted at.
     pub at: Revision,
-    /// [`Head::copy_ups`] at that time: copies change what is seen at a revision.
-    pub copy_ups: i64,
+    /// [`Head::unnumbered`] at that time: copies change what is seen at a revision.
+    pub unnumbered: i64,
     /// The count.
     pub count: usize,
 }

@@ -58,7 +58,7 @@ impl Counts {
             keys,
             known: KnownCount {
                 at: range.at.unwrap_or(head.revision),
-                copy_ups: head.copy_ups,
+                unnumbered: head.unnumbered,
                 count: reply.count - reply.kvs.len(),
             },
         };
@@ -74,7 +74,7 @@ impl KnownCount {
     /// The count, if it is that of a read at `at` (nothing is the latest) of a store at `head`.
     #[must_use]
     pub fn holds(&self, at: Option<Revision>, head: &Head) -> Option<usize> {
-        let same = self.at == at.unwrap_or(head.revision) && self.copy_ups == head.copy_ups;
+        let same = self.at == at.unwrap_or(head.revision) && self.unnumbered == head.unnumbered;
         let replayed = at.is_some() && !head.serves();
         (same && !replayed).then_some(self.count)
     }
@@ -85,13 +85,13 @@ mod tests {
     use super::*;
     use crate::types::KeyValue;
 
-    fn head(revision: i64, copy_ups: i64) -> Head {
+    fn head(revision: i64, unnumbered: i64) -> Head {
         Head {
             revision: Revision(revision),
             compacted: Revision(0),
             swept: Revision(0),
             origin: Revision(0),
-            copy_ups,
+            unnumbered,
             at_ms: 0,
             fenced: false,
             line: None,

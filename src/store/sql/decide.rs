@@ -58,6 +58,7 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
                 .into_iter()
                 .map(|record| (record.name.clone(), record)),
         ),
+        granted: false,
     };
     let mut done = Vec::with_capacity(batch.len());
     for request in batch {
@@ -65,6 +66,7 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
         done.push(admitted.and_then(|()| batch_of.run(&request.work)));
     }
     let let_go = was_held && !batch_of.is_held();
+    let granted = batch_of.granted;
     let outcome = batch_of.working.finish();
     // While the store did not serve, or they were held, nobody could keep them alive.
     let renew_leases = renew_leases || let_go || (batch_of.head.serves() && !head.serves());
@@ -85,6 +87,7 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
             _ => {}
         }
     }
+    changes.head.unnumbered += i64::from(shows_unnumbered(&changes, granted, &head));
     let ticks = |request: &Request| matches!(request.work, Work::Expire(_));
     if !changes.is_empty(&head) || batch.iter().any(ticks) {
         changes.head.at_ms = now_ms;
@@ -97,12 +100,28 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
     }
 }
 
+/// Whether changes to a store at `before` are seen and have no number yet: neither a revision nor one of
+/// [`Head::unnumbered`]. By it somebody who has read them knows whether they are on the disk. What only
+/// gives leases more time is nothing that a reader could hold on to.
+fn shows_unnumbered(changes: &Changes, granted: bool, before: &Head) -> bool {
+    changes.head.commit() == before.commit()
+        && (granted
+            || changes.head != *before
+            || !changes.rows.is_empty()
+            || !changes.removed.is_empty()
+            || !changes.dropped_leases.is_empty()
+            || !changes.records.is_empty()
+            || !changes.dropped_records.is_empty())
+}
+
 struct Batch<'a> {
     head: Head,
     now_ms: i64,
     working: Working<'a, Table>,
     leases: Overlaid<LeaseId, Lease>,
     records: Overlaid<String, Record>,
+    /// A lease was granted.
+    granted: bool,
 }
 
 impl Batch<'_> {
@@ -200,6 +219,7 @@ impl Batch<'_> {
             deadline_ms: self.now_ms + ttl_s * 1000,
         };
         self.leases.set(id, Some(lease));
+        self.granted = true;
         Ok(self.answer(Granted { id, ttl_s }))
     }
 
@@ -326,7 +346,7 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
             (None, _) => changes.removed.extend(table.remove(&row.key)),
         }
     }
-    changes.head.copy_ups += i64::from(copied_up);
+    changes.head.unnumbered += i64::from(copied_up);
     outcome.batches.into_iter().map(Arc::new).collect()
 }
 
@@ -335,7 +355,7 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
 fn forget(keys: &[Bytes], table: &Table, changes: &mut Changes) {
     let removed = keys.iter().filter_map(|key| table.remove(key));
     changes.removed.extend(removed);
-    changes.head.copy_ups += i64::from(!changes.removed.is_empty());
+    changes.head.unnumbered += i64::from(!changes.removed.is_empty());
 }
 
 /// The revision of the key's entry before this one.

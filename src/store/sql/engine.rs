@@ -185,15 +185,15 @@ impl<B: Backend> Committer<B> {
         &self,
         batch: &[Request],
         begun: Option<Arc<Prefetch>>,
-        mut next: Next<'_>,
+        next: Next<'_>,
     ) -> Result<(Vec<Result<Done>>, Head)> {
         let want = |claims| Arc::new(want(batch, &self.reserved, claims));
         let by_span = begun.unwrap_or_else(|| want(Claims::BySpan));
-        let mut decided = self.transact(batch, &by_span, next.as_mut()).await?;
+        let mut decided = self.transact(batch, &by_span, next).await?;
         if decided.is_none() {
-            // Nothing was committed, so nothing was begun ahead.
+            // Nothing was committed. But a try whose commit was lost may have begun the next batch.
             let by_key = want(Claims::ByKey);
-            decided = self.transact(batch, &by_key, next).await?;
+            decided = self.transact(batch, &by_key, pin!(pending())).await?;
         }
         let Some(decided) = decided else {
             return Err(StoreError::Broken("a batch was committed undecided".into()));
@@ -220,6 +220,7 @@ impl<B: Backend> Committer<B> {
         let mut fallen = Ok(());
         let mut decide = |found: Prefetched| {
             decided = None;
+            // It does not count as reached: a commit may be seen here that a crash takes back.
             fallen = self.height.check(floor, found.head.revision);
             if fallen.is_err() || want.has_more_claims(&found.claimed) {
                 return Changes::none(found.head);

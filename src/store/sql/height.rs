@@ -22,7 +22,7 @@ impl Height {
         Revision(self.0.load(Ordering::Acquire))
     }
 
-    /// Notes that the store has come so far.
+    /// Notes that the store has come so far: for good, not only as long as it does not crash.
     pub(super) fn raise(&self, revision: Revision) {
         self.0.fetch_max(revision.0, Ordering::AcqRel);
     }
@@ -38,7 +38,6 @@ impl Height {
                  anew and restart the clients"
             )));
         }
-        self.raise(answered);
         Ok(())
     }
 }
@@ -52,6 +51,7 @@ mod tests {
         let height = Height::new(Revision(3));
         let before = height.get();
         height.check(before, Revision(5)).unwrap();
+        height.raise(Revision(5));
         // Was under way when another one saw 5.
         height.check(before, Revision(4)).unwrap();
         let told = height.check(height.get(), Revision(4)).unwrap_err();

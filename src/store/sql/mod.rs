@@ -232,6 +232,7 @@ impl<B: Backend> Engine<B> {
         let floor = self.height.get();
         let read = self.backend.read(snapshot).await?;
         self.height.check(floor, read.head.revision)?;
+        self.height.raise(read.head.revision);
         Ok(read)
     }
 

@@ -43,7 +43,7 @@ pub(super) fn keep(replay: &Replay, table: &Table, changes: &mut Changes) {
             }
         }
     }
-    changes.head.copy_ups += 1;
+    changes.head.unnumbered += 1;
 }
 
 /// What the log has of the state of `row` once it is there as `kv`, with its lease or without.

@@ -37,7 +37,7 @@ pub(super) fn head_of<C: Columns>(row: &C) -> Result<Head, C::Error> {
         compacted: Revision(row.int(1)?),
         swept: Revision(row.int(2)?),
         origin: Revision(row.int(3)?),
-        copy_ups: row.int(4)?,
+        unnumbered: row.int(4)?,
         at_ms: row.int(5)?,
         fenced: row.int(6)? != 0,
         line: row.maybe_int(7)?.map(|epoch| Line {

@@ -1,14 +1,15 @@
 //! What was read is on the disk before anybody hears of it.
 //!
 //! InnoDB shows a commit to others before it has written it to the disk: the log is synced when the
-//! locks are gone already. A read in between sees what a crash of the server would undo, and
-//! revisions would go back for a client. So a revision is told only when it is known to be durable:
-//! once the commit of this process that made it, or a later one, was answered; and if another process
-//! made it, once a small commit of our own was answered that began afterwards. The log is written in
-//! order, so that one takes all earlier ones with it.
+//! locks are gone already. A read in between sees what a crash of the server would undo: revisions would
+//! go back for a client, and a member would build on copies and records that are not there any more.
+//! So what was read is told only when the commit that it shows is known to be durable: once it was
+//! answered, or a later one, if it is of this process; and if another process made it, once a small
+//! commit of our own was answered that began afterwards. The log is written in order, so that one takes
+//! all earlier ones with it.
 //!
 //! A commit that was answered proves this only for the run of the server that the read was of: after a
-//! crash the same revision may be another change. So it counts only if its connection had been there
+//! crash one with the same numbers may be another change. So it counts only if its connection had been there
 //! before the read began; if there is no such one, the read is made again.
 //!
 //! Readers that wait for the same go together. A proxy that is alone on its database never has to
@@ -26,7 +27,7 @@ use super::session::{Purpose, Session};
 use super::write::{Mark, note};
 use crate::store::Result;
 use crate::store::gather::Gather;
-use crate::types::Revision;
+use crate::store::sql::backend::Commit;
 
 /// How long the small commit may take, and how long the server is tried to be reached for it.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -37,25 +38,25 @@ const TOGETHER_MAX: usize = 1024;
 /// How far it is known that commits are durable.
 pub(super) struct Durable {
     reached: watch::Sender<Reached>,
-    gather: Gather<(Revision, Began), Result<bool>>,
+    gather: Gather<(Commit, Began), Result<bool>>,
     own: Mutex<Own>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Reached {
     /// Everything up to here is on the disk.
-    durable: Revision,
+    durable: Commit,
     /// Since when the connection has been there that proved it last.
     since: Instant,
     /// The commit of this process that is under way goes up to here; else the same as `durable`.
-    pending: Revision,
+    pending: Commit,
 }
 
 /// What was known when a read began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Began {
     at: Instant,
-    durable: Revision,
+    durable: Commit,
 }
 
 /// The connection for small commits.
@@ -68,9 +69,9 @@ impl Durable {
     /// `process` is the number under which the writer notes its batches.
     pub(super) fn new(process: i64) -> Self {
         let nothing = Reached {
-            durable: Revision(0),
+            durable: Commit::default(),
             since: Instant::now(),
-            pending: Revision(0),
+            pending: Commit::default(),
         };
         Self {
             reached: watch::Sender::new(nothing),
@@ -94,19 +95,19 @@ impl Durable {
         }
     }
 
-    /// A commit of this process up to `revision` goes out.
-    pub(super) fn pending(&self, revision: Revision) {
+    /// This commit of this process goes out.
+    pub(super) fn pending(&self, commit: Commit) {
         self.reached.send_modify(|reached| {
-            reached.pending = reached.pending.max(revision);
+            reached.pending = reached.pending.max(commit);
         });
     }
 
-    /// A commit up to `revision` was answered on a connection that has been there since `since`.
-    pub(super) fn reached(&self, revision: Revision, since: Instant) {
+    /// A commit was answered on a connection that has been there since `since`, and with it all before.
+    pub(super) fn reached(&self, commit: Commit, since: Instant) {
         self.reached.send_modify(|reached| {
             // The answer to an earlier commit that comes late proves nothing for a later one.
-            if revision >= reached.durable {
-                reached.durable = revision;
+            if commit >= reached.durable {
+                reached.durable = commit;
                 reached.since = since;
             }
             reached.pending = reached.pending.max(reached.durable);
@@ -119,36 +120,36 @@ impl Durable {
             .send_modify(|reached| reached.pending = reached.durable);
     }
 
-    /// Returns once everything up to `revision` is on the disk, which was read by a read that began
+    /// Returns once everything up to `commit` is on the disk, the last one that a read saw which began
     /// then. Answers `false` if that cannot be known of what was read: it has to be read again.
-    pub(super) async fn settle(&self, db: &Db, revision: Revision, began: Began) -> Result<bool> {
-        // A crash cannot take what was on the disk before, so it is the same revision.
-        if revision <= began.durable {
+    pub(super) async fn settle(&self, db: &Db, commit: Commit, began: Began) -> Result<bool> {
+        // A crash cannot take what was on the disk before, so it is the same commit.
+        if commit <= began.durable {
             return Ok(true);
         }
-        let ours = |reached: &Reached| revision > reached.durable && revision <= reached.pending;
+        let ours = |reached: &Reached| commit > reached.durable && commit <= reached.pending;
         let mut now = self.reached.subscribe();
         // The sender lives as long as this.
         now.wait_for(|reached| !ours(reached)).await.ok();
         let reached = *self.reached.borrow();
-        if revision <= reached.durable && reached.since <= began.at {
+        if commit <= reached.durable && reached.since <= began.at {
             return Ok(true);
         }
         self.gather
-            .ask((revision, began), |waiting| self.commit(db, waiting))
+            .ask((commit, began), |waiting| self.commit(db, waiting))
             .await
     }
 
     /// Commits something small for all who wait.
-    async fn commit(&self, db: &Db, waiting: Vec<(Revision, Began)>) -> Vec<Result<bool>> {
+    async fn commit(&self, db: &Db, waiting: Vec<(Commit, Began)>) -> Vec<Result<bool>> {
         let done = self.own.lock().await.commit(db).await;
         let done = done.map_err(|failure| failure.not_done(db.server.place()));
         let proves = |began: &Began| done.as_ref().is_ok_and(|since| *since <= began.at);
         let settled = waiting.iter().filter(|(_, began)| proves(began));
-        if let (Ok(since), Some(highest)) = (&done, settled.map(|(revision, _)| *revision).max()) {
+        if let (Ok(since), Some(highest)) = (&done, settled.map(|(commit, _)| *commit).max()) {
             self.reached(highest, *since);
         }
-        let answer = |(_, began): &(Revision, Began)| match &done {
+        let answer = |(_, began): &(Commit, Began)| match &done {
             Ok(_) => Ok(proves(began)),
             Err(err) => Err(err.clone()),
         };
@@ -193,17 +194,35 @@ impl Own {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sql::backend::Head;
+    use crate::types::Revision;
+
+    fn commit(revision: i64, unnumbered: i64) -> Commit {
+        let head = Head {
+            revision: Revision(revision),
+            compacted: Revision(0),
+            swept: Revision(0),
+            origin: Revision(0),
+            unnumbered,
+            at_ms: 0,
+            fenced: false,
+            line: None,
+        };
+        head.commit()
+    }
 
     #[test]
     fn a_late_answer_to_an_earlier_commit_proves_nothing_for_the_later_one() {
         let durable = Durable::new(1);
         let first = Instant::now();
         let second = first + Duration::from_secs(1);
-        durable.reached(Revision(5), second);
-        durable.reached(Revision(3), first);
-        let reached = *durable.reached.borrow();
-        assert_eq!((reached.durable, reached.since), (Revision(5), second));
-        durable.reached(Revision(5), first);
+        durable.reached(commit(5, 1), second);
+        for earlier in [commit(3, 1), commit(5, 0), commit(4, 2)] {
+            durable.reached(earlier, first);
+            let reached = *durable.reached.borrow();
+            assert_eq!((reached.durable, reached.since), (commit(5, 1), second));
+        }
+        durable.reached(commit(5, 1), first);
         assert_eq!(durable.reached.borrow().since, first);
     }
 }

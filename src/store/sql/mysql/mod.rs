@@ -251,7 +251,7 @@ impl Backend for Mysql {
         loop {
             let began = durable.begin();
             let read = self.readers.read(snapshot.clone()).await?;
-            if durable.settle(&self.db, read.head.revision, began).await? {
+            if durable.settle(&self.db, read.head.commit(), began).await? {
                 return Ok(read);
             }
         }

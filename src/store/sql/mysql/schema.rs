@@ -106,7 +106,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     compacted       BIGINT         NOT NULL COMMENT 'reads below it are refused',
     swept           BIGINT         NOT NULL COMMENT 'how far compaction has deleted',
     origin          BIGINT         NOT NULL COMMENT 'changes up to here were the old store''s',
-    copy_ups        BIGINT         NOT NULL COMMENT 'batches of copied keys, which take no revision',
+    copy_ups        BIGINT         NOT NULL COMMENT 'batches that take no revision: copied keys, leases, records',
     at_ms           BIGINT         NOT NULL COMMENT 'when something was last committed',
     fenced          TINYINT        NOT NULL COMMENT 'there is a record that is a fence',
     epoch           BIGINT                  COMMENT 'of the migration; NULL without one',

@@ -195,7 +195,7 @@ fn set_head(scripts: &mut Scripts, p: &str, head: &Head) {
         ("compacted", head.compacted.0),
         ("swept", head.swept.0),
         ("origin", head.origin.0),
-        ("copy_ups", head.copy_ups),
+        ("copy_ups", head.unnumbered),
         ("at_ms", head.at_ms),
         ("fenced", i64::from(head.fenced)),
         ("claims", i64::from(line.is_some_and(|line| line.claims))),

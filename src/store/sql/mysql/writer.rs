@@ -23,7 +23,7 @@ use super::script::Script;
 use super::session::{Purpose, Session};
 use super::write::{Mark, write};
 use super::{fetch, text};
-use crate::store::sql::backend::{Changes, Head, Prefetch, Prefetched};
+use crate::store::sql::backend::{Changes, Commit, Head, Prefetch, Prefetched};
 use crate::store::sql::rows::Columns as _;
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
 use crate::store::{Result, StoreError};
@@ -117,7 +117,7 @@ impl Writer {
                 self.session = Some(session);
             }
             // The answers tell what was read, be it only how far the store is.
-            return match db.durable.settle(db, before.revision, began).await {
+            return match db.durable.settle(db, before.commit(), began).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(Missed::Again(Failure::Lost(
                     "the server was started anew".into(),
@@ -133,10 +133,10 @@ impl Writer {
         if let Err(failure) = session.run_all(first, SCRIPT_WITHIN).await {
             return Err(self.undo(db, session, failure).await);
         }
-        db.durable.pending(changes.head.revision);
+        db.durable.pending(changes.head.commit());
         match session.run(last, SCRIPT_WITHIN).await {
             Ok(_) => {
-                db.durable.reached(changes.head.revision, session.since());
+                db.durable.reached(changes.head.commit(), session.since());
                 self.session = Some(session);
                 Ok(())
             }
@@ -192,7 +192,7 @@ impl Writer {
             let looked = self.look(db, deadline).await;
             match looked {
                 // What was seen is not on the disk for that: the server may go down yet.
-                Ok(Some(revision)) => match db.durable.settle(db, revision, began).await {
+                Ok(Some(commit)) => match db.durable.settle(db, commit, began).await {
                     Ok(true) => {
                         info!("{place}: the batch was committed");
                         return Ok(());
@@ -219,8 +219,8 @@ impl Writer {
         }
     }
 
-    /// Whether the batch of the last number was committed: the store's revision if so.
-    async fn look(&mut self, db: &Db, deadline: Instant) -> Result<Option<Revision>, Failure> {
+    /// Whether the batch of the last number was committed: the store's last commit if so.
+    async fn look(&mut self, db: &Db, deadline: Instant) -> Result<Option<Commit>, Failure> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => db.server.reach(Purpose::Write, deadline).await?,
@@ -236,7 +236,7 @@ impl Writer {
         let (head, _) = fetch::take_head(&mut sets)?;
         // No row: it never wrote before, and did not this time.
         let batch = sets.first()?.map_or(Ok(0), |row| row.int(0))?;
-        Ok((batch == self.mark.batch).then_some(head.revision))
+        Ok((batch == self.mark.batch).then_some(head.commit()))
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].

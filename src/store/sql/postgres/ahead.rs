@@ -112,7 +112,7 @@ mod tests {
             compacted: Revision(0),
             swept: Revision(0),
             origin: Revision(0),
-            copy_ups: 0,
+            unnumbered: 0,
             at_ms: 0,
             fenced: false,
             line: None,

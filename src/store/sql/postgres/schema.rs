@@ -6,9 +6,9 @@ use tokio_postgres::error::SqlState;
 use tracing::{debug, info, warn};
 
 use super::conn::{Conn, Step};
-use super::error::told;
 use super::server::Server;
 use super::text::{Sql, TABLES};
+use crate::store::login::postgres::told;
 use crate::store::sql::Options;
 use crate::store::sql::rows::Columns as _;
 use crate::store::sql::tables::{missing_complaint, new_identity, version_complaint};
@@ -293,7 +293,7 @@ CREATE TABLE IF NOT EXISTS {p}head (
     compacted       BIGINT   NOT NULL,  -- reads below it are refused
     swept           BIGINT   NOT NULL,  -- how far compaction has deleted, so that it can go on
     origin          BIGINT   NOT NULL,  -- changes up to here were the old store's
-    copy_ups        BIGINT   NOT NULL,  -- batches of copied keys, which take no revision
+    copy_ups        BIGINT   NOT NULL,  -- batches that take no revision: copied keys, leases, records
     at_ms           BIGINT   NOT NULL,  -- when something was last committed, by the database's clock
     fenced          SMALLINT NOT NULL,  -- there is a record that is a fence
     epoch           BIGINT,             -- of the migration; NULL without one

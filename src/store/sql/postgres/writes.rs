@@ -86,7 +86,7 @@ pub(super) fn set_head<'a>(
         Box::new(head.compacted.0),
         Box::new(head.swept.0),
         Box::new(head.origin.0),
-        Box::new(head.copy_ups),
+        Box::new(head.unnumbered),
         Box::new(head.at_ms),
         Box::new(i16::from(head.fenced)),
         Box::new(head.line.map(|line| line.epoch.0.cast_signed())),

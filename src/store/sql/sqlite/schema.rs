@@ -233,7 +233,7 @@ CREATE TABLE {p}head (
     compacted       INTEGER NOT NULL,  -- reads below it are refused
     swept           INTEGER NOT NULL,  -- how far compaction has deleted, so that it can go on
     origin          INTEGER NOT NULL,  -- changes up to here were the old store's
-    copy_ups        INTEGER NOT NULL,  -- batches of copied keys, which take no revision
+    copy_ups        INTEGER NOT NULL,  -- batches that take no revision: copied keys, leases, records
     at_ms           INTEGER NOT NULL,  -- when something was last committed
     fenced          INTEGER NOT NULL,  -- there is a record that is a fence
     epoch           INTEGER,           -- of the migration; NULL without one

@@ -243,7 +243,7 @@ fn set_head(conn: &Connection, sql: &Sql, head: &Head) -> Result<()> {
         head.compacted.0,
         head.swept.0,
         head.origin.0,
-        head.copy_ups,
+        head.unnumbered,
         head.at_ms,
         head.fenced,
         head.line.map(|line| line.epoch.0.cast_signed()),
