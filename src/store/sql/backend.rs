@@ -16,9 +16,8 @@ use crate::types::{EventBatch, KeyRange, KeyValue, LeaseId, Revision};
 
 /// A database under the SQL engine.
 ///
-/// [`Self::transact`], [`Self::sweep`], [`Self::drop_whiteouts`] and [`Self::defragment`] are called
-/// by one task at a time, the engine's writer; [`Self::read`] by many, and it must never wait for
-/// the writer. Other processes may be doing the same to the same database.
+/// [`Self::transact`], [`Self::sweep`] and [`Self::drop_whiteouts`] are called by one task at a time, the
+/// engine's writer; [`Self::read`] by many, and it must never wait for the writer. Other processes may be doing the same to the same database.
 pub trait Backend: Send + Sync + 'static {
     /// What makes the store the one it is, whatever address it is reached by.
     fn identity(&self) -> &str;
@@ -66,7 +65,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Deletes some of the whiteouts, unless there is a line; answers whether there may be more.
     fn drop_whiteouts(&self) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Gives the space of deleted data back.
+    /// Gives the space of deleted data back, while everything else goes on if the database can do that.
+    /// Takes as long as it takes.
     fn defragment(&self) -> impl Future<Output = Result<()>> + Send;
 }
 

@@ -80,13 +80,10 @@ impl<B: Backend> Writer<B> {
             match step {
                 Step::Take(Job::Request(first)) => gathered.push(first),
                 Step::Take(Job::DropWhiteouts(reply)) => {
-                    // Whoever asked and went away again needs no answer, here and below.
+                    // Whoever asked and went away again needs no answer.
                     reply
                         .send(self.committer.backend.drop_whiteouts().await)
                         .ok();
-                }
-                Step::Take(Job::Defragment(reply)) => {
-                    reply.send(self.committer.backend.defragment().await).ok();
                 }
                 Step::Sweep => self.committer.sweep(&mut head).await,
                 Step::End => break,
@@ -262,6 +259,95 @@ fn refuse(job: Job) {
     match job {
         Job::Request(request) => drop(request.reply.send(gone())),
         Job::DropWhiteouts(reply) => drop(reply.send(gone())),
-        Job::Defragment(reply) => drop(reply.send(gone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::store::Store as _;
+    use crate::store::sql::backend::Read;
+    use crate::store::sql::sqlite::Sqlite;
+    use crate::store::sql::{Options, SqlStore};
+    use crate::types::{Put, Range, Revision};
+
+    /// A database whose next batch sees a commit that a crash takes back, and with it the batch.
+    struct Crashing {
+        inner: Sqlite,
+        crashes: AtomicBool,
+    }
+
+    impl Backend for Crashing {
+        fn identity(&self) -> &str {
+            self.inner.identity()
+        }
+
+        fn unacceptable(&self, key: &[u8], value_len: usize) -> Option<String> {
+            self.inner.unacceptable(key, value_len)
+        }
+
+        async fn transact(
+            &self,
+            prefetch: &Arc<Prefetch>,
+            decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+            next: Next<'_>,
+        ) -> Result<()> {
+            if !self.crashes.swap(false, Ordering::Relaxed) {
+                return self.inner.transact(prefetch, decide, next).await;
+            }
+            let mut glimpse = |mut found: Prefetched| {
+                let head = found.head;
+                found.head.revision = head.revision.next();
+                decide(found);
+                Changes::none(head)
+            };
+            self.inner.transact(prefetch, &mut glimpse, next).await?;
+            Err(StoreError::Unavailable("it has crashed".into()))
+        }
+
+        async fn read(&self, snapshot: Snapshot) -> Result<Read> {
+            self.inner.read(snapshot).await
+        }
+
+        async fn moved(&self, known: Revision, eager: bool) {
+            self.inner.moved(known, eager).await;
+        }
+
+        fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()> {
+            self.inner.run_writer(writer)
+        }
+
+        async fn sweep(&self) -> Result<Head> {
+            self.inner.sweep().await
+        }
+
+        async fn drop_whiteouts(&self) -> Result<bool> {
+            self.inner.drop_whiteouts().await
+        }
+
+        async fn defragment(&self) -> Result<()> {
+            self.inner.defragment().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_only_a_batch_saw_may_be_taken_back_by_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = Sqlite::open(&dir.path().join("store.db"), "segue_", true).unwrap();
+        let backend = Crashing {
+            inner,
+            crashes: AtomicBool::new(true),
+        };
+        let store = SqlStore::start(backend, Options::default()).await.unwrap();
+        store.put(Put::new("a", "")).await.unwrap_err();
+        // What was not told to anybody is not missed.
+        let read = store.range(Range::key("a")).await.unwrap();
+        assert_eq!((read.revision, read.reply.count), (Revision(1), 0));
+        let written = store.put(Put::new("a", "")).await.unwrap();
+        assert_eq!(written.revision, Revision(2));
     }
 }

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::error;
 
 use self::backend::{Backend, Found, Query, Read, Snapshot};
 use self::height::Height;
@@ -53,7 +54,7 @@ use crate::types::Reserved;
 const QUEUE_LEN: usize = 4096;
 
 /// How long a store waits for its tasks when it is closed. A batch takes milliseconds; what takes
-/// longer is a defragmentation.
+/// longer is a server that is away.
 const CLOSE_WITHIN: Duration = Duration::from_secs(30);
 
 /// How a store is to be opened.
@@ -153,7 +154,15 @@ impl<B: Backend> SqlStore<B> {
         }))?;
         tasks.spawn("sql answers", engine::answer(answered));
         // Stands for the writer among the tasks, wherever that runs.
-        tasks.spawn("sql writer", async move { end.await.is_ok() });
+        let cancelled = tasks.token().clone();
+        tasks.spawn("sql writer", async move {
+            if end.await.is_err() && !cancelled.is_cancelled() {
+                error!(
+                    "the writer has ended by a fault of its own: nothing is written here any more until this \
+                     proxy is started again"
+                );
+            }
+        });
         let tail = tail::Tail {
             backend: backend.clone(),
             feed: feed.clone(),

@@ -128,7 +128,7 @@ impl<B: Backend> Store for SqlStore<B> {
     }
 
     async fn defragment(&self) -> Result<()> {
-        self.engine.ask(Job::Defragment).await
+        self.engine.backend.defragment().await
     }
 }
 

@@ -16,8 +16,6 @@ pub(super) enum Job {
     Request(Request),
     /// Drop some whiteouts; answers whether there may be more.
     DropWhiteouts(oneshot::Sender<Result<bool>>),
-    /// Give space back.
-    Defragment(oneshot::Sender<Result<()>>),
 }
 
 /// A change that somebody waits for.

@@ -9,9 +9,13 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use mysql_async::prelude::Queryable as _;
 use segue::store::sql::mysql::MysqlStore;
-use segue::store::{RequestError, Store, StoreError, Watch, WatchItem};
+use segue::store::{
+    CopyUp, Guard, NewStore as _, RecordTxn, RecordWrite, RequestError, Store, StoreError, Watch,
+    WatchItem,
+};
 use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Revision, Txn,
+    Change, Compare, CompareResult, CompareTarget, Delete, Grant, KeyRange, KeyValue, LeaseId, Op,
+    Put, Range, Revision, Txn,
 };
 
 use super::open;
@@ -448,6 +452,62 @@ async fn a_read_of_what_another_process_wrote_does_without_a_connection_that_was
                 .await
                 .ok();
         }
+    }
+}
+
+/// A commit is seen before it is on the disk. Whoever reads what another process has written waits until it
+/// is, and has committed something small himself for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_process_wrote_without_a_revision_is_on_the_disk_as_well_before_it_is_told() {
+    let url = database().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    let small_commits = async || {
+        let sum = "SELECT COALESCE(SUM(batch), 0) FROM segue_process WHERE id < 0";
+        run(&url, sum).await[0].parse::<i64>().unwrap()
+    };
+    let lease = LeaseId(7);
+    for change in ["record", "copy", "grant", "revoke"] {
+        let before = small_commits().await;
+        match change {
+            "record" => {
+                let record = RecordTxn {
+                    writes: vec![RecordWrite {
+                        name: "frontier".into(),
+                        value: Some("m".into()),
+                    }],
+                    ..RecordTxn::default()
+                };
+                assert!(writer.write_records(record).await.unwrap());
+            }
+            "copy" => {
+                let copied = KeyValue {
+                    key: "copied".into(),
+                    create_revision: Revision(1),
+                    mod_revision: Revision(1),
+                    version: 1,
+                    ..KeyValue::default()
+                };
+                let copy_up = CopyUp {
+                    kvs: vec![copied],
+                    record: None,
+                };
+                let store = writer.clone().guarded(Guard::None);
+                store.copy_up(copy_up).await.unwrap();
+            }
+            "grant" => {
+                let grant = Grant {
+                    id: Some(lease),
+                    ttl_s: 60,
+                };
+                writer.grant(grant).await.unwrap();
+            }
+            _ => {
+                writer.revoke(lease).await.unwrap();
+            }
+        }
+        let read = reader.range(Range::key("copied")).await.unwrap();
+        assert_eq!(read.revision, Revision(1), "{change}");
+        assert!(small_commits().await > before, "{change}");
     }
 }
 

@@ -83,6 +83,29 @@ async fn reads_do_not_wait_for_the_lock_and_writes_wait_until_it_is_free() {
     assert_eq!(answer.unwrap().revision, Revision(2));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_do_not_wait_until_space_is_given_back() {
+    let url = schema().await;
+    let store = open(&url).await;
+    store.put(Put::new("a", "")).await.unwrap();
+    let other = connect(&url).await;
+    // In the way of nothing but that.
+    other
+        .batch_execute("BEGIN; LOCK TABLE segue_kv IN SHARE UPDATE EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let put = async {
+        eventually("it waits for the lock", async || {
+            waiting(&url, "VACUUM").await
+        })
+        .await;
+        store.put(Put::new("a", "")).await.unwrap();
+        other.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (done, ()) = tokio::join!(store.defragment(), put);
+    done.unwrap();
+}
+
 /// Whether a statement with this text waits for a lock in the schema of `url`.
 async fn waiting(url: &str, text: &str) -> Result<(), String> {
     let waits = format!(

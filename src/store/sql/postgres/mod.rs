@@ -43,8 +43,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
+use tokio_postgres::Error;
 use tracing::debug;
 
+use self::error::not_done;
 use self::listen::Listener;
 use self::pool::Pool;
 use self::read::Reader;
@@ -176,8 +178,14 @@ impl Backend for Postgres {
         writer.drop_whiteouts(&self.server, &self.sql).await
     }
 
+    /// Gives the space of dead rows back to their tables.
     async fn defragment(&self) -> Result<()> {
-        let mut writer = self.writer.lock().await;
-        writer.defragment(&self.server, &self.sql).await
+        let conn = self.server.connect().await?;
+        let told = |err: Error| not_done(&err);
+        conn.run("SET statement_timeout = 0").await.map_err(told)?;
+        for vacuum in &self.sql.vacuum {
+            conn.run_for_long(vacuum).await.map_err(told)?;
+        }
+        Ok(())
     }
 }

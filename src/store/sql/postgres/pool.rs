@@ -11,7 +11,7 @@ use crate::store::{Result, StoreError};
 
 /// Connections that read, at most. A few that are always busy do better than many: the server works
 /// on each with a process of its own.
-const READERS_MAX: usize = 4;
+pub(super) const READERS_MAX: usize = 4;
 
 /// How long a reader waits for a connection.
 const LENT_WITHIN: Duration = Duration::from_secs(10);

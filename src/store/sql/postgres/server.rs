@@ -10,12 +10,17 @@ use tokio_postgres::{Client, Error};
 use tracing::debug;
 
 use super::conn::Conn;
+use super::pool::READERS_MAX;
 use crate::store::login::postgres::{CONNECT_WITHIN, Login, Refused, told};
 use crate::store::url::{Database, Host};
 use crate::store::{RequestError, Result, StoreError};
 
 /// How long a request waits for a server that is away: a restart takes about so long.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(4);
+
+/// Connections at a time: those that read, the one that writes, the one that listens, and one while space
+/// is given back.
+const CONNECTIONS: usize = READERS_MAX + 3;
 
 /// Pauses between attempts while the server is away.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -59,6 +64,8 @@ struct Away {
     /// The next attempt is not to be made before.
     until: Option<Instant>,
     pause: Duration,
+    /// What the last one failed with.
+    why: Option<StoreError>,
 }
 
 impl Server {
@@ -86,14 +93,14 @@ impl Server {
     pub(super) async fn connect(&self) -> Result<Conn> {
         let deadline = Instant::now() + RECONNECT_WITHIN;
         loop {
-            let until = self.away().until;
-            if let Some(until) = until {
+            let (until, why) = {
+                let away = self.away();
+                (away.until, away.why.clone())
+            };
+            if let (Some(until), Some(why)) = (until, why) {
                 if until > deadline {
                     sleep_until(deadline).await;
-                    return Err(StoreError::Unavailable(format!(
-                        "PostgreSQL at {} cannot be reached",
-                        self.name
-                    )));
+                    return Err(why);
                 }
                 sleep_until(until).await;
             }
@@ -120,10 +127,13 @@ impl Server {
         // Those that wait do not all come back at once.
         let pause = away.pause.mul_f64(rand::random_range(0.5..1.0));
         away.until = Some(Instant::now() + pause);
+        away.why = Some(self.no_connection(why));
         let Refused::By(err) = why else { return true };
         match err.code() {
             Some(code) => matches!(code.code().get(..2), Some("08" | "53" | "57")),
-            None => !err.to_string().contains("TLS"),
+            None => !["TLS", "password missing"]
+                .iter()
+                .any(|never| told(err).contains(never)),
         }
     }
 
@@ -175,6 +185,9 @@ impl Server {
                 "{text}; this server is a standby or set to read only: Segue needs the primary"
             ));
         }
+        if text.contains("password missing") {
+            return RequestError::Credentials(format!("{text}: the server wants one")).into();
+        }
         let Some(code) = err.code() else {
             return StoreError::Unavailable(format!(
                 "{text}; check that the server runs there and, with TLS, that its certificate is for \
@@ -188,6 +201,10 @@ impl Server {
             SqlState::INVALID_CATALOG_NAME => {
                 StoreError::Broken(format!("{text}; create the database, or name another one"))
             }
+            SqlState::TOO_MANY_CONNECTIONS => StoreError::Unavailable(format!(
+                "{text}; Segue needs {CONNECTIONS} connections per proxy: raise max_connections, or the \
+                 limit of the role or database"
+            )),
             _ if matches!(code.code().get(..2), Some("08" | "53" | "57")) => {
                 StoreError::Unavailable(text)
             }

@@ -316,21 +316,6 @@ impl Writer {
         }
     }
 
-    /// Gives the space of dead rows back to their tables.
-    pub(super) async fn defragment(&mut self, server: &Server, sql: &Sql) -> Result<()> {
-        self.connect(server).await?;
-        let conn = self.conn()?;
-        self.give_up_ahead(&conn);
-        let told = |err: Error| not_done(&err);
-        conn.run("SET statement_timeout = 0").await.map_err(told)?;
-        for vacuum in &sql.vacuum {
-            conn.run_for_long(vacuum).await.map_err(told)?;
-        }
-        conn.run("SET statement_timeout = '60s'")
-            .await
-            .map_err(told)
-    }
-
     /// Runs a chore in a transaction that has the head row locked.
     async fn locked(&mut self, server: &Server, sql: &Sql, chore: Chore) -> Result<(Head, bool)> {
         let mut tries = 0;

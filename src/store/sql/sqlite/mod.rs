@@ -17,7 +17,7 @@ mod writer;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -56,7 +56,7 @@ pub struct Sqlite {
     readers: Readers,
     _checkpoints: Checkpoints,
     /// Used by one task at a time; the lock is for the compiler and never waited for.
-    writer: Mutex<Writer>,
+    writer: Arc<Mutex<Writer>>,
     /// Locked as long as this process has the store open.
     _lock: File,
 }
@@ -78,7 +78,7 @@ pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Arc<Sqli
 }
 
 impl Sqlite {
-    fn open(path: &Path, prefix: &str, create: bool) -> Result<Self> {
+    pub(super) fn open(path: &Path, prefix: &str, create: bool) -> Result<Self> {
         let what = Opening::of(path);
         if let Some(complaint) = prefix_complaint(prefix) {
             return Err(what.broken(&complaint));
@@ -118,15 +118,19 @@ impl Sqlite {
             clock,
             readers,
             _checkpoints: checkpoints,
-            writer: Mutex::new(Writer::new(conn)),
+            writer: Arc::new(Mutex::new(Writer::new(conn))),
             _lock: lock,
         })
     }
 
     fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> T {
-        // A panic in the middle of a transaction leaves it open, which the next one's begin reports.
-        work(&mut self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut held(&self.writer))
     }
+}
+
+/// A panic in the middle of a transaction ends the engine's writer, and there is no next one.
+fn held(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
+    writer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend for Sqlite {
@@ -180,7 +184,10 @@ impl Backend for Sqlite {
     }
 
     async fn defragment(&self) -> Result<()> {
-        self.with_writer(Writer::defragment)
+        // Whoever wants to write waits for it, as long as it takes: there is one lock for the whole file.
+        let writer = Arc::clone(&self.writer);
+        let done = tokio::task::spawn_blocking(move || held(&writer).defragment()).await;
+        done.map_err(|err| StoreError::Broken(err.to_string()))?
     }
 }
 
