@@ -161,8 +161,8 @@ pub struct Config {
     pub follow: bool,
     /// The prefix of reserved keys.
     pub reserved_prefix: String,
-    /// The filter for logs.
-    pub log: String,
+    /// The filter for logs, if one was asked for.
+    pub log: Option<String>,
 }
 
 /// What is wrong with the settings.
@@ -276,7 +276,7 @@ impl Settings {
                 .unwrap_or_default(),
             follow: self.follow.or(file.follow).unwrap_or_default(),
             reserved_prefix,
-            log: self.log.or(file.log).unwrap_or_else(|| "info".into()),
+            log: self.log.or(file.log),
         })
     }
 }

@@ -190,8 +190,13 @@ async fn rates(State(facts): State<Arc<Facts>>, body: String) -> Answer<serde_js
     let rates: Rates = serde_json::from_str(&body)
         .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
     let set = facts.under_way()?.steer(move |control| {
-        control.rate_keys = rates.keys.filter(|rate| *rate > 0);
-        control.rate_bytes = rates.bytes.filter(|rate| *rate > 0);
+        let set = |limit: &mut Option<u64>, asked: Option<u64>| match asked {
+            None => {}
+            Some(0) => *limit = None,
+            asked => *limit = asked,
+        };
+        set(&mut control.rate_keys, rates.keys);
+        set(&mut control.rate_bytes, rates.bytes);
     });
     Ok(Json(json!(set.await?)))
 }

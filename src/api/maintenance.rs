@@ -106,7 +106,7 @@ impl maintenance_server::Maintenance for Maintenance {
         _request: Request<pb::DowngradeRequest>,
     ) -> Served<pb::DowngradeResponse> {
         Err(not_served(
-            "the version is set with `segue serve --etcd-version`; to change the program, stop the proxy and start the other version",
+            "to change the program, stop the proxy and start the other version",
         ))
     }
 }

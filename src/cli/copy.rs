@@ -75,14 +75,9 @@ pub(super) struct Copy {
     /// Print the receipt as one JSON object
     #[arg(long)]
     json: bool,
-    /// What to log, as in `RUST_LOG`
-    #[arg(
-        long,
-        env = "SEGUE_LOG",
-        value_name = "FILTER",
-        default_value = "error"
-    )]
-    log: String,
+    /// What to log, as in `RUST_LOG` [default: error]
+    #[arg(long, env = "SEGUE_LOG", value_name = "FILTER")]
+    log: Option<String>,
 }
 
 fn failure(error: impl Into<CopyError>) -> Failure {
@@ -95,7 +90,7 @@ fn failure(error: impl Into<CopyError>) -> Failure {
 
 impl Copy {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        serve::log(&self.log)?;
+        serve::log(self.log.as_deref(), "error")?;
         let config = self.config()?;
         let Some(old) = config.old.clone() else {
             return Err(Failure::Usage(

@@ -4,8 +4,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::screen::{bytes, number};
 use super::{Admin, Failure};
-use crate::config::number;
+use crate::config;
+use crate::migration::records::Control;
 
 /// Pause the backfill
 ///
@@ -26,19 +28,21 @@ pub(super) struct Resume {
     admin: Admin,
 }
 
-/// Change the limits of the backfill
+/// Show the limits of the backfill, or change them
 ///
-/// What is not given is no limit.
+/// What is not given stays as it is; 0 is no limit.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  segue rates --keys 5000 --bytes 8M\n  segue rates")]
+#[command(
+    after_help = "Examples:\n  segue rates\n  segue rates --keys 5000 --bytes 8M\n  segue rates --keys 0            no limit any more"
+)]
 pub(super) struct Rates {
     #[command(flatten)]
     admin: Admin,
-    /// Most keys per second
-    #[arg(long, value_parser = number)]
+    /// Most keys per second; 0 is no limit
+    #[arg(long, value_parser = config::number)]
     keys: Option<u64>,
-    /// Most bytes per second; 8M is 8 MiB
-    #[arg(long, value_parser = number)]
+    /// Most bytes per second; 8M is 8 MiB, 0 is no limit
+    #[arg(long, value_parser = config::number)]
     bytes: Option<u64>,
 }
 
@@ -61,16 +65,17 @@ impl Resume {
 impl Rates {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let body = json!({ "keys": self.keys, "bytes": self.bytes });
-        let _: Value = Client::new(&self.admin).post("/rates", Some(body)).await?;
-        let show = |limit: Option<u64>, unit: &str| match limit.filter(|limit| *limit > 0) {
-            Some(limit) => format!("{limit} {unit}/s"),
-            None => format!("any number of {unit}/s"),
-        };
-        say!(
-            "the backfill copies at most {} and {}",
-            show(self.keys, "keys"),
-            show(self.bytes, "bytes")
-        );
+        let set: Control = Client::new(&self.admin).post("/rates", Some(body)).await?;
+        match (set.rate_keys, set.rate_bytes) {
+            (None, None) => say!("the backfill copies without limit"),
+            (Some(keys), None) => say!("the backfill copies at most {} keys/s", number(keys)),
+            (None, Some(rate)) => say!("the backfill copies at most {}/s", bytes(rate)),
+            (Some(keys), Some(rate)) => say!(
+                "the backfill copies at most {} keys/s and {}/s",
+                number(keys),
+                bytes(rate)
+            ),
+        }
         Ok(())
     }
 }

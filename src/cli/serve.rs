@@ -52,7 +52,7 @@ impl Serve {
             .settings
             .complete()
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        log(&config.log)?;
+        log(config.log.as_deref(), "info")?;
         let mut signals = Signals::new()?;
         let server = tokio::select! {
             started = Server::start(config, Timing::default()) => {
@@ -122,10 +122,12 @@ async fn stop(server: Server, signals: &mut Signals) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn log(filter: &str) -> Result<(), Failure> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) => filter,
-        Err(_) => filter.to_owned(),
+/// Begins to log: what was asked for, else what `RUST_LOG` says, else what is `usual`.
+pub(super) fn log(asked: Option<&str>, usual: &str) -> Result<(), Failure> {
+    let filter = match (asked, std::env::var("RUST_LOG")) {
+        (Some(filter), _) => filter.to_owned(),
+        (None, Ok(filter)) => filter,
+        (None, Err(_)) => usual.to_owned(),
     };
     let filter = EnvFilter::try_new(&filter)
         .map_err(|error| Failure::Usage(format!("--log {filter}: {error}")))?;

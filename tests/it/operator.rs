@@ -202,7 +202,7 @@ async fn an_operator_takes_a_migration_through_all_its_steps() {
         "{verified:?}"
     );
     assert!(!verified.out.contains("Missing"), "{verified:?}");
-    ok(&segue.run(["rates"]).await);
+    ok(&segue.run(["rates", "--keys", "0", "--bytes", "0"]).await);
     ok(&segue.run(["resume"]).await);
     segue
         .until("verified", |status| status["verified"] == true)
@@ -347,7 +347,7 @@ async fn everything_carries_on_when_a_store_that_went_away_is_back() {
         client.put("after", "it", None).await
     })
     .await;
-    ok(&segue.run(["rates"]).await);
+    ok(&segue.run(["rates", "--keys", "0", "--bytes", "0"]).await);
     segue
         .until("verified", |status| status["verified"] == true)
         .await;
@@ -389,7 +389,7 @@ async fn two_proxies_agree_and_one_carries_on_when_the_other_is_killed() {
     owner.kill();
     let status = heir.status().await.unwrap();
     assert_eq!(status["backfill_complete"], false, "it was killed too late");
-    ok(&heir.run(["rates"]).await);
+    ok(&heir.run(["rates", "--keys", "0", "--bytes", "0"]).await);
     heir.until("verified by the heir", |status| status["verified"] == true)
         .await;
     ok(&heir.run(["switch", "--wait"]).await);

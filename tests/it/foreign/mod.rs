@@ -182,7 +182,7 @@ async fn is_followed(old: &str, new: &str, direct: &mut Direct) {
     assert_eq!(get(&mut client, &key(253)).await, None);
 
     // Copied, and changed by nobody but the same stranger.
-    let rates = segue.run(["rates"]).await;
+    let rates = segue.run(["rates", "--keys", "0", "--bytes", "0"]).await;
     assert_eq!(rates.code, 0, "{rates:?}");
     let done = |status: &Value| status["backfill_complete"] == true;
     segue.until("all is copied", done).await;

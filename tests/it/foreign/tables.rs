@@ -152,7 +152,7 @@ async fn is_followed(kind: Kind) {
     assert_eq!(get(&mut client, &key(253)).await, None);
 
     // Copied, and changed by nobody but the same stranger.
-    let rates = segue.run(["rates"]).await;
+    let rates = segue.run(["rates", "--keys", "0", "--bytes", "0"]).await;
     assert_eq!(rates.code, 0, "{rates:?}");
     segue
         .until("all is copied", |status| {

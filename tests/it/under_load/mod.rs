@@ -160,7 +160,7 @@ async fn a_proxy_killed_ten_times_in_mid_backfill_loses_and_resurrects_nothing()
         segue.kill();
         segue.restart().await;
     }
-    let rates = segue.run(["rates"]).await;
+    let rates = segue.run(["rates", "--keys", "0", "--bytes", "0"]).await;
     assert_eq!(rates.code, 0, "{rates:?}");
     switch_when_ready(&segue).await;
     let recorder = load.recorder.clone();

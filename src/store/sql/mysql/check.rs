@@ -114,7 +114,9 @@ impl Traits {
         if on("debug_no_sync") {
             weak("debug_no_sync", "nothing is synced", "debug_no_sync = OFF");
         }
-        let unusable = if on("read_only") {
+        let unusable = if let Some(needed) = too_old(get("version"), mariadb) {
+            Some(format!("its version is {}: {needed}", get("version")))
+        } else if on("read_only") {
             Some("it is read-only: name the primary server".to_owned())
         } else if on("log_bin") && get("binlog_format").eq_ignore_ascii_case("STATEMENT") {
             Some(
@@ -225,6 +227,20 @@ pub(super) async fn told(
     .into()
 }
 
+/// What is needed instead of a server of this version, if it is too old: it would fail at the first statement
+/// with a window function. Others that speak the protocol count otherwise.
+fn too_old(version: &str, mariadb: bool) -> Option<&'static str> {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>());
+    let version_is = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    match mariadb {
+        true if version_is < (10, 2) => Some("Segue needs MariaDB 10.2 or later"),
+        false if version_is < (8, 0) && !version.contains("TiDB") => {
+            Some("Segue needs MySQL 8.0 or later")
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,7 +293,9 @@ mod tests {
     #[test]
     fn servers_that_cannot_be_used_are_told_why() {
         for (variables, why) in [
-            (&[("read_only", "ON")][..], "primary"),
+            (&[("version", "5.7.44-log")][..], "MySQL 8.0"),
+            (&[("version", "10.1.48-MariaDB")], "MariaDB 10.2"),
+            (&[("read_only", "ON")], "primary"),
             (
                 &[("log_bin", "ON"), ("binlog_format", "STATEMENT")],
                 "binlog_format = ROW",
@@ -287,6 +305,15 @@ mod tests {
         ] {
             let told = of(variables).unusable.unwrap();
             assert!(told.contains(why), "{variables:?}: {told}");
+        }
+        for good in [
+            "8.0.11",
+            "10.2.8-MariaDB",
+            "11.4.2-MariaDB-log",
+            "5.7.25-TiDB-v7.1.0",
+            "?",
+        ] {
+            assert_eq!(of(&[("version", good)]).unusable, None, "{good}");
         }
         assert_eq!(of(&[("binlog_format", "STATEMENT")]).unusable, None);
     }
