@@ -6,10 +6,11 @@ use serde_json::Value;
 use super::client::Client;
 use super::{Admin, Failure};
 
-/// List the keys that the new store cannot take
+/// List the keys that the new store cannot take, or the old one cannot give
 ///
-/// They hold the switch back. Change or delete them through the proxy, then run `segue verify`,
-/// which tries them again.
+/// They hold the switch back. Change or delete them through the proxy, and in the old store itself what
+/// cannot be read there (a row without a value, two rows with one key), then run `segue verify`, which
+/// tries them again.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  segue rejects --json")]
 pub(super) struct Rejects {

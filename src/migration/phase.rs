@@ -503,10 +503,9 @@ impl State {
         }
         if around.rejects > 0 {
             return NoGo(format!(
-                "{} rejected: the new store cannot take {}; see `segue status`, change or delete \
-                 them through the proxy, then run `segue verify`",
-                keys(around.rejects),
-                if around.rejects == 1 { "it" } else { "them" },
+                "{} rejected: `segue rejects` says why. Change or delete them through the proxy, and in the \
+                 old store itself what cannot be read there, then run `segue verify`",
+                keys(around.rejects)
             ));
         }
         match self.verified {
