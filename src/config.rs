@@ -60,7 +60,7 @@ pub struct Settings {
     #[arg(long, env = "SEGUE_NO_MIRROR", num_args = 0..=1, default_missing_value = "true")]
     pub no_mirror: Option<bool>,
     /// How many parts of the old store are copied at the same time [default: 4]
-    #[arg(long, alias = "shards", env = "SEGUE_PARALLEL", value_name = "N")]
+    #[arg(long, env = "SEGUE_PARALLEL", value_name = "N")]
     pub parallel: Option<usize>,
     /// Most keys that the backfill copies per second [default: no limit]
     #[arg(long, env = "SEGUE_RATE_KEYS", value_name = "KEYS", value_parser = number)]
@@ -105,7 +105,6 @@ struct File {
     allow_nonempty: Option<bool>,
     allow_lossy: Option<bool>,
     no_mirror: Option<bool>,
-    #[serde(alias = "shards")]
     parallel: Option<usize>,
     rate_keys: Option<Amount>,
     rate_bytes: Option<Amount>,

@@ -70,11 +70,3 @@ pub enum RequestError {
     #[error("{0}")]
     Unsupported(String),
 }
-
-impl StoreError {
-    /// Whether the operation may have been carried out in spite of the failure.
-    #[must_use]
-    pub fn may_have_happened(&self) -> bool {
-        matches!(self, Self::Unknown(_))
-    }
-}

@@ -113,15 +113,7 @@ impl Memory {
     }
 
     fn check(&self, state: &State) -> Result<()> {
-        match self.guard {
-            Guard::Unfenced if state.is_fenced() => Err(StoreError::StaleEpoch),
-            Guard::NoLine if state.line.is_some() => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Raw | Guard::Unfenced | Guard::NoLine => Ok(()),
-            Guard::Epoch { epoch, .. } => match state.line {
-                Some(line) if line.epoch == epoch => Ok(()),
-                _ => Err(StoreError::StaleEpoch),
-            },
-        }
+        self.guard.admit(state.is_fenced(), state.line)
     }
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 
-use super::{Result, Store, Watch, WatchItem};
+use super::{Result, Store, StoreError, Watch, WatchItem};
 use crate::types::{Answer, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply};
 
 /// A store that a migration can go to.
@@ -95,6 +95,24 @@ pub enum Guard {
         /// Every key that is written leaves a claim (equal to the line's `claims` of that epoch).
         claims: bool,
     },
+}
+
+impl Guard {
+    /// Whether an operation under this may be carried out in a store that has a fence, or not, and this
+    /// line, or none. Fails with [`super::StoreError::StaleEpoch`].
+    pub fn admit(self, fenced: bool, line: Option<Line>) -> Result<()> {
+        let holds = match self {
+            Self::None | Self::Raw => true,
+            Self::Unfenced => !fenced,
+            Self::NoLine => line.is_none(),
+            Self::Epoch { epoch, .. } => line.is_some_and(|line| line.epoch == epoch),
+        };
+        if holds {
+            Ok(())
+        } else {
+            Err(StoreError::StaleEpoch)
+        }
+    }
 }
 
 /// The record that is a store's fence: while it is there, nothing is done under [`Guard::Unfenced`].

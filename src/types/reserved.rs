@@ -54,12 +54,6 @@ impl Reserved {
         !range.is_empty() && self.within.covers(range)
     }
 
-    /// Whether a request for `range` must not see `key`.
-    #[must_use]
-    pub fn hides(&self, range: &KeyRange, key: &[u8]) -> bool {
-        self.contains(key) && !self.within.covers(range)
-    }
-
     /// The parts of `range` that its requester may see, in key order: one part, or the two on
     /// either side of the reserved keys, or none where it is empty.
     #[must_use]
@@ -106,7 +100,5 @@ mod tests {
         ] {
             assert_eq!(reserved.visible(&range), visible, "{range:?}");
         }
-        assert!(reserved.hides(&KeyRange::all(), b"segue/switch"));
-        assert!(!reserved.hides(&KeyRange::One("segue/switch".into()), b"segue/switch"));
     }
 }

@@ -20,23 +20,29 @@ const LAYERS: &[&str] = &[
     "proto",
 ];
 
+/// Kinds of stores, and of the databases of one of them: none knows anything of another.
+const KINDS: &[&[&str]] = &[
+    &[
+        "store::memory",
+        "store::sql",
+        "store::table",
+        "store::etcd3",
+        "store::etcd2",
+    ],
+    &[
+        "store::sql::sqlite",
+        "store::sql::postgres",
+        "store::sql::mysql",
+    ],
+    &[
+        "store::table::sqlite",
+        "store::table::postgres",
+        "store::table::mysql",
+    ],
+];
+
 /// What must not be used besides: where, what, why.
 const NEVER: &[(&str, &str, &str)] = &[
-    ("store::memory", "store::sql", ONE_BACKEND),
-    ("store::memory", "store::etcd3", ONE_BACKEND),
-    ("store::memory", "store::etcd2", ONE_BACKEND),
-    ("store::sql", "store::memory", ONE_BACKEND),
-    ("store::sql", "store::etcd3", ONE_BACKEND),
-    ("store::sql", "store::etcd2", ONE_BACKEND),
-    ("store::table", "store::memory", ONE_BACKEND),
-    ("store::table", "store::sql", ONE_BACKEND),
-    ("store::table", "store::etcd3", ONE_BACKEND),
-    ("store::etcd3", "store::memory", ONE_BACKEND),
-    ("store::etcd3", "store::sql", ONE_BACKEND),
-    ("store::etcd3", "store::etcd2", ONE_BACKEND),
-    ("store::etcd2", "store::memory", ONE_BACKEND),
-    ("store::etcd2", "store::sql", ONE_BACKEND),
-    ("store::etcd2", "store::etcd3", ONE_BACKEND),
     ("store::eval", "tokio", "evaluation is pure"),
     ("migration::phase", "tokio", PURE_PHASES),
     ("migration::phase", "std::time", PURE_PHASES),
@@ -55,7 +61,6 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("types", "proto", "types know no wire format"),
 ];
 
-const ONE_BACKEND: &str = "one kind of store knows nothing of another";
 const PURE_PHASES: &str = "the phase machine knows neither a runtime nor a clock";
 const OWN_EYES: &str = "verification shares nothing with what it verifies";
 const ONE_FACE: &str = "wire formats end at the edges of the house";
@@ -64,10 +69,21 @@ const NO_IO: &str = "types do no I/O";
 /// Crates that only these places may know.
 const DRIVERS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store::sql::sqlite", "store::table::sqlite"]),
-    ("mysql_async", &["store::sql::mysql", "store::table::mysql"]),
+    (
+        "mysql_async",
+        &[
+            "store::sql::mysql",
+            "store::table::mysql",
+            "store::login::mysql",
+        ],
+    ),
     (
         "tokio_postgres",
-        &["store::sql::postgres", "store::table::postgres"],
+        &[
+            "store::sql::postgres",
+            "store::table::postgres",
+            "store::login::postgres",
+        ],
     ),
     ("etcd_client", &["cli::demo"]),
     ("axum", &["admin"]),
@@ -126,6 +142,13 @@ fn an_arrow_that_points_up_is_noticed() {
             true,
         ),
         ("store::etcd3", "use super::memory;", true),
+        ("store::table", "use super::etcd2::Etcd2;", true),
+        (
+            "store::sql::mysql::writer",
+            "use crate::store::sql::postgres::PostgresStore;",
+            true,
+        ),
+        ("store::sql::sqlite", "use super::text;", false),
         ("store::open", "use super::memory::{self, Memory};", false),
         ("store::feed", "use rusqlite::Connection;", true),
         (
@@ -165,6 +188,16 @@ fn check(module: &str, text: &str) -> Vec<String> {
         for (place, what, why) in NEVER {
             if within(module, place) && within(&used, what) {
                 complaints.push(format!("{module} uses {used}: {why}"));
+            }
+        }
+        for kinds in KINDS {
+            let of = |path: &str| kinds.iter().find(|kind| within(path, kind));
+            if let (Some(own), Some(other)) = (of(module), of(&used))
+                && own != other
+            {
+                complaints.push(format!(
+                    "{module} uses {used}: one kind of store knows nothing of another"
+                ));
             }
         }
         for (driver, places) in DRIVERS {

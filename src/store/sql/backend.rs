@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::store::eval::check_at;
-use crate::store::{Guard, Line, Record, Result, StoreError};
+use crate::store::{Guard, Line, Record, Result};
 use crate::types::{EventBatch, KeyRange, KeyValue, LeaseId, Revision};
 
 /// A database under the SQL engine.
@@ -114,15 +114,7 @@ impl Head {
 
     /// Whether an operation under `guard` may be carried out here.
     pub fn admit(&self, guard: Guard) -> Result<()> {
-        match guard {
-            Guard::Unfenced if self.fenced => Err(StoreError::StaleEpoch),
-            Guard::NoLine if self.line.is_some() => Err(StoreError::StaleEpoch),
-            Guard::None | Guard::Raw | Guard::Unfenced | Guard::NoLine => Ok(()),
-            Guard::Epoch { epoch, .. } => match self.line {
-                Some(line) if line.epoch == epoch => Ok(()),
-                _ => Err(StoreError::StaleEpoch),
-            },
-        }
+        guard.admit(self.fenced, self.line)
     }
 
     /// The oldest revision that can be read.

@@ -218,7 +218,7 @@ impl<B: Backend> Committer<B> {
         let mut decide = |found: Prefetched| {
             decided = None;
             // It does not count as reached: a commit may be seen here that a crash takes back.
-            fallen = self.height.check(floor, found.head.revision);
+            fallen = Height::check(floor, found.head.revision);
             if fallen.is_err() || want.has_more_claims(&found.claimed) {
                 return Changes::none(found.head);
             }

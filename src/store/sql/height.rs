@@ -27,9 +27,16 @@ impl Height {
         self.0.fetch_max(revision.0, Ordering::AcqRel);
     }
 
-    /// Checks the revision that the store answered against what [`Self::get`] gave before it was
-    /// asked.
-    pub(super) fn check(&self, floor: Revision, answered: Revision) -> Result<()> {
+    /// Checks the revision that the store answered against what [`Self::get`] gave before it was asked,
+    /// and notes it.
+    pub(super) fn reach(&self, floor: Revision, answered: Revision) -> Result<()> {
+        Self::check(floor, answered)?;
+        self.raise(answered);
+        Ok(())
+    }
+
+    /// The same without noting it: somebody has seen it, but a crash may yet take it back.
+    pub(super) fn check(floor: Revision, answered: Revision) -> Result<()> {
         if answered < floor {
             return Err(StoreError::Broken(format!(
                 "the database has gone back from revision {floor} to {answered}: it has lost commits \
@@ -50,13 +57,15 @@ mod tests {
     fn a_store_that_goes_back_is_noticed_by_whoever_asks_afterwards() {
         let height = Height::new(Revision(3));
         let before = height.get();
-        height.check(before, Revision(5)).unwrap();
-        height.raise(Revision(5));
+        height.reach(before, Revision(5)).unwrap();
         // Was under way when another one saw 5.
-        height.check(before, Revision(4)).unwrap();
-        let told = height.check(height.get(), Revision(4)).unwrap_err();
+        height.reach(before, Revision(4)).unwrap();
+        let told = height.reach(height.get(), Revision(4)).unwrap_err();
         assert!(told.to_string().contains("from revision 5 to 4"), "{told}");
         height.raise(Revision(6));
-        assert!(height.check(height.get(), Revision(5)).is_err());
+        assert!(height.reach(height.get(), Revision(5)).is_err());
+        // What was only glimpsed is not missed.
+        Height::check(height.get(), Revision(7)).unwrap();
+        height.reach(height.get(), Revision(6)).unwrap();
     }
 }

@@ -3,7 +3,7 @@
 //! In reading order:
 //!
 //! - [`backend`]: what a database is asked for, as plain data.
-//! - `tables`: what the tables are. [`text`]: the statements that are the same in all databases.
+//! - `tables`: what the tables are. [`text`]: the statements that SQLite and PostgreSQL have in common.
 //!   `rows`: from the columns of a driver to what the engine knows.
 //! - `work`: requests that wait, and what has to be fetched for them. `table` shows what was fetched
 //!   to [`super::eval`], `decide` turns the outcome into changes, `replay` those of another store. All are
@@ -240,8 +240,7 @@ impl<B: Backend> Engine<B> {
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {
         let floor = self.height.get();
         let read = self.backend.read(snapshot).await?;
-        self.height.check(floor, read.head.revision)?;
-        self.height.raise(read.head.revision);
+        self.height.reach(floor, read.head.revision)?;
         Ok(read)
     }
 

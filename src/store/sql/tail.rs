@@ -69,8 +69,7 @@ impl<B: Backend> Tail<B> {
             let from = self.feed.published();
             let floor = self.height.get();
             let read = self.backend.read(scan(from)).await?;
-            self.height.check(floor, read.head.revision)?;
-            self.height.raise(read.head.revision);
+            self.height.reach(floor, read.head.revision)?;
             let Some(Found::Log { batches, reached }) = read.found.into_iter().next() else {
                 return Err(unanswered());
             };

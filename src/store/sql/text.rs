@@ -1,8 +1,8 @@
-//! The statements that are the same in all databases, but for their dialects.
+//! The statements that are the same in SQLite and PostgreSQL, but for their dialects. What MySQL is sent are
+//! scripts of several statements without parameters, which it has for itself.
 //!
-//! Parameters are written `?1`, `?2` … and may occur more than once, as SQLite has it. [`numbered`]
-//! and [`positional`] write them as others want them. `"key"` is quoted since MySQL has a use for
-//! the bare word (its sessions have `ANSI_QUOTES` set).
+//! Parameters are written `?1`, `?2` … and may occur more than once, as SQLite has it; [`numbered`] writes
+//! them as PostgreSQL wants them.
 
 use super::tables::{LEASED, log_kind};
 
@@ -211,33 +211,13 @@ pub fn numbered(text: &str) -> String {
     text.replace('?', "$")
 }
 
-/// The text with each parameter written `?`, and which one each of them is, counted from 1.
-#[must_use]
-pub fn positional(text: &str) -> (String, Vec<usize>) {
-    let mut pieces = text.split('?');
-    let mut written = pieces.next().unwrap_or_default().to_owned();
-    let mut order = Vec::new();
-    for piece in pieces {
-        let rest = piece.trim_start_matches(|c: char| c.is_ascii_digit());
-        order.push(piece[..piece.len() - rest.len()].parse().unwrap_or(0));
-        written.push('?');
-        written.push_str(rest);
-    }
-    (written, order)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_written_as_databases_want_them() {
+    fn parameters_are_written_as_postgresql_wants_them() {
         let text = "SELECT ?1 WHERE a < ?12 OR b = ?1";
         assert_eq!(numbered(text), "SELECT $1 WHERE a < $12 OR b = $1");
-        assert_eq!(
-            positional(text),
-            ("SELECT ? WHERE a < ? OR b = ?".into(), vec![1, 12, 1])
-        );
-        assert_eq!(positional("SELECT 1"), ("SELECT 1".into(), Vec::new()));
     }
 }

@@ -1,6 +1,6 @@
 //! Real servers for tests and benches, started on free loopback ports and stopped on drop.
 //!
-//! Benches use it with `#[path = "../tests/it/support/mod.rs"] mod support;`.
+//! The benchmarks use it too, as `servers` (see `benches/support/mod.rs`).
 
 #![allow(
     dead_code,

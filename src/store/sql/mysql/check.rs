@@ -230,7 +230,7 @@ pub(super) async fn told(
 /// What is needed instead of a server of this version, if it is too old: it would fail at the first statement
 /// with a window function. Others that speak the protocol count otherwise.
 fn too_old(version: &str, mariadb: bool) -> Option<&'static str> {
-    let mut numbers = version.split('.').map(|part| part.parse::<u32>());
+    let mut numbers = version.split('.').map(str::parse::<u32>);
     let version_is = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     match mariadb {
         true if version_is < (10, 2) => Some("Segue needs MariaDB 10.2 or later"),
