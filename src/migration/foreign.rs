@@ -27,7 +27,7 @@ use super::ledger::{Entry, write};
 use super::phase::{Phase, State};
 use super::records::readable;
 use crate::store::foreign::{Bookmark, ForeignBatch, ForeignChange};
-use crate::store::{Claim, GuardedStore, Read, ReadReply, RecordTxn, Result, StoreError};
+use crate::store::{Claim, GuardedStore, Read, RecordTxn, Result, StoreError, exactly};
 use crate::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Event, KeyRange, KeyValue, LeaseId, Op,
     Put, Range, Revision, Txn,
@@ -397,14 +397,10 @@ impl Watcher {
             ..Range::of(keys.clone())
         });
         let reads = vec![live, Read::Claims { keys, values: 0 }];
-        let mut present = (Vec::new(), None);
-        for reply in self.new.snapshot(None, reads).await?.reply {
-            match reply {
-                ReadReply::Range(range) => present.1 = range.kvs.into_iter().next(),
-                ReadReply::Claims(claims) => present.0 = claims,
-            }
-        }
-        Ok(present)
+        let replies = self.new.snapshot(None, reads).await?.reply;
+        let [live, claims] = exactly(replies)?;
+        let live = live.into_range()?.kvs.into_iter().next();
+        Ok((claims.into_claims()?, live))
     }
 
     /// Carries out `op` if the key still has the mod revision `expected`; answers the revision, or

@@ -23,8 +23,7 @@ use super::ledger::{Entry, Ledger, write};
 use super::phase::State;
 use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
 use crate::store::{
-    Claim, Guard, GuardedStore, NewStore, Read, ReadReply, Replay, Replayed, Result, StoreError,
-    WatchEnd,
+    Claim, Guard, GuardedStore, NewStore, Replay, Replayed, Result, StoreError, WatchEnd,
 };
 use crate::types::range::successor;
 use crate::types::{KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};
@@ -314,14 +313,8 @@ impl Mirror {
         let there = old.range(keys_only).await?.reply.kvs;
         let mut there: HashMap<Bytes, KeyValue> =
             there.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
-        let read = Read::Claims {
-            keys: part,
-            values: usize::MAX,
-        };
-        let claims = match self.new.snapshot(None, vec![read]).await?.reply.pop() {
-            Some(ReadReply::Claims(claims)) => claims,
-            _ => Vec::new(),
-        };
+        // Whatever is there and not among these may be deleted.
+        let claims = self.new.claims(part, usize::MAX).await?;
         let mut changes = Vec::new();
         for claim in claims {
             let present = there.remove(claim.key()).is_some();

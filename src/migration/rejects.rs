@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::copier::Copier;
 use super::ledger::Ledger;
 use super::records::{REJECTS, Reject};
-use crate::store::{Claim, GuardedStore, OldStore, Read, ReadReply, Result};
+use crate::store::{GuardedStore, OldStore, Result};
 use crate::types::{Content, KeyRange};
 
 /// Goes through all rejects and forgets those that are none any more: the key is gone from the old
@@ -38,10 +38,5 @@ pub async fn retry(
 }
 
 async fn is_claimed(new: &Arc<dyn GuardedStore>, keys: KeyRange) -> Result<bool> {
-    let read = Read::Claims { keys, values: 0 };
-    let replies = new.snapshot(None, vec![read]).await?.reply;
-    Ok(replies.iter().any(|reply| match reply {
-        ReadReply::Claims(claims) => claims.iter().map(Claim::key).next().is_some(),
-        ReadReply::Range(_) => false,
-    }))
+    Ok(!new.claims(keys, 0).await?.is_empty())
 }

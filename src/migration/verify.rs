@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::mirror;
 use super::reach::{FIRST_PAGE, Reach, adapted};
 use super::records::readable;
-use crate::store::{
-    Claim, GuardedStore, NewStore, OldStore, Page, Read, ReadReply, Result, StoreError,
-};
+use crate::store::{Claim, GuardedStore, NewStore, OldStore, Page, Result};
 use crate::types::range::successor;
 use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
 
@@ -159,7 +157,7 @@ impl Verification {
         let more = reach.go_on(&page, end);
         page.kvs.retain(|kv| part.contains(&kv.key));
         page.rejects.retain(|(key, _)| part.contains(key));
-        let claims = self.claims(part).await?;
+        let claims = self.new.claims(part, usize::MAX).await?;
         limits.1 = adapted(limits.1, claims.iter().filter_map(Claim::live));
         if self.all_claimed {
             // Both are in key order.
@@ -187,19 +185,6 @@ impl Verification {
         let reply = self.new.range(request).await?.reply;
         let last = reply.kvs.last().filter(|_| reply.more);
         Ok(last.map(|kv| successor(&kv.key)))
-    }
-
-    async fn claims(&self, keys: KeyRange) -> Result<Vec<Claim>> {
-        let read = Read::Claims {
-            keys,
-            values: usize::MAX,
-        };
-        match self.new.snapshot(None, vec![read]).await?.reply.pop() {
-            Some(ReadReply::Claims(claims)) => Ok(claims),
-            _ => Err(StoreError::Broken(
-                "the new store did not answer which keys are claimed".into(),
-            )),
-        }
     }
 }
 

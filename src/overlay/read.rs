@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use super::{Overlay, merge};
-use crate::store::{Claim, Read, ReadReply, Result, StoreError, eval};
+use crate::store::{Claim, Read, Result, eval, exactly, miscounted};
 use crate::types::{Answer, Content, KeyRange, KeyValue, Range, RangeReply, SortTarget};
 
 /// Pairs that are asked of the old store at once with their values, and without.
@@ -69,13 +69,8 @@ impl Overlay {
             values: 1,
         }];
         let answer = self.new.snapshot(request.at, reads).await?;
-        let claims = answer
-            .reply
-            .into_iter()
-            .next()
-            .map(claims_of)
-            .transpose()?
-            .unwrap_or_default();
+        let [claims] = exactly(answer.reply)?;
+        let claims = claims.into_claims()?;
         if !claims.is_empty() {
             self.known.insert(&key);
         }
@@ -135,26 +130,28 @@ impl Overlay {
         let mut count = 0;
         // Behind the first place where pairs were left out, no pair may be answered.
         let mut complete = true;
-        for reply in answer.reply {
-            match reply {
-                ReadReply::Range(reply) => {
-                    count += reply.count;
-                    if complete {
-                        complete = reply.kvs.len() == reply.count;
-                        kvs.extend(reply.kvs);
-                    }
+        if answer.reply.len() != pieces.len() {
+            return Err(miscounted(pieces.len(), answer.reply.len()));
+        }
+        for ((_, copied), reply) in pieces.iter().zip(answer.reply) {
+            if *copied {
+                let reply = reply.into_range()?;
+                count += reply.count;
+                if complete {
+                    complete = reply.kvs.len() == reply.count;
+                    kvs.extend(reply.kvs);
                 }
-                ReadReply::Claims(claims) => {
-                    let OldGap { pairs, rest } = gaps.next().unwrap_or_default();
-                    count += count_view(&pairs, &rest, &claims);
-                    if complete {
-                        complete = rest.is_empty();
-                        let last = pairs.last().map(|kv| kv.key.clone());
-                        kvs.extend(merge::view(pairs, claims).into_iter().take_while(|kv| {
-                            complete || last.as_ref().is_some_and(|last| kv.key <= *last)
-                        }));
-                    }
-                }
+                continue;
+            }
+            let claims = reply.into_claims()?;
+            let OldGap { pairs, rest } = gaps.next().unwrap_or_default();
+            count += count_view(&pairs, &rest, &claims);
+            if complete {
+                complete = rest.is_empty();
+                let last = pairs.last().map(|kv| kv.key.clone());
+                kvs.extend(merge::view(pairs, claims).into_iter().take_while(|kv| {
+                    complete || last.as_ref().is_some_and(|last| kv.key <= *last)
+                }));
             }
         }
         let enough = complete || wanted == 0 || (request.limit > 0 && kvs.len() > request.limit);
@@ -212,13 +209,4 @@ fn count_view(pairs: &[KeyValue], rest: &[Bytes], claims: &[Claim]) -> usize {
         })
         .count();
     live + pairs.len() + rest.len() - shadowed
-}
-
-fn claims_of(reply: ReadReply) -> Result<Vec<Claim>> {
-    match reply {
-        ReadReply::Claims(claims) => Ok(claims),
-        ReadReply::Range(_) => Err(StoreError::Broken(
-            "the new store answered a read of claims with a range".into(),
-        )),
-    }
 }

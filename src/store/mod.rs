@@ -35,7 +35,7 @@ use crate::types::{
 pub use error::{RequestError, Result, StoreError};
 pub use new::{
     Claim, CopyUp, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read, ReadReply,
-    Record, RecordTxn, RecordWrite, Replay, Replayed,
+    Record, RecordTxn, RecordWrite, Replay, Replayed, exactly, miscounted,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};
 pub use open::{open_new, open_old};

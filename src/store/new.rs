@@ -219,6 +219,14 @@ pub trait GuardedStore: Store {
         reads: Vec<Read>,
     ) -> Result<Answer<Vec<ReadReply>>>;
 
+    /// What the store has decided about `keys`, now: a [`Read::Claims`] alone. Fails if the answer is
+    /// anything else, since whoever takes that for "nothing is claimed" may delete what is.
+    async fn claims(&self, keys: KeyRange, values: usize) -> Result<Vec<Claim>> {
+        let read = Read::Claims { keys, values };
+        let [claims] = exactly(self.snapshot(None, vec![read]).await?.reply)?;
+        claims.into_claims()
+    }
+
     /// Copies up `copies`, each only if its key is unclaimed, then runs `txn`. Copies that were
     /// made stay made if the transaction fails.
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>>;
@@ -261,6 +269,43 @@ pub enum ReadReply {
     Range(RangeReply),
     /// To [`Read::Claims`].
     Claims(Vec<Claim>),
+}
+
+impl ReadReply {
+    /// The pairs. Fails if something else was answered.
+    pub fn into_range(self) -> Result<RangeReply> {
+        match self {
+            Self::Range(range) => Ok(range),
+            Self::Claims(_) => Err(StoreError::Broken(
+                "the new store answered a read of pairs with claims".into(),
+            )),
+        }
+    }
+
+    /// The claims. Fails if something else was answered.
+    pub fn into_claims(self) -> Result<Vec<Claim>> {
+        match self {
+            Self::Claims(claims) => Ok(claims),
+            Self::Range(_) => Err(StoreError::Broken(
+                "the new store answered a read of claims with pairs".into(),
+            )),
+        }
+    }
+}
+
+/// The replies to so many reads. Fails if there are more or fewer.
+pub fn exactly<const READS: usize>(replies: Vec<ReadReply>) -> Result<[ReadReply; READS]> {
+    replies
+        .try_into()
+        .map_err(|replies: Vec<ReadReply>| miscounted(READS, replies.len()))
+}
+
+/// The error of a store that answers another number of reads than it was asked for.
+#[must_use]
+pub fn miscounted(reads: usize, replies: usize) -> StoreError {
+    StoreError::Broken(format!(
+        "the new store answered {reads} reads with {replies} replies"
+    ))
 }
 
 /// What the new store has decided about a key.
@@ -343,6 +388,26 @@ impl Replayed {
         match self {
             Self::Put(kv) => Some(kv),
             Self::Delete { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_another_question_is_not_taken_for_nothing() {
+        let pairs = || ReadReply::Range(RangeReply::default());
+        let claims = || ReadReply::Claims(Vec::new());
+        let broken = |error: StoreError| matches!(error, StoreError::Broken(_));
+        assert_eq!(claims().into_claims(), Ok(Vec::new()));
+        assert_eq!(pairs().into_range(), Ok(RangeReply::default()));
+        assert!(broken(pairs().into_claims().unwrap_err()));
+        assert!(broken(claims().into_range().unwrap_err()));
+        assert_eq!(exactly(vec![claims()]), Ok([claims()]));
+        for replies in [vec![], vec![claims(), claims()]] {
+            assert!(broken(exactly::<1>(replies).unwrap_err()));
         }
     }
 }
