@@ -20,6 +20,7 @@ use super::rate::Brake;
 use super::reach::{FIRST_PAGE, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
+use super::troubles::Trouble;
 use crate::store::{GuardedStore, OldStore, Page, RecordTxn, Result, StoreError};
 use crate::types::{Content, Epoch, KeyRange};
 
@@ -41,7 +42,7 @@ pub struct Backfill {
     /// How it is to run, now and later.
     pub control: watch::Receiver<Control>,
     /// What keeps it from going on, for people to see; it goes on trying.
-    pub trouble: watch::Sender<Option<String>>,
+    pub trouble: Arc<Trouble>,
 }
 
 struct Worker {
@@ -88,7 +89,7 @@ impl Backfill {
             };
             let (surveyed, open) = progress;
             if surveyed && open.is_empty() {
-                self.trouble.send_replace(None);
+                self.trouble.clear();
                 return Ok(());
             }
             if !surveyed && !surveying {
@@ -127,7 +128,7 @@ impl Backfill {
             match result {
                 Ok(()) => {
                     pause = PAUSE.0;
-                    self.trouble.send_replace(None);
+                    self.trouble.clear();
                 }
                 Err(error) => self.wait_out(&error, &mut pause).await?,
             }
@@ -155,7 +156,7 @@ impl Backfill {
             return Err(StoreError::StaleEpoch);
         }
         warn!(%error, ?pause, "the backfill waits");
-        self.trouble.send_replace(Some(error.to_string()));
+        self.trouble.tell(format!("the backfill: {error}"));
         tokio::time::sleep(*pause).await;
         *pause = (*pause * 2).min(PAUSE.1);
         Ok(())
@@ -339,6 +340,7 @@ mod tests {
     /// Versions of shards begin anew with each migration: they do not keep out whoever has slept through
     /// the end of one and the beginning of the next.
     #[tokio::test]
+    use crate::migration::troubles::Troubles;
     async fn a_backfill_of_another_epoch_moves_no_shard() {
         let new: Arc<dyn NewStore> = Arc::new(Memory::new());
         let ledger = Ledger::new(new.clone());
@@ -361,7 +363,7 @@ mod tests {
                 epoch,
                 parallel: 1,
                 control,
-                trouble: watch::Sender::new(None),
+                trouble: Troubles::default().begin("backfill"),
             };
             let done = backfill.run().await;
             let shard = ledger.get::<Shard>(&name).await.unwrap().unwrap();

@@ -25,6 +25,7 @@ use super::records::{CONTROL, Control, REJECTS, Reject, STATE, SWITCH, Switch};
 use super::router::Router;
 use super::status::Meter;
 use super::tail::Tails;
+use super::troubles::Troubles;
 use super::verify::Report;
 use crate::overlay::{Counters, Overlay};
 use crate::store::{
@@ -81,7 +82,7 @@ pub struct Controller {
     pub(super) looks: watch::Sender<u64>,
     pub(super) wake: Notify,
     pub(super) control: watch::Sender<Control>,
-    pub(super) job_trouble: watch::Sender<Option<String>>,
+    pub(super) troubles: Troubles,
     pub(super) overlay: ArcSwapOption<Overlay>,
     /// Of overlays of earlier epochs.
     pub(super) past_counters: ArcSwap<Counters>,
@@ -137,7 +138,7 @@ impl Controller {
             looks: watch::Sender::new(0),
             wake: Notify::new(),
             control: watch::Sender::new(control.unwrap_or_default().value),
-            job_trouble: watch::Sender::new(None),
+            troubles: Troubles::default(),
             overlay: ArcSwapOption::empty(),
             past_counters: ArcSwap::default(),
             verifying: ArcSwapOption::empty(),

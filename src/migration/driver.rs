@@ -96,7 +96,7 @@ impl Driver {
             version: 0,
         };
         Self {
-            jobs: Jobs::new(shared.tasks.clone()),
+            jobs: Jobs::new(shared.tasks.clone(), shared.troubles.clone()),
             fleet: Fleet::default(),
             draining: Vec::new(),
             routed: None,
@@ -483,34 +483,19 @@ impl Driver {
 
     fn start(&mut self, job: Job, state: &State) {
         let shared = Arc::clone(&self.shared);
-        let state = state.clone();
+        let (jobs, of) = (&mut self.jobs, state.clone());
         match job {
-            Job::Fencing => self
-                .jobs
-                .start(job, &state, jobs::fence(shared, state.clone())),
-            Job::Opening => self
-                .jobs
-                .start(job, &state, jobs::open(shared, state.clone())),
-            Job::Backfill => self
-                .jobs
-                .start(job, &state, jobs::backfill(shared, state.clone())),
-            Job::Verification(number) => {
-                self.jobs
-                    .start(job, &state, jobs::verify(shared, state.clone(), number));
-            }
-            Job::Mirroring => self
-                .jobs
-                .start(job, &state, jobs::mirror(shared, state.clone())),
-            Job::Draining => self
-                .jobs
-                .start(job, &state, jobs::drain(shared, state.clone())),
-            Job::Clearing => self
-                .jobs
-                .start(job, &state, jobs::clear(shared, state.clone())),
-            Job::Foreign => self
-                .jobs
-                .start(job, &state, foreign::watch(shared, state.clone())),
-            Job::Settling => self.jobs.start(job, &state, jobs::settle(shared)),
+            Job::Fencing => jobs.start(job, state, |trouble| jobs::fence(shared, of, trouble)),
+            Job::Opening => jobs.start(job, state, |trouble| jobs::open(shared, of, trouble)),
+            Job::Backfill => jobs.start(job, state, |trouble| jobs::backfill(shared, of, trouble)),
+            Job::Verification(number) => jobs.start(job, state, |trouble| {
+                jobs::verify(shared, of, number, trouble)
+            }),
+            Job::Mirroring => jobs.start(job, state, |trouble| jobs::mirror(shared, of, trouble)),
+            Job::Draining => jobs.start(job, state, |trouble| jobs::drain(shared, of, trouble)),
+            Job::Clearing => jobs.start(job, state, |trouble| jobs::clear(shared, of, trouble)),
+            Job::Foreign => jobs.start(job, state, |trouble| foreign::watch(shared, of, trouble)),
+            Job::Settling => jobs.start(job, state, |trouble| jobs::settle(shared, trouble)),
         }
     }
 

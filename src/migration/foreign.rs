@@ -26,6 +26,7 @@ use super::controller::{Controller, now_ms};
 use super::ledger::{Entry, write};
 use super::phase::{Phase, State};
 use super::records::readable;
+use super::troubles::Trouble;
 use crate::store::foreign::{Bookmark, ForeignBatch, ForeignChange};
 use crate::store::{Claim, GuardedStore, Read, RecordTxn, Result, StoreError, exactly};
 use crate::types::{
@@ -39,6 +40,9 @@ pub const FOREIGN: &str = "foreign";
 /// How long to wait when the old store cannot be watched. In the normal phase it may be gone for
 /// good.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// A store that has not failed for so long can tell; there was just nothing to be told.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// How often the position is written when there is nothing else to write.
 const KEEP: Duration = Duration::from_secs(10);
@@ -166,11 +170,12 @@ impl Controller {
 }
 
 /// The job: watches the old store for as long as the epoch lasts.
-pub(super) async fn watch(shared: Arc<Controller>, state: State) {
+pub(super) async fn watch(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let watcher = Watcher {
         new: shared.new.guarded(state.guard()),
         shared,
         state,
+        trouble,
     };
     loop {
         match watcher.run().await {
@@ -178,7 +183,7 @@ pub(super) async fn watch(shared: Arc<Controller>, state: State) {
             // Nobody can tell.
             Ok(false) => std::future::pending::<()>().await,
             Err(StoreError::StaleEpoch) => return,
-            Err(error) => debug!(%error, "the old store cannot be watched for foreign changes"),
+            Err(error) => watcher.fails(&error),
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -188,9 +193,19 @@ struct Watcher {
     shared: Arc<Controller>,
     new: Arc<dyn GuardedStore>,
     state: State,
+    trouble: Arc<Trouble>,
 }
 
 impl Watcher {
+    /// Says so where people look, while it matters to them: in the normal phase the old store may be gone.
+    fn fails(&self, error: &StoreError) {
+        debug!(%error, "the old store cannot be watched for foreign changes");
+        if self.state.phase == Phase::Migration {
+            let what = "looking out for what others change in the old store";
+            self.trouble.tell(format!("{what}: {error}"));
+        }
+    }
+
     /// Goes on behind what was seen; answers `false` if the store has no way to tell.
     async fn run(&self) -> Result<bool> {
         let ledger = &self.shared.ledger;
@@ -210,11 +225,22 @@ impl Watcher {
             }
         }
         let mut kept = Instant::now();
-        while let Some(batch) = batches.next().await {
-            let batch = batch?;
+        loop {
+            let batch = match tokio::time::timeout(QUIET, batches.next()).await {
+                Ok(Some(batch)) => batch?,
+                Ok(None) => {
+                    let why = "it does not tell any more".to_owned();
+                    return Err(StoreError::Unavailable(why));
+                }
+                Err(_) => {
+                    self.trouble.clear();
+                    continue;
+                }
+            };
             let news = batch.missed || !batch.changes.is_empty() || batch.mark != entry.value.mark;
             let due = news || kept.elapsed() > KEEP;
             self.take(&mut entry.value, batch).await?;
+            self.trouble.clear();
             if due {
                 if !self.keep(&mut entry).await? {
                     // Another owner is at it.
@@ -223,7 +249,6 @@ impl Watcher {
                 kept = Instant::now();
             }
         }
-        Ok(true)
     }
 
     async fn keep(&self, entry: &mut Entry<Foreign>) -> Result<bool> {

@@ -1,9 +1,11 @@
 //! The jobs that one member does for all, and when.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{info, warn};
@@ -14,6 +16,7 @@ use super::ledger::write;
 use super::mirror::Mirror;
 use super::phase::{Phase, Stage, State, Verified};
 use super::records::{STATE, VERIFY};
+use super::troubles::{Trouble, Troubles};
 use super::verify::{Report, Verification};
 use super::{clearing, fence, opening, rejects, rollback};
 use crate::store::{RecordTxn, Result, StoreError};
@@ -46,6 +49,23 @@ pub(super) enum Job {
     Settling,
 }
 
+impl Job {
+    /// What it is called where its trouble is told.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fencing => "the fencing of the old store",
+            Self::Opening => "the opening of the migration",
+            Self::Backfill => "the backfill",
+            Self::Verification(_) => "the verification",
+            Self::Mirroring => "the mirror",
+            Self::Draining => "the rollback",
+            Self::Clearing => "the emptying of the new store",
+            Self::Foreign => "the look-out for foreign changes",
+            Self::Settling => "the dropping of claims",
+        }
+    }
+}
+
 /// What the choice of jobs depends on besides the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Situation {
@@ -58,27 +78,41 @@ pub(super) struct Situation {
 /// The jobs that run.
 pub(super) struct Jobs {
     tasks: Tasks,
+    troubles: Troubles,
     running: Vec<(Job, Epoch, JoinHandle<()>)>,
     finished: Arc<Notify>,
 }
 
 impl Jobs {
-    pub(super) fn new(tasks: Tasks) -> Self {
+    pub(super) fn new(tasks: Tasks, troubles: Troubles) -> Self {
         Self {
             tasks,
+            troubles,
             running: Vec::new(),
             finished: Arc::default(),
         }
     }
 
-    pub(super) fn start(
-        &mut self,
-        job: Job,
-        state: &State,
-        work: impl Future<Output = ()> + Send + 'static,
-    ) {
+    /// Runs a job, which tells its trouble where it is shown. One that panics says so there, and has ended
+    /// a little later: it is begun again then, if it still is to be done.
+    pub(super) fn start<W>(&mut self, job: Job, state: &State, work: impl FnOnce(Arc<Trouble>) -> W)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
         let finished = Arc::clone(&self.finished);
         let token = self.tasks.token().clone();
+        let name = job.name();
+        let trouble = self.troubles.begin(name);
+        // Of what it leaves behind nothing is used but its trouble.
+        let work = AssertUnwindSafe(work(trouble.clone())).catch_unwind();
+        let work = async move {
+            if work.await.is_err() {
+                warn!("{name} has ended by a fault of its own");
+                let and = "has ended by a fault of its own and is begun again";
+                trouble.leave(format!("{name} {and}"));
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
         let handle = self.tasks.spawn(format!("{job:?}"), async move {
             tokio::select! {
                 () = work => {}
@@ -91,14 +125,18 @@ impl Jobs {
 
     /// Stops what is not this member's any more, or belongs to an epoch that is over.
     pub(super) fn keep_only(&mut self, state: &State, situation: Situation) {
+        let mut names = Vec::new();
         self.running.retain(|(job, epoch, handle)| {
             let kept =
                 *epoch == state.epoch && (situation.owner || matches!(job, Job::Verification(_)));
-            if !kept {
+            if kept {
+                names.push(job.name());
+            } else {
                 handle.abort();
             }
             kept && !handle.is_finished()
         });
+        self.troubles.keep_only(|name| names.contains(&name));
     }
 
     pub(super) fn stop(&mut self) {
@@ -107,6 +145,7 @@ impl Jobs {
             .drain(..)
             .map(|(_, _, handle)| handle.abort_handle());
         handles.for_each(|handle: AbortHandle| handle.abort());
+        self.troubles.keep_only(|_| false);
     }
 
     /// Returns when a job has ended.
@@ -176,8 +215,8 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
 }
 
 /// Fences the old store, and notes the revision that it came to.
-pub(super) async fn fence(shared: Arc<Controller>, state: State) {
-    until_done(&shared, "fencing the old store", || async {
+pub(super) async fn fence(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
+    until_done(&trouble, "fencing the old store", || async {
         let Some(old) = shared.fenceable().await? else {
             let why = "the old store cannot be fenced";
             return Err(StoreError::Broken(why.into()));
@@ -204,9 +243,9 @@ pub(super) async fn fence(shared: Arc<Controller>, state: State) {
 
 /// Makes sure of what the new store held before, brings leases and leased keys over, then lets clients
 /// in.
-pub(super) async fn open(shared: Arc<Controller>, state: State) {
+pub(super) async fn open(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let new = shared.new.guarded(state.guard());
-    until_done(&shared, "opening the migration", || async {
+    until_done(&trouble, "opening the migration", || async {
         if state.nonempty {
             // Before anything is copied up, leased keys included.
             new.claim_present().await?;
@@ -229,8 +268,8 @@ pub(super) async fn open(shared: Arc<Controller>, state: State) {
 }
 
 /// Replays the new store's changes into the old one, for as long as the epoch lasts.
-pub(super) async fn mirror(shared: Arc<Controller>, state: State) {
-    until_done(&shared, "mirroring into the old store", || async {
+pub(super) async fn mirror(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
+    until_done(&trouble, "mirroring into the old store", || async {
         let Some(old) = shared.fenceable().await? else {
             let why = "the old store has no transactions";
             return Err(StoreError::Broken(why.into()));
@@ -240,6 +279,7 @@ pub(super) async fn mirror(shared: Arc<Controller>, state: State) {
             new: shared.new.guarded(state.guard()),
             state: state.clone(),
             tails: shared.tails.clone(),
+            trouble: trouble.clone(),
         };
         mirror.run(None).await.map(drop)
     })
@@ -247,30 +287,30 @@ pub(super) async fn mirror(shared: Arc<Controller>, state: State) {
 }
 
 /// Brings the old store up to the new one's last revision and lets it be served again.
-pub(super) async fn drain(shared: Arc<Controller>, state: State) {
+pub(super) async fn drain(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let begun = tokio::time::Instant::now();
-    until_done(&shared, "rolling back", || {
-        rollback::drain(&shared, &state, begun)
+    until_done(&trouble, "rolling back", || {
+        rollback::drain(&shared, &state, begun, &trouble)
     })
     .await;
 }
 
 /// Empties the new store after a rollback.
-pub(super) async fn clear(shared: Arc<Controller>, state: State) {
+pub(super) async fn clear(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let goal = state.borders.last().copied().unwrap_or_default();
     // Members acknowledge when their watches have read what was there and gone over.
     let epoch = state.epoch;
     shared
         .wait_until(|view| view.fleet.behind(epoch).is_empty())
         .await;
-    until_done(&shared, "emptying the new store", || {
+    until_done(&trouble, "emptying the new store", || {
         clearing::clear(&shared, epoch, goal)
     })
     .await;
 }
 
 /// Copies everything, then says so.
-pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
+pub(super) async fn backfill(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let backfill = Backfill {
         ledger: shared.ledger.clone(),
         old: shared.old.clone(),
@@ -278,14 +318,14 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
         epoch: state.epoch,
         parallel: shared.options.parallel,
         control: shared.control.subscribe(),
-        trouble: shared.job_trouble.clone(),
+        trouble: trouble.clone(),
     };
     info!("the backfill runs here");
     if backfill.run().await.is_err() {
         return;
     }
     until_done(
-        &shared,
+        &trouble,
         "recording that the backfill is complete",
         || async {
             let done = shared
@@ -307,8 +347,14 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State) {
 }
 
 /// Tries rejects again, compares everything, and records what was found.
-pub(super) async fn verify(shared: Arc<Controller>, state: State, number: u64) {
-    until_done(&shared, "verifying", || async {
+pub(super) async fn verify(
+    shared: Arc<Controller>,
+    state: State,
+    number: u64,
+    trouble: Arc<Trouble>,
+) {
+    let _under_way = UnderWay(shared.clone());
+    until_done(&trouble, "verifying", || async {
         // In another epoch it would begin anew, and the number stays open until then.
         if verify_once(&shared, &state).await? {
             shared.verified(number);
@@ -316,7 +362,15 @@ pub(super) async fn verify(shared: Arc<Controller>, state: State, number: u64) {
         Ok(())
     })
     .await;
-    shared.verifying.store(None);
+}
+
+/// A verification is shown as under way until it has ended, by whatever.
+struct UnderWay(Arc<Controller>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.verifying.store(None);
+    }
 }
 
 /// Answers whether there is a result for this epoch.
@@ -380,8 +434,8 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
 }
 
 /// Drops the claims, which nobody asks for any more.
-pub(super) async fn settle(shared: Arc<Controller>) {
-    until_done(&shared, "dropping claims", || async {
+pub(super) async fn settle(shared: Arc<Controller>, trouble: Arc<Trouble>) {
+    until_done(&trouble, "dropping claims", || async {
         shared.new.drop_claims().await?;
         let dropped = |now: &mut State| {
             let ours = now.phase == Phase::Settled && !now.claims_dropped;
@@ -398,21 +452,19 @@ pub(super) async fn settle(shared: Arc<Controller>) {
 
 /// Tries until it works, or until the epoch is over.
 async fn until_done<F: Future<Output = Result<()>>>(
-    shared: &Controller,
+    trouble: &Trouble,
     what: &str,
     work: impl Fn() -> F,
 ) {
     loop {
         match work().await {
             Ok(()) | Err(StoreError::StaleEpoch) => {
-                shared.job_trouble.send_replace(None);
+                trouble.clear();
                 return;
             }
             Err(error) => {
                 warn!(%error, "{what}: trying again");
-                shared
-                    .job_trouble
-                    .send_replace(Some(format!("{what}: {error}")));
+                trouble.tell(format!("{what}: {error}"));
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -423,6 +475,49 @@ async fn until_done<F: Future<Output = Result<()>>>(
 mod tests {
     use super::*;
     use crate::types::Revision;
+
+    #[tokio::test]
+    async fn a_job_that_ends_by_a_fault_says_so_until_it_gets_on_or_is_not_wanted() {
+        let (tasks, troubles) = (Tasks::new(), Troubles::default());
+        let mut jobs = Jobs::new(tasks.clone(), troubles.clone());
+        let state = State::begin("m".into(), "old".into(), Revision(9), false, 1).opened(2);
+        let owner = Situation {
+            owner: true,
+            verify: None,
+        };
+        let fault = "the mirror has ended by a fault of its own and is begun again";
+        for _ in 0..2 {
+            jobs.start(Job::Mirroring, &state, |_| async {
+                panic!("a fault, on purpose")
+            });
+            jobs.finished().await;
+            assert!(!jobs.runs(Job::Mirroring, state.epoch));
+            jobs.keep_only(&state, owner);
+            assert_eq!(troubles.text().as_deref(), Some(fault));
+        }
+        let gets_on = Arc::new(Notify::new());
+        let (signal, told) = (gets_on.clone(), Arc::new(Notify::new()));
+        let tells = told.clone();
+        jobs.start(Job::Mirroring, &state, |trouble| async move {
+            signal.notified().await;
+            trouble.clear();
+            tells.notify_one();
+            signal.notified().await;
+            trouble.tell("it is cut off".into());
+            tells.notify_one();
+            std::future::pending().await
+        });
+        jobs.keep_only(&state, owner);
+        assert_eq!(troubles.text().as_deref(), Some(fault));
+        for text in [None, Some("it is cut off")] {
+            gets_on.notify_one();
+            told.notified().await;
+            assert_eq!(troubles.text().as_deref(), text);
+        }
+        let next = state.switched(Phase::Normal, 3);
+        jobs.keep_only(&next, owner);
+        assert_eq!(troubles.text(), None);
+    }
 
     #[test]
     fn each_state_has_its_jobs() {

@@ -22,6 +22,7 @@ use super::controller::now_ms;
 use super::ledger::{Entry, Ledger, write};
 use super::phase::State;
 use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
+use super::troubles::Trouble;
 use crate::store::{
     Claim, Guard, GuardedStore, NewStore, Replay, Replayed, Result, StoreError, WatchEnd,
 };
@@ -74,6 +75,8 @@ pub struct Mirror {
     pub state: State,
     /// Where the mirror of the epoch before may have left what comes next.
     pub tails: Tails,
+    /// Where it is told that the mirror cannot go on; it says when it can again.
+    pub trouble: Arc<Trouble>,
 }
 
 /// Why a watch of the new store has ended.
@@ -207,11 +210,16 @@ impl Mirror {
                 self.replay(at, last, through).await?;
                 noted = Instant::now();
                 tail.done(&at.value);
+                self.trouble.clear();
                 if goal.is_none() && close {
                     tokio::time::sleep(begun.elapsed().min(REST)).await;
                 }
             } else {
                 tail.done(&at.value);
+                if end.is_none() && !nothing_came {
+                    // The old store has answered at the beginning, and the new one has nothing for it.
+                    self.trouble.clear();
+                }
             }
             if reached {
                 return Ok(Followed::Reached);
@@ -298,6 +306,7 @@ impl Mirror {
             let through = at.value.through;
             for some in chunks(changes) {
                 self.replay(at, some, through).await?;
+                self.trouble.clear();
             }
         }
         self.replay(at, Vec::new(), target).await

@@ -14,7 +14,7 @@
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
 //!   switch costs.
 //! - [`offline`]: all of it at once, while the application is stopped.
-//! - [`status`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
+//! - [`status`], [`troubles`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
 pub mod asking;
 pub mod backfill;
@@ -49,6 +49,7 @@ pub mod status;
 pub mod survey;
 pub mod switch;
 pub mod tail;
+pub mod troubles;
 pub mod verify;
 
 pub use controller::Controller;

@@ -20,6 +20,7 @@ use super::ledger::{Entry, Ledger, write};
 use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
 use super::records::{REJECTS, Reject, STATE};
+use super::troubles::Trouble;
 use crate::store::{
     Guard, GuardedStore, NewStore, RecordTxn, Replayed, RequestError, Result, StoreError,
 };
@@ -47,7 +48,12 @@ enum Attempt {
 }
 
 /// Carries a rollback to its end, or calls it off.
-pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) -> Result<()> {
+pub(super) async fn drain(
+    shared: &Controller,
+    state: &State,
+    begun: Instant,
+    trouble: &Arc<Trouble>,
+) -> Result<()> {
     let Some(old) = shared.fenceable().await? else {
         return call_off(shared, state, None, "the old store cannot be fenced").await;
     };
@@ -56,6 +62,7 @@ pub(super) async fn drain(shared: &Controller, state: &State, begun: Instant) ->
         new: shared.new.guarded(state.guard()),
         state: state.clone(),
         tails: shared.tails.clone(),
+        trouble: trouble.clone(),
     };
     // Whoever was here before may have come to the end of it.
     let opened = |line: Option<crate::store::Line>| {

@@ -230,11 +230,11 @@ impl Controller {
         Ok(answer.unwrap_or_else(|_| nothing())?.len())
     }
 
-    /// What is wrong now: with the migration's records, or with a job.
+    /// What is wrong now: with the migration's records, or with jobs.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let of_records = self.view.load().trouble.clone();
-        of_records.or_else(|| self.job_trouble.borrow().clone())
+        of_records.or_else(|| self.troubles.text())
     }
 
     fn member_statuses(&self, view: &View) -> Vec<MemberStatus> {

@@ -198,6 +198,21 @@ async fn metrics_tell_of_trouble_with_a_job_and_of_the_mirror() {
         }
     })
     .await;
+
+    old.restart().await;
+    eventually("the trouble is over", async || {
+        let found = (
+            gauge(admin, "segue_trouble").await,
+            gauge(admin, "segue_mirror_behind").await,
+        );
+        if found == (Some(0), Some(0)) {
+            Ok(())
+        } else {
+            Err(found)
+        }
+    })
+    .await;
+    assert_eq!(segue.status().await.unwrap()["trouble"], Value::Null);
 }
 
 #[tokio::test]
