@@ -121,9 +121,15 @@ impl Backfill {
                     busy.remove(&name);
                     result
                 }
-                Err(panic) => Err(StoreError::Broken(format!(
-                    "a part of the backfill: {panic}"
-                ))),
+                Err(panic) => {
+                    // It does not say which part it was, so all are begun anew.
+                    tasks.shutdown().await;
+                    busy.clear();
+                    surveying = false;
+                    Err(StoreError::Broken(format!(
+                        "a part of it has ended by a fault of its own: {panic}"
+                    )))
+                }
             };
             match result {
                 Ok(()) => {
@@ -328,19 +334,20 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
     use bytes::Bytes;
 
     use super::*;
     use crate::migration::phase::State;
     use crate::migration::records::STATE;
+    use crate::migration::troubles::Troubles;
     use crate::store::memory::Memory;
-    use crate::store::{AsOld, Guard, NewStore};
-    use crate::types::Revision;
+    use crate::store::{AsOld, Guard, NewStore, OldLease};
+    use crate::types::{KeyValue, Revision};
 
     /// Versions of shards begin anew with each migration: they do not keep out whoever has slept through
     /// the end of one and the beginning of the next.
     #[tokio::test]
-    use crate::migration::troubles::Troubles;
     async fn a_backfill_of_another_epoch_moves_no_shard() {
         let new: Arc<dyn NewStore> = Arc::new(Memory::new());
         let ledger = Ledger::new(new.clone());
@@ -372,6 +379,86 @@ mod tests {
         let over = Err(StoreError::StaleEpoch);
         assert_eq!(run(state.epoch.next()).await, (over, false));
         assert_eq!(run(state.epoch).await, (Ok(()), true));
+    }
+
+    /// An old store that meets a fault in the program the first time that it is read.
+    struct Faulty(AsOld, AtomicUsize);
+
+    #[async_trait]
+    impl OldStore for Faulty {
+        async fn identity(&self) -> Result<String> {
+            self.0.identity().await
+        }
+
+        async fn revision(&self) -> Result<Revision> {
+            self.0.revision().await
+        }
+
+        async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+            self.0.get(keys).await
+        }
+
+        async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+            let reads = self.1.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(reads, 0, "a fault, on purpose");
+            self.0.scan(keys, limit, content).await
+        }
+
+        async fn count(&self, keys: KeyRange) -> Result<usize> {
+            self.0.count(keys).await
+        }
+
+        async fn leases(&self) -> Result<Vec<OldLease>> {
+            self.0.leases().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_by_a_fault_is_begun_again() {
+        let new: Arc<dyn NewStore> = Arc::new(Memory::new());
+        let ledger = Ledger::new(new.clone());
+        let state = State::begin("it".into(), "old".into(), Revision(1), false, 0);
+        assert!(ledger.put(STATE, &state, 0).await.unwrap());
+        let survey = Survey {
+            done: true,
+            shards: 2,
+            ..Survey::default()
+        };
+        assert!(ledger.put(SURVEY, &survey, 0).await.unwrap());
+        let middle = Bytes::from_static(b"m");
+        let shards = [
+            Shard {
+                end: Some(middle.clone()),
+                ..Shard::default()
+            },
+            Shard {
+                start: middle.clone(),
+                frontier: middle,
+                ..Shard::default()
+            },
+        ];
+        for (number, shard) in shards.iter().enumerate() {
+            let name = format!("{SHARDS}{number:06}");
+            assert!(ledger.put(&name, shard, 0).await.unwrap());
+        }
+        let (_control, control) = watch::channel(Control::default());
+        let troubles = Troubles::default();
+        let old = AsOld::new(Arc::new(Memory::new()), "old".into());
+        let backfill = Backfill {
+            ledger: ledger.clone(),
+            old: Arc::new(Faulty(old, AtomicUsize::new(0))),
+            new: new.guarded(Guard::None),
+            epoch: state.epoch,
+            parallel: 2,
+            control,
+            trouble: troubles.begin("backfill"),
+        };
+        let long = Duration::from_secs(60);
+        let done = tokio::time::timeout(long, backfill.run()).await;
+        assert_eq!(done.expect("it does not hang"), Ok(()));
+        let shards = ledger.list::<Shard>(SHARDS).await.unwrap();
+        assert!(shards.iter().all(|(_, shard)| shard.value.done));
+        assert_eq!(troubles.text(), None);
     }
 
     #[test]
