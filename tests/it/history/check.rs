@@ -322,7 +322,10 @@ impl Checker<'_> {
                 .find(|pair| pair.key == key)
                 .cloned()
         };
-        let before = before.unwrap_or_else(initial);
+        let before = before.unwrap_or_else(initial).filter(|_| {
+            // It had been deleted, seen or not.
+            !matches!(call, Call::Swap { expected: 0, .. })
+        });
         let pair = value.map(|value| Pair {
             key: key.to_owned(),
             value: value.to_owned(),
@@ -374,6 +377,12 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether somebody who was not answered may have written the key of the event between `before` and the
+    /// event, while nobody watched.
+    fn may_have_been_written(&self, event: &Event, before: Option<&Pair>) -> bool {
+        self.history.unanswered_puts(event, before).next().is_some()
+    }
+
     /// The numbers of a change follow from the state before it.
     fn numbers(&mut self, event: &Event, states: &States) {
         let before = states.at(&event.key, event.revision - 1);
@@ -393,7 +402,8 @@ impl Checker<'_> {
                     self.complain(Rule::Numbers, what);
                 }
             }
-            None if before.is_none() => {
+            // Unless somebody who was not answered had written it while nobody watched.
+            None if before.is_none() && !self.may_have_been_written(event, None) => {
                 let what = format!(
                     "{} was deleted at {} and did not exist",
                     event.key, event.revision
@@ -433,10 +443,14 @@ impl Checker<'_> {
             let (revision, key) = (event.revision, event.key.as_str());
             let Some(pair) = &event.pair else {
                 // A lease that ended deletes its keys; no client says so.
-                let leased = states.at(key, revision - 1).is_some_and(|pair| {
-                    let kept = history.kept.contains(&pair.lease);
-                    pair.lease != 0 && (!kept || revoked.contains(&pair.lease))
-                });
+                let ended = |lease: i64| {
+                    let kept = history.kept.contains(&lease);
+                    lease != 0 && (!kept || revoked.contains(&lease))
+                };
+                let before = states.at(key, revision - 1);
+                // Or one that somebody has given them who was not answered, while nobody watched.
+                let leased = before.is_some_and(|pair| ended(pair.lease))
+                    || history.unanswered_puts(event, before).any(ended);
                 let known = deletes
                     .get(key)
                     .is_some_and(|all| all.iter().any(|delete| may_be(delete, revision)));
@@ -674,6 +688,23 @@ pub(super) fn written(call: &Call) -> Vec<(&str, Option<&str>)> {
 }
 
 impl History {
+    /// The leases (0 is none) that the key of the event may have been given between `before` and the event,
+    /// while nobody watched, by those who were not answered.
+    fn unanswered_puts(&self, event: &Event, before: Option<&Pair>) -> impl Iterator<Item = i64> {
+        let behind = before.map_or(self.base, |before| before.modified);
+        let room = self.unwatched(&event.key, behind + 1, event.revision - 1);
+        let operations = self.operations.iter().filter(move |_| room.is_some());
+        operations.filter_map(|operation| {
+            let lease = match operation.call {
+                Call::Put { lease, .. } => lease,
+                _ => 0,
+            };
+            let writes = |(key, value): (&str, Option<&str>)| key == event.key && value.is_some();
+            let unknown = matches!(operation.outcome, Outcome::Unknown(_));
+            (unknown && written(&operation.call).into_iter().any(writes)).then_some(lease)
+        })
+    }
+
     /// The last revision among these, behind the base, of which no watcher knows what became of the key.
     fn unwatched(&self, key: &str, first: i64, last: i64) -> Option<i64> {
         let mut at = last;

@@ -372,6 +372,15 @@ impl Recording {
         }
     }
 
+    /// Reads a key for its mod revision, 0 if it does not exist; nothing if the read failed.
+    pub async fn modified(&mut self, key: &str) -> Option<i64> {
+        let key = key.to_owned();
+        match self.call(Call::Get { key }).await {
+            Outcome::Done(reply) => Some(reply.pairs.first().map_or(0, |pair| pair.modified)),
+            Outcome::Failed(_) | Outcome::Unknown(_) => None,
+        }
+    }
+
     /// Writes a key with a value of its own.
     pub async fn put(&mut self, key: &str) -> Outcome {
         self.put_all(&[key], 0).await

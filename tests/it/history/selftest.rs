@@ -522,3 +522,95 @@ fn a_lease_that_is_let_go_takes_its_keys_with_it() {
     history.watches[0].batches.push(batch(events));
     assert!(check(&history).is_empty(), "{:#?}", check(&history));
 }
+
+/// Pairs at the base, and what clients did while nobody watched: revisions 11 to 20.
+fn unwatched(initial: Vec<Pair>, operations: Vec<Operation>) -> History {
+    History {
+        initial,
+        base: 10,
+        operations,
+        watches: vec![WatchLog {
+            name: "later".into(),
+            prefix: "/".into(),
+            start: 21,
+            batches: Vec::new(),
+            through: 20,
+        }],
+        ..History::default()
+    }
+}
+
+#[test]
+fn what_was_not_answered_explains_what_was() {
+    let unknown = |ms, call| operation(4, ms, call, Outcome::Unknown("cut off".into()));
+    let delete = || Call::Delete { key: "/k".into() };
+    let k = || pair("/k", "k1", 5, 5, 1);
+    let leased = Call::Put {
+        pairs: vec![("/k".into(), "k2".into())],
+        lease: 7,
+    };
+    let create = Call::Swap {
+        key: "/k".into(),
+        expected: 0,
+        value: "k2".into(),
+    };
+    let created = || operation(5, (31, 40), create.clone(), done(14, true, vec![]));
+    let nothing = || operation(5, (41, 50), get("/k"), done(15, false, vec![]));
+    let revoke = operation(
+        4,
+        (31, 40),
+        Call::Revoke { lease: 7 },
+        done(14, false, vec![]),
+    );
+    for (what, history) in [
+        (
+            "a delete finds what a write brought that nobody was told of",
+            unwatched(
+                vec![],
+                vec![
+                    unknown((21, 30), put(&[("/k", "k1")])),
+                    operation(5, (31, 40), delete(), done(14, true, vec![])),
+                ],
+            ),
+        ),
+        (
+            "a key is gone with the lease that a write gave it that nobody was told of",
+            unwatched(
+                vec![k()],
+                vec![unknown((21, 30), leased.clone()), revoke, nothing()],
+            ),
+        ),
+        (
+            "or with the lease's end",
+            unwatched(vec![k()], vec![unknown((21, 30), leased), nothing()]),
+        ),
+        (
+            "a key is created again behind a delete that nobody was told of",
+            unwatched(vec![k()], vec![unknown((21, 30), delete()), created()]),
+        ),
+        (
+            "and is read then",
+            unwatched(
+                vec![k()],
+                vec![
+                    unknown((21, 30), delete()),
+                    created(),
+                    operation(
+                        5,
+                        (41, 50),
+                        get("/k"),
+                        done(15, false, vec![pair("/k", "k2", 14, 14, 1)]),
+                    ),
+                ],
+            ),
+        ),
+    ] {
+        assert!(check(&history).is_empty(), "{what}: {:#?}", check(&history));
+        let mut watched = history.clone();
+        watched.watches[0].start = 11;
+        assert!(!check(&watched).is_empty(), "{what}, though watched");
+        let mut alone = history;
+        alone.operations.remove(0);
+        assert!(!check(&alone).is_empty(), "{what}, though nobody did it");
+    }
+}

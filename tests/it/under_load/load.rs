@@ -194,8 +194,9 @@ async fn mixed(
             }
             _ => {
                 // Against what was read a moment ago, which others may have changed meanwhile.
-                let known = client.get(&key).await.map_or(0, |pair| pair.modified);
-                client.swap(&key, known).await;
+                if let Some(known) = client.modified(&key).await {
+                    client.swap(&key, known).await;
+                }
             }
         }
     }
@@ -204,11 +205,9 @@ async fn mixed(
 /// Swaps one key again and again, which others do too.
 async fn counter(mut client: Recording, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let seen = client
-            .get("/hot/counter")
-            .await
-            .map_or(0, |pair| pair.modified);
-        client.swap("/hot/counter", seen).await;
+        if let Some(seen) = client.modified("/hot/counter").await {
+            client.swap("/hot/counter", seen).await;
+        }
     }
 }
 
@@ -270,6 +269,8 @@ async fn hold(client: &mut Recording, lease: i64, stop: &CancellationToken) {
         client.get("/leased/kept").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
+    // Nobody keeps it alive any more, and what is left to be done and read may take longer than it lives.
+    client.due(lease, due);
 }
 
 /// Attaches keys to leases and lets them run out, or revokes them.
