@@ -1,7 +1,7 @@
 //! What comes in between while a request is on its way: another epoch, copy-ups.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use segue::store::{GuardedStore, NewStore, StoreError, StoreUrl, open_new};
 use segue::tasks::spawn_owned;
@@ -9,16 +9,22 @@ use segue::types::{Grant, KeyRange, LeaseId, Put, Range, Reserved};
 
 use super::open;
 use crate::contract::dsl::{NewSubject, guard, line, old, set_line, words};
-use crate::support::Etcd;
-use crate::support::link::{Link, Traffic};
+use crate::support::link::{Cut, Link, Signs, Traffic};
+use crate::support::{Etcd, eventually};
 
 /// How long everything takes, in each direction.
 const WAY: Duration = Duration::from_millis(600);
 
-/// A store under a line, far away, with a lease that has a key.
+/// A request that names the lease's key: of those that end the lease, the one that removes it.
+const NAMES_THE_KEY: Signs = Signs {
+    commits: |sent| sent.windows(4).any(|part| part == b"held"),
+    has_happened: |_| false,
+};
+
+/// A store under a line, at the other end of a link, with a lease that has a key.
 async fn lease_far_away(etcd: &Etcd, new: &dyn NewStore) -> (Link, Arc<dyn GuardedStore>, LeaseId) {
     set_line(new, Some(line(1))).await;
-    let link = Link::to(&etcd.url()).await;
+    let link = Link::watching(&etcd.url(), NAMES_THE_KEY).await;
     let url: StoreUrl = link.url(&etcd.url()).parse().unwrap();
     let far = open_new(&url, &Reserved::default()).await.unwrap();
     let far = far.guarded(guard(1));
@@ -33,7 +39,6 @@ async fn lease_far_away(etcd: &Etcd, new: &dyn NewStore) -> (Link, Arc<dyn Guard
         ..Put::new("held", "1")
     };
     far.put(put).await.unwrap();
-    link.set(Traffic::Slow(WAY));
     (link, far, id)
 }
 
@@ -41,7 +46,8 @@ async fn lease_far_away(etcd: &Etcd, new: &dyn NewStore) -> (Link, Arc<dyn Guard
 async fn a_revoke_is_answered_with_the_revision_of_its_deletes() {
     let etcd = Etcd::start().await;
     let new = open(&etcd).await;
-    let (_link, far, id) = lease_far_away(&etcd, &*new).await;
+    let (link, far, id) = lease_far_away(&etcd, &*new).await;
+    link.set(Traffic::Slow(WAY));
     let near = NewSubject::with(new, 1, false);
     let mut watched = near.store.watch(KeyRange::all(), None).await;
     let revoke = spawn_owned(async move { far.revoke(id).await });
@@ -59,17 +65,17 @@ async fn a_revoke_is_answered_with_the_revision_of_its_deletes() {
 async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
     let etcd = Etcd::start().await;
     let new = open(&etcd).await;
-    let (_link, stale, id) = lease_far_away(&etcd, &*new).await;
-    let sent = Instant::now();
-    // A look at the epoch, one at the lease's keys, and their removal: three times there and back.
+    let (link, stale, id) = lease_far_away(&etcd, &*new).await;
+    link.cut_next(Cut::Hold);
+    // A look at the epoch, one at the lease's keys, and their removal, which is held up.
     let revoke = spawn_owned(async move { stale.revoke(id).await });
-    tokio::time::sleep(WAY * 5 / 2).await;
-    assert!(!revoke.is_finished());
+    eventually("the keys are about to be removed", async || {
+        if link.cuts() == 1 { Ok(()) } else { Err(()) }
+    })
+    .await;
     set_line(&*new, Some(line(2))).await;
-    assert!(
-        sent.elapsed() < WAY * 4,
-        "the machine is too slow for this test"
-    );
+    assert!(!revoke.is_finished());
+    link.open();
     assert_eq!(revoke.await.unwrap(), Err(StoreError::StaleEpoch));
     let now = new.guarded(guard(2));
     let held = now.range(Range::key("held")).await.unwrap().reply.kvs;

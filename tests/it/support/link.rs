@@ -23,6 +23,8 @@ pub enum Cut {
     Before = 1,
     /// The server gets it, and its answer gets lost.
     After = 2,
+    /// Nothing comes through from then on, until traffic flows again: it gets there late.
+    Hold = 3,
 }
 
 /// How a commit is known by what goes over the wire.
@@ -131,7 +133,7 @@ impl Link {
         self.set(Traffic::Flows);
     }
 
-    /// How many commits were cut.
+    /// How many commits were cut or held up.
     pub fn cuts(&self) -> usize {
         self.shared.cuts.load(Ordering::SeqCst)
     }
@@ -230,8 +232,12 @@ impl Shared {
         let cut = match self.next.swap(0, Ordering::SeqCst) {
             1 => Cut::Before,
             2 => Cut::After,
+            3 => Cut::Hold,
             _ => return Cut::Not,
         };
+        if cut == Cut::Hold {
+            self.traffic.send_replace(Traffic::Stands);
+        }
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if self.closes.load(Ordering::SeqCst) {
             self.traffic.send_replace(Traffic::Closed);
