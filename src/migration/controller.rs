@@ -15,6 +15,7 @@ use super::driver::Driver;
 use super::ending::COMPLETE;
 use super::fleet::Fleet;
 use super::foreign::Watched;
+use super::held::Opening;
 use super::joining::{self, OpenError, Options};
 use super::later::check_identity;
 use super::ledger::{Entry, Ledger, write};
@@ -94,6 +95,8 @@ pub struct Controller {
     pub(super) meter: std::sync::Mutex<Meter>,
     pub(super) foreign: Watched,
     pub(super) tails: Tails,
+    /// The leases that are brought over while a migration opens.
+    pub(super) leases: Opening,
     standing: ArcSwapOption<Standing>,
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
@@ -145,6 +148,7 @@ impl Controller {
             verify_wanted: watch::Sender::new(0),
             verifications_done: AtomicU64::new(0),
             tails: Tails::default(),
+            leases: Opening::default(),
             standing: ArcSwapOption::empty(),
             foreign: Watched::default(),
             meter: std::sync::Mutex::default(),

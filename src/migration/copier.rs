@@ -289,14 +289,15 @@ impl Copier {
         Ok((mended, rejects))
     }
 
-    /// Grants a lease with the number that it has in the old store.
-    pub async fn grant(&self, id: LeaseId, ttl_s: i64) -> Result<()> {
+    /// Grants a lease with the number that it has in the old store; answers whether it was not there.
+    pub async fn grant(&self, id: LeaseId, ttl_s: i64) -> Result<bool> {
         let grant = Grant {
             id: Some(id),
             ttl_s,
         };
         match self.new.grant(grant).await {
-            Ok(_) | Err(StoreError::Request(RequestError::LeaseExists)) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(StoreError::Request(RequestError::LeaseExists)) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -8,27 +8,28 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-
+use super::held::Held;
 use crate::store::{
     FENCE, Fence, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError,
 };
 use crate::types::Epoch;
 
-/// Leases that are kept alive at a time.
-const IN_FLIGHT: usize = 32;
-
 /// Begins the time of every lease anew, so that none runs out in the old store between the fence and
-/// the moment in which it is in the new one.
-pub async fn keep_leases_alive(old: &Arc<dyn NewStore>) -> Result<()> {
+/// the moment in which it is in the new one; and learns how long each lives.
+pub async fn keep_leases_alive(old: &Arc<dyn NewStore>, held: &Held) -> Result<()> {
     let store = old.guarded(Guard::None);
     let leases = store.leases().await?.reply;
-    let kept = stream::iter(leases).map(|id| {
-        let store = store.clone();
-        async move { store.keep_alive(id).await }
-    });
-    let kept = kept.buffer_unordered(IN_FLIGHT);
-    kept.try_for_each(|_| std::future::ready(Ok(()))).await
+    held.renew(&*store, leases).await
+}
+
+/// Learns which leases are alive behind the fence, and how long those live that were granted at the last
+/// moment.
+pub async fn see_leases_behind(old: &Arc<dyn NewStore>, held: &Held) -> Result<()> {
+    let store = old.guarded(Guard::None);
+    let leases = store.leases().await?.reply;
+    held.renew(&*store, held.unseen(leases.clone())).await?;
+    held.see_behind(&leases);
+    Ok(())
 }
 
 /// Fences the old store in the name of `migration`. May be repeated. Whoever serves it, be it because
@@ -89,9 +90,10 @@ mod tests {
     #[tokio::test]
     async fn a_fence_is_put_once_per_epoch_and_belongs_to_one_migration() {
         let old: Arc<dyn NewStore> = Arc::new(Memory::new());
-        keep_leases_alive(&old).await.unwrap();
+        let held = Held::default();
+        keep_leases_alive(&old, &held).await.unwrap();
         raise(&old, "one", Epoch(2)).await.unwrap();
-        keep_leases_alive(&old).await.unwrap();
+        keep_leases_alive(&old, &held).await.unwrap();
         raise(&old, "one", Epoch(2)).await.unwrap();
         raise(&old, "one", Epoch(7)).await.unwrap();
         let late = raise(&old, "one", Epoch(2)).await;

@@ -1,6 +1,6 @@
 //! The jobs that one member does for all, and when.
 
-use std::future::Future;
+use std::future::{self, Future};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::backfill::Backfill;
 use super::controller::{Controller, now_ms};
+use super::held::Held;
 use super::ledger::write;
 use super::mirror::Mirror;
 use super::phase::{Phase, Stage, State, Verified};
@@ -19,9 +20,9 @@ use super::records::{STATE, VERIFY};
 use super::troubles::{Trouble, Troubles};
 use super::verify::{Report, Verification};
 use super::{clearing, fence, opening, rejects, rollback};
-use crate::store::{RecordTxn, Result, StoreError};
+use crate::store::{Guard, NewStore, RecordTxn, Result, StoreError};
 use crate::tasks::Tasks;
-use crate::types::Epoch;
+use crate::types::{Epoch, Revision};
 
 /// How long a job waits when a store has failed, before it tries again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -216,16 +217,17 @@ fn choose(state: &State, situation: Situation, auto_verify: bool) -> Vec<Job> {
 
 /// Fences the old store, and notes the revision that it came to.
 pub(super) async fn fence(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
+    let leases = shared.leases.of(state.epoch.next());
     until_done(&trouble, "fencing the old store", || async {
         let Some(old) = shared.fenceable().await? else {
             let why = "the old store cannot be fenced";
             return Err(StoreError::Broken(why.into()));
         };
-        fence::keep_leases_alive(&old).await?;
-        fence::raise(&old, &state.migration, state.epoch).await?;
-        // Nothing was done behind the fence, so this is where the old store's line ends. Whatever
-        // came past the proxies in the meantime belongs to it as well.
-        let base = shared.old.revision().await?;
+        let plain = || future::ready(Ok(Some(old.guarded(Guard::None))));
+        let base = tokio::select! {
+            base = fence_over(&shared, &old, &state, &leases.old) => base?,
+            never = leases.old.keep(plain) => match never {},
+        };
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
         };
@@ -241,17 +243,49 @@ pub(super) async fn fence(shared: Arc<Controller>, state: State, trouble: Arc<Tr
     .await;
 }
 
+/// Fences `old`, which holds these leases; answers the revision that it came to.
+async fn fence_over(
+    shared: &Controller,
+    old: &Arc<dyn NewStore>,
+    state: &State,
+    held: &Held,
+) -> Result<Revision> {
+    fence::keep_leases_alive(old, held).await?;
+    fence::raise(old, &state.migration, state.epoch).await?;
+    // Nothing was done behind the fence, so this is where the old store's line ends. Whatever
+    // came past the proxies in the meantime belongs to it as well.
+    let base = shared.old.revision().await?;
+    fence::see_leases_behind(old, held).await?;
+    Ok(base)
+}
+
 /// Makes sure of what the new store held before, brings leases and leased keys over, then lets clients
-/// in.
+/// in. Until then it holds all leases.
 pub(super) async fn open(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let new = shared.new.guarded(state.guard());
-    until_done(&trouble, "opening the migration", || async {
+    let leases = shared.leases.of(state.epoch);
+    let old = async || {
+        // One that has no fence is left alone.
+        let old = if state.mirror {
+            shared.fenceable().await?
+        } else {
+            None
+        };
+        Ok(old.map(|old| old.guarded(Guard::None)))
+    };
+    let kept = futures_util::future::join(
+        leases.old.keep(old),
+        leases.new.keep(|| future::ready(Ok(Some(new.clone())))),
+    );
+    let opened = until_done(&trouble, "opening the migration", || async {
         if state.nonempty {
             // Before anything is copied up, leased keys included.
             new.claim_present().await?;
         }
-        let keys = opening::copy_leased(&shared.ledger, &shared.old, &new, state.base).await?;
-        opening::forget_past(&shared.old, &new, state.base).await?;
+        let (old, base) = (&shared.old, state.base);
+        let keys = opening::copy_leased(&shared.ledger, old, &new, base, &leases).await?;
+        opening::forget_past(old, &new, base).await?;
+        leases.new.renew_at_last(&*new).await?;
         let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
             return Ok(());
         };
@@ -263,8 +297,12 @@ pub(super) async fn open(shared: Arc<Controller>, state: State, trouble: Arc<Tro
             info!(leased_keys = keys, "the migration is open");
         }
         Ok(())
-    })
-    .await;
+    });
+    tokio::select! {
+        () = opened => {}
+        (never, _) = kept => match never {},
+    }
+    shared.leases.over();
 }
 
 /// Replays the new store's changes into the old one, for as long as the epoch lasts.
@@ -474,7 +512,6 @@ async fn until_done<F: Future<Output = Result<()>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Revision;
 
     #[tokio::test]
     async fn a_job_that_ends_by_a_fault_says_so_until_it_gets_on_or_is_not_wanted() {

@@ -8,7 +8,8 @@
 //! - [`router`]: the way of every request to the store that the phase says.
 //! - [`crossing`]: watches that go over from one store to the other.
 //! - [`fence`], `passthrough`: the old store alone, and how that ends.
-//! - [`opening`], [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving the data.
+//! - [`opening`], [`held`]: leases and their keys; [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving
+//!   the data.
 //! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
 //! - [`mirror`], [`tail`], `rollback`, `clearing`: the way back; [`ending`]: the end.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
@@ -27,6 +28,7 @@ pub mod ending;
 pub mod fence;
 pub mod fleet;
 pub mod foreign;
+pub mod held;
 mod jobs;
 pub mod joining;
 pub mod later;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::controller::{Controller, now_ms};
+use super::held::each;
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
@@ -28,9 +28,6 @@ use crate::types::{Content, Grant, KeyRange, LeaseId, Range, Revision};
 
 /// A rollback that takes longer is called off: clients wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Leases that are seen to at the same time.
-const LEASES_AT_ONCE: usize = 64;
 
 /// A lease of the new store as the rollback found it.
 #[derive(Clone, Copy)]
@@ -135,15 +132,6 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
             "another member carries the rollback on".into(),
         ))
     }
-}
-
-/// Does something for each of many leases, some at a time: clients wait for it.
-async fn each<L, T, F>(leases: Vec<L>, act: impl Fn(L) -> F) -> Result<Vec<T>>
-where
-    F: Future<Output = Result<T>>,
-{
-    let done = stream::iter(leases).map(act).buffered(LEASES_AT_ONCE);
-    done.try_collect().await
 }
 
 /// Begins the time of every lease anew, and answers all, with the keys attached to any.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::foreign::{Bookmark, ForeignChanges};
 use super::{Guard, NewStore, Result, Store, StoreError, Watch, Watching};
@@ -138,6 +139,9 @@ pub struct OldLease {
 /// Keys that [`AsOld`] asks for in one transaction: etcd's limit on operations.
 const GET_KEYS_MAX: usize = 128;
 
+/// Leases that it asks for at the same time.
+const LEASES_AT_ONCE: usize = 64;
+
 /// Any store as an old one.
 pub struct AsOld {
     store: Arc<dyn Store>,
@@ -218,18 +222,20 @@ impl OldStore for AsOld {
     }
 
     async fn leases(&self) -> Result<Vec<OldLease>> {
-        let mut leases = Vec::new();
-        for id in self.store.leases().await?.reply {
-            // One that ended in between is no longer alive.
-            if let Some(status) = self.store.time_to_live(id, true).await?.reply {
-                leases.push(OldLease {
-                    id,
-                    ttl_s: status.granted_ttl_s,
-                    keys: status.keys,
-                });
-            }
-        }
-        Ok(leases)
+        let ids = self.store.leases().await?.reply;
+        let asked = ids.into_iter().map(|id| self.store.time_to_live(id, true));
+        let found: Vec<_> = stream::iter(asked.collect::<Vec<_>>())
+            .buffered(LEASES_AT_ONCE)
+            .try_collect()
+            .await?;
+        // One that ended in between is no longer alive.
+        let alive = found.into_iter().filter_map(|answer| answer.reply);
+        let alive = alive.map(|status| OldLease {
+            id: status.id,
+            ttl_s: status.granted_ttl_s,
+            keys: status.keys,
+        });
+        Ok(alive.collect())
     }
 
     async fn range(&self, request: Range) -> Result<Option<RangeReply>> {

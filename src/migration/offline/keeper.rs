@@ -4,15 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 
+use crate::migration::held::each;
 use crate::store::{Guard, GuardedStore, NewStore, OldStore, Result};
 use crate::tasks::Tasks;
 use crate::types::LeaseId;
 
-/// Leases that are renewed at a time.
-const IN_FLIGHT: usize = 32;
 /// The shortest and the longest pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
@@ -56,15 +54,8 @@ pub(super) async fn start(
 impl Leases {
     /// Starts each lease's time anew. Those that have ended are left alone.
     pub(super) async fn renew(&self) -> Result<()> {
-        let ids = self.ids.clone();
-        stream::iter(ids)
-            .map(|id| {
-                let store = Arc::clone(&self.store);
-                async move { store.keep_alive(id).await }
-            })
-            .buffer_unordered(IN_FLIGHT)
-            .try_for_each(|_| async { Ok(()) })
-            .await
+        let renew = |id| self.store.keep_alive(id);
+        each(self.ids.clone(), renew).await.map(drop)
     }
 
     pub(super) fn count(&self) -> u64 {

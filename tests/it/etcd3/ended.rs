@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use segue::migration::held::Leases;
 use segue::migration::ledger::Ledger;
 use segue::migration::opening::copy_leased;
 use segue::store::memory::Memory;
@@ -50,8 +51,9 @@ async fn a_lease_that_ends_behind_the_fence_ends_once_more_in_the_new_store() {
     assert!(new.write_records(txn).await.unwrap());
     let guarded = new.guarded(Guard::Epoch { epoch, claims });
     let ledger = Ledger::new(new.clone());
-    let copied = copy_leased(&ledger, &old, &guarded, base).await.unwrap();
-    assert_eq!(copied, 2);
+    let leases = Leases::default();
+    let copied = copy_leased(&ledger, &old, &guarded, base, &leases);
+    assert_eq!(copied.await.unwrap(), 2);
     let there = guarded.range(all.clone()).await.unwrap();
     assert_eq!(there.reply.kvs, before);
     eventually("it ends", async || {

@@ -6,6 +6,7 @@ mod faulty;
 mod fleet;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod gate;
+mod leases;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
 mod rehearsal;

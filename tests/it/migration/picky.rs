@@ -1,6 +1,8 @@
 //! A new store that cannot take everything, or that others write to at the wrong moment.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use segue::store::memory::Memory;
@@ -12,6 +14,7 @@ use segue::types::{
     Answer, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Put, Range, RangeReply,
     Revision, Txn, TxnReply,
 };
+use tokio::sync::Mutex;
 
 /// What it does not take.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +25,42 @@ pub struct Taste {
     pub values: bool,
     /// Whoever looks at this key alone is overtaken by a client that writes it.
     pub rival: Option<&'static str>,
+    /// Leases are granted through this door.
+    pub door: Option<&'static Door>,
+}
+
+/// A door that lets one through at a time.
+#[derive(Debug)]
+pub struct Door {
+    takes: Duration,
+    turn: Mutex<()>,
+    before: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Door {
+    pub const fn new(takes: Duration) -> Self {
+        Self {
+            takes,
+            turn: Mutex::const_new(()),
+            before: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+        }
+    }
+
+    /// The most that have stood before it at the same time.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self) {
+        let before = self.before.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(before, Ordering::SeqCst);
+        let turn = self.turn.lock().await;
+        tokio::time::sleep(self.takes).await;
+        drop(turn);
+        self.before.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A store in memory with a [`Taste`].
@@ -132,6 +171,9 @@ impl Store for Guarded {
     }
 
     async fn grant(&self, request: Grant) -> Result<Answer<Granted>> {
+        if let Some(door) = self.1.door {
+            door.pass().await;
+        }
         self.0.grant(request).await
     }
 

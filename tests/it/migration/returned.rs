@@ -184,6 +184,7 @@ async fn what_was_rejected_is_no_obstacle_on_the_way_back() {
         pairs: usize::MAX,
         values: true,
         rival: None,
+        door: None,
     };
     let stores = Stores {
         new: Arc::new(Picky(Memory::new(), taste)),

@@ -93,6 +93,7 @@ async fn a_client_that_is_faster_than_a_foreign_change_is_not_undone() {
         pairs: usize::MAX,
         values: false,
         rival: Some(contested),
+        door: None,
     };
     let stores = Stores {
         old: Arc::new(Meddled {

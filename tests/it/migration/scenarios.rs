@@ -223,6 +223,7 @@ async fn rejects_do_not_stop_the_rest_but_hold_the_switch_back() {
         pairs: 7,
         values: true,
         rival: None,
+        door: None,
     };
     let stores = Stores::to(Arc::new(Picky(Memory::new(), taste))).await;
     stores.fill(3_000).await;

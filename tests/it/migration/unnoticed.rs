@@ -198,6 +198,7 @@ async fn an_etcd_that_is_fenced_ends_leases_and_they_end_once() {
     let two = Two::between(old.clone(), Arc::new(Memory::new())).await;
     let mut watcher = two.lease().await;
     let store = two.carrier.store();
+    grant(&*store, 78, TTL_S).await;
 
     two.at_new_of_unaware.set(Mode::Cut);
     two.start().await;
@@ -208,6 +209,11 @@ async fn an_etcd_that_is_fenced_ends_leases_and_they_end_once() {
     assert_eq!(get(&*plain, "w/leased").await, None);
     two.at_new.set(Mode::Open);
     two.until_open_in("migration").await;
+    for id in [77, 78] {
+        // Its holder has renewed it all the time.
+        let renewed = store.keep_alive(LeaseId(id)).await.unwrap();
+        assert_eq!(renewed.reply, Some(TTL_S), "{id}");
+    }
     let next = put(&*store, "w/next", "1").await;
     two.at_new_of_unaware.set(Mode::Open);
     let mut told = [watcher.told().await, watcher.told().await];
