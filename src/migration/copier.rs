@@ -26,6 +26,9 @@ const BATCH_KEYS: usize = 1000;
 /// Most bytes in one transaction; etcd takes requests up to 1.5 MiB.
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Claims that are looked up at once: an etcd looks twice for each, and does no more than 128 operations.
+const CLAIMS: usize = 50;
+
 /// Copies pairs from the old store to the new one, in one epoch.
 pub struct Copier {
     ledger: Ledger,
@@ -304,18 +307,21 @@ impl Copier {
 
     /// Those of `kvs` whose keys are claimed.
     async fn claimed(&self, kvs: impl Iterator<Item = &KeyValue>) -> Result<BTreeSet<Bytes>> {
-        let reads = kvs
-            .map(|kv| Read::Claims {
-                keys: KeyRange::One(kv.key.clone()),
-                values: 0,
-            })
-            .collect();
-        let replies = self.new.snapshot(None, reads).await?.reply;
-        let claims = replies.into_iter().flat_map(|reply| match reply {
-            ReadReply::Claims(claims) => claims,
-            ReadReply::Range(_) => Vec::new(),
-        });
-        Ok(claims.map(|claim: Claim| claim.key().clone()).collect())
+        let read = |kv: &KeyValue| Read::Claims {
+            keys: KeyRange::One(kv.key.clone()),
+            values: 0,
+        };
+        let reads: Vec<_> = kvs.map(read).collect();
+        let mut claimed = BTreeSet::new();
+        for some in reads.chunks(CLAIMS) {
+            let replies = self.new.snapshot(None, some.to_vec()).await?.reply;
+            let claims = replies.into_iter().flat_map(|reply| match reply {
+                ReadReply::Claims(claims) => claims,
+                ReadReply::Range(_) => Vec::new(),
+            });
+            claimed.extend(claims.map(|claim: Claim| claim.key().clone()));
+        }
+        Ok(claimed)
     }
 }
 

@@ -1,8 +1,13 @@
 //! How large a transaction may be: etcd counts what Segue adds to it as well.
 
-use segue::store::{RequestError, StoreError};
+use std::sync::Arc;
+
+use segue::migration::copier::{Copier, Step};
+use segue::migration::ledger::Ledger;
+use segue::store::memory::Memory;
+use segue::store::{AsOld, RequestError, Store as _, StoreError};
 use segue::types::{
-    Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Revision, Txn,
+    Compare, CompareResult, CompareTarget, Grant, KeyRange, LeaseId, Op, Put, Range, Revision, Txn,
 };
 
 use super::{open, under_an_epoch};
@@ -59,4 +64,34 @@ async fn a_transaction_of_the_full_limit_may_need_a_higher_one_in_the_new_store(
         assert!(narrow.txn(txn.clone()).await.unwrap().reply.succeeded);
         assert!(wide.txn(txn).await.unwrap().reply.succeeded);
     }
+}
+
+#[tokio::test]
+async fn many_leased_keys_are_copied_although_a_lease_is_missing() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let source = Arc::new(Memory::new());
+    let grant = |id| Grant {
+        id: Some(LeaseId(id)),
+        ttl_s: 600,
+    };
+    for id in [5, 6] {
+        source.grant(grant(id)).await.unwrap();
+    }
+    for n in 0..200 {
+        let put = Put {
+            lease: Some(LeaseId(if n == 20 { 6 } else { 5 })),
+            ..Put::new(format!("k{n:03}"), "held")
+        };
+        source.put(put).await.unwrap();
+    }
+    let all = Range::of(KeyRange::all());
+    let there = source.range(all.clone()).await.unwrap();
+    let guarded = under_an_epoch(new.clone(), there.revision).await;
+    guarded.grant(grant(5)).await.unwrap();
+    let old = Arc::new(AsOld::new(source, "old".into()));
+    let copier = Copier::new(Ledger::new(new), old, guarded.clone());
+    let copied = copier.copy(&there.reply.kvs, None).await;
+    assert_eq!(copied, Ok(Step::Done));
+    assert_eq!(guarded.range(all).await.unwrap().reply, there.reply);
 }
