@@ -114,9 +114,9 @@ impl Store for Guarded {
         let session = self.session().await?;
         let request = pb::LeaseKeepAliveRequest { id: id.0 };
         let keep_alive = session.view.client.keep_alive(request);
-        let ((), response) = tokio::try_join!(session.epoch_stands_now(), keep_alive)?;
+        let (standing, response) = tokio::try_join!(session.epoch_stands_at(), keep_alive)?;
         Ok(Answer {
-            revision: session.revision(response.header.as_ref()),
+            revision: session.revision_by(standing, response.header.as_ref()),
             reply: (response.ttl > 0).then_some(response.ttl),
         })
     }
@@ -125,8 +125,8 @@ impl Store for Guarded {
         let session = self.session().await?;
         let request = pb::LeaseTimeToLiveRequest { id: id.0, keys };
         let time_to_live = session.view.client.time_to_live(request);
-        let ((), response) = tokio::try_join!(session.epoch_stands_now(), time_to_live)?;
-        let revision = session.revision(response.header.as_ref());
+        let (standing, response) = tokio::try_join!(session.epoch_stands_at(), time_to_live)?;
+        let revision = session.revision_by(standing, response.header.as_ref());
         let alive = response.ttl >= 0;
         let mut status = LeaseStatus::from(response);
         status.keys.sort_unstable();
@@ -139,7 +139,7 @@ impl Store for Guarded {
     async fn leases(&self) -> Result<Answer<Vec<LeaseId>>> {
         let session = self.session().await?;
         let leases = session.view.client.leases();
-        let ((), response) = tokio::try_join!(session.epoch_stands_now(), leases)?;
+        let (standing, response) = tokio::try_join!(session.epoch_stands_at(), leases)?;
         let mut leases: Vec<_> = response
             .leases
             .iter()
@@ -147,21 +147,23 @@ impl Store for Guarded {
             .collect();
         leases.sort_unstable();
         Ok(Answer {
-            revision: session.revision(response.header.as_ref()),
+            revision: session.revision_by(standing, response.header.as_ref()),
             reply: leases,
         })
     }
 
+    /// The epoch is read at the same time, as for leases.
     async fn status(&self) -> Result<Status> {
         let session = self.session().await?;
         let view = &session.view;
-        let (status, compacted) = tokio::try_join!(
+        let (standing, status, compacted) = tokio::try_join!(
+            session.epoch_stands_at(),
             view.client.status(),
             view.client.compacted(&view.names.line)
         )?;
         let bytes = |size| u64::try_from(size).unwrap_or_default();
         Ok(Status {
-            revision: session.revision(status.header.as_ref()),
+            revision: session.revision_by(standing, status.header.as_ref()),
             compacted: match compacted {
                 0 => Revision(0),
                 compacted => view.numbers.visible(compacted).max(view.numbers.base),

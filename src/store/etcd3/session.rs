@@ -163,10 +163,27 @@ impl Session {
     /// Asserts the epoch, if the guard names one, for an operation that etcd cannot run in a
     /// transaction.
     pub(super) async fn epoch_stands_now(&self) -> Result<()> {
-        if self.epoch.is_some() {
-            self.check_epoch().await?;
+        self.epoch_stands_at().await.map(drop)
+    }
+
+    /// The same; answers etcd's revision at which the epoch stood, if the guard names one.
+    pub(super) async fn epoch_stands_at(&self) -> Result<Option<i64>> {
+        match self.epoch {
+            Some(_) => self.check_epoch().await.map(Some),
+            None => Ok(None),
         }
-        Ok(())
+    }
+
+    /// The revision that clients see, from the header of a response that came at about the time at which
+    /// the epoch was `standing`. What etcd has done since then may belong to the next epoch.
+    pub(super) fn revision_by(
+        &self,
+        standing: Option<i64>,
+        header: Option<&pb::ResponseHeader>,
+    ) -> Revision {
+        let found = header_revision(header);
+        let known = standing.map_or(found, |standing| standing.min(found));
+        self.view.numbers.visible(known)
     }
 
     /// Deletes the keys that are attached to a lease which is about to be revoked, under the guard.

@@ -51,6 +51,7 @@ pub async fn nothing_is_done_behind_a_fence(fixture: &dyn NewFixture) {
     assert_eq!(serving.keep_alive(id).await.err(), stale);
     assert_eq!(serving.revoke(id).await.err(), stale);
     assert_eq!(serving.leases().await.err(), stale);
+    assert_eq!(serving.status().await.err(), stale);
     let after = plain.range(Range::of(KeyRange::all())).await.unwrap();
     assert_eq!(after.reply, before.reply);
     assert!(plain.time_to_live(id, true).await.unwrap().reply.is_some());
