@@ -26,7 +26,13 @@ struct OldGap {
 
 impl Overlay {
     /// Reads keys. Reserved ones are the new store's alone, and hidden by it.
+    ///
+    /// Never stale ones: a server of the new store that lags behind may lack what was copied long since.
     pub(super) async fn read(&self, request: Range) -> Result<Answer<RangeReply>> {
+        let request = Range {
+            serializable: false,
+            ..request
+        };
         if let KeyRange::One(key) = &request.keys {
             let key = key.clone();
             return self.read_one(key, request).await;

@@ -49,7 +49,9 @@ impl Footprint {
 impl Overlay {
     /// Runs `txn` on the new store, after everything that it touches was copied up. A key that the
     /// old store does not have needs no copy: it is absent there for good as long as it is unclaimed.
-    pub(super) async fn run(&self, txn: Txn) -> Result<Answer<TxnReply>> {
+    pub(super) async fn run(&self, mut txn: Txn) -> Result<Answer<TxnReply>> {
+        // As for reads: what was copied may be missing where a server lags behind.
+        txn.read_the_latest();
         let Footprint { keys, ranges } = Footprint::of(&txn);
         for range in &ranges {
             for gap in self.copied.load().gaps(range) {

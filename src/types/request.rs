@@ -223,6 +223,17 @@ impl Txn {
         }
     }
 
+    /// Has every read, those of nested transactions included, be of the latest state.
+    pub fn read_the_latest(&mut self) {
+        for op in self.success.iter_mut().chain(&mut self.failure) {
+            match op {
+                Op::Range(range) => range.serializable = false,
+                Op::Txn(nested) => nested.read_the_latest(),
+                Op::Put(_) | Op::Delete(_) => {}
+            }
+        }
+    }
+
     /// Every operation in both branches, nested transactions included, outermost first.
     pub fn visit<'a>(&'a self, see: &mut dyn FnMut(&'a Op)) {
         for op in self.success.iter().chain(&self.failure) {

@@ -3,6 +3,7 @@
 //! on, broken, has to be noticed.
 
 mod flight;
+mod latest;
 mod lines;
 mod order;
 mod sabotage;

@@ -7,7 +7,7 @@ use segue::store::{
     Claim, CopyUp, GuardedStore, Read, ReadReply, Result, Status, Store, Watch, Watching,
 };
 use segue::types::{
-    Answer, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Put, Range, RangeReply,
+    Answer, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Op, Put, Range, RangeReply,
     Revision, Txn, TxnReply,
 };
 
@@ -64,6 +64,11 @@ impl GuardedStore for Sabotaged {
     }
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        txn.visit(&mut |op| {
+            if let Op::Range(range) = op {
+                assert!(!range.serializable, "what was copied may be missing");
+            }
+        });
         self.copy_up(CopyUp {
             kvs: copies,
             record: None,
@@ -100,6 +105,7 @@ impl GuardedStore for Sabotaged {
 #[async_trait]
 impl Store for Sabotaged {
     async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
+        assert!(!request.serializable, "what was copied may be missing");
         self.inner.range(request).await
     }
 
