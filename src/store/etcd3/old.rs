@@ -244,7 +244,7 @@ impl OldStore for OldEtcd3 {
         if seen.has_copy_ups() {
             return Ok(None);
         }
-        let watching = super::tail::open(&seen.view, request, current).await?;
+        let (watching, _) = super::tail::open(&seen.view, request, current).await?;
         Ok(Some(watching))
     }
 

@@ -66,7 +66,11 @@ impl Store for Guarded {
     async fn watch(&self, request: Watch) -> Result<Watching> {
         let session = self.session().await?;
         let current = session.check_epoch().await?;
-        super::tail::open(&session.view, request, current).await
+        let (watching, has_gap) = super::tail::open(&session.view, request, current).await?;
+        if has_gap {
+            session.epoch_stands_now().await?;
+        }
+        Ok(watching)
     }
 
     /// etcd grants outside of transactions: the epoch is asserted before and behind it. A lease that

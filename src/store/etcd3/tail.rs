@@ -47,16 +47,24 @@ struct Running {
 
 struct Started {
     feed: Arc<Feed>,
+    /// etcd's revision behind which it began.
+    behind: i64,
     /// The last of etcd's revisions that was handed on.
     through: watch::Receiver<i64>,
     /// Ends the upstream watch.
     _end: DropGuard,
 }
 
-/// Opens a watch on a store that is at etcd's revision `current`.
-pub(super) async fn open(view: &Arc<View>, request: Watch, current: i64) -> Result<Watching> {
+/// Opens a watch on a store that is at etcd's revision `current`; answers as well whether the upstream
+/// watch has begun behind that, and so would not tell of an epoch that began in between.
+pub(super) async fn open(
+    view: &Arc<View>,
+    request: Watch,
+    current: i64,
+) -> Result<(Watching, bool)> {
     let running = view.tail.join();
     let started = running.started.get_or_try_init(|| start(view)).await?;
+    let has_gap = started.behind > current;
     let watching = started.feed.watch(request, view.numbers.visible(current));
     let revision = watching.revision;
     let progress = Arc::new(Notify::new());
@@ -77,11 +85,12 @@ pub(super) async fn open(view: &Arc<View>, request: Watch, current: i64) -> Resu
         let item = open.next().await?;
         Some((item, open))
     });
-    Ok(Watching {
+    let watching = Watching {
         revision,
         items: items.boxed(),
         progress,
-    })
+    };
+    Ok((watching, has_gap))
 }
 
 /// One watch. The upstream watch lives for as long as somebody holds on to it.
@@ -197,6 +206,7 @@ async fn start(view: &Arc<View>) -> Result<Started> {
     spawn_owned(run);
     Ok(Started {
         feed,
+        behind: last,
         through,
         _end: end.drop_guard(),
     })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use segue::store::{GuardedStore, NewStore, StoreError, StoreUrl, open_new};
+use segue::store::{GuardedStore, NewStore, StoreError, StoreUrl, Watch, open_new};
 use segue::tasks::spawn_owned;
 use segue::types::{Grant, KeyRange, LeaseId, Put, Range, Reserved};
 
@@ -81,4 +81,39 @@ async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
     let held = now.range(Range::key("held")).await.unwrap().reply.kvs;
     assert_eq!(held[0].lease, id);
     assert_eq!(now.leases().await.unwrap().reply, [id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ends_when_the_epoch_is_over_is_to_end_in_the_next_one() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let (_link, stale, id) = lease_far_away(&etcd, &*new).await;
+    let sent = Instant::now();
+    // As above, and then the revoke itself is on its way.
+    let revoke = spawn_owned(async move { stale.revoke(id).await });
+    tokio::time::sleep(WAY * 13 / 2).await;
+    set_line(&*new, Some(line(2))).await;
+    assert!(
+        sent.elapsed() < WAY * 7,
+        "the machine is too slow for this test"
+    );
+    assert_eq!(revoke.await.unwrap(), Err(StoreError::StaleEpoch));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_is_refused_if_the_epoch_ends_before_it_is_there() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let (_link, stale, _) = lease_far_away(&etcd, &*new).await;
+    let sent = Instant::now();
+    // A look at the epoch, and then the watch is on its way.
+    let all = Watch::of(KeyRange::all(), None);
+    let watch = spawn_owned(async move { stale.watch(all).await.err() });
+    tokio::time::sleep(WAY * 5 / 2).await;
+    set_line(&*new, Some(line(2))).await;
+    assert!(
+        sent.elapsed() < WAY * 3,
+        "the machine is too slow for this test"
+    );
+    assert_eq!(watch.await.unwrap(), Some(StoreError::StaleEpoch));
 }
