@@ -72,7 +72,7 @@ impl Numbers {
 
     /// etcd's revision for one at or above the base, as clients see it.
     pub(super) fn etcd(&self, visible: Revision) -> i64 {
-        visible.0 - self.offset
+        visible.0.saturating_sub(self.offset)
     }
 
     /// Whether etcd's revision lies between two times of service: what was written then was replayed.
@@ -95,7 +95,7 @@ impl Numbers {
     fn place(&self, visible: Revision) -> Result<i64, i64> {
         let mut below = 0;
         for era in self.eras() {
-            let etcd = visible.0 - era.offset;
+            let etcd = visible.0.saturating_sub(era.offset);
             if etcd <= era.after {
                 break;
             }
@@ -270,6 +270,21 @@ mod tests {
         assert_eq!(Claimed::read(b"nonsense", 9), None);
     }
 
+    /// The line was set at etcd's revision 190, since the store was used before.
+    const USED_BEFORE: Numbers = Numbers {
+        base: Revision(100),
+        offset: -90,
+        after: 190,
+        earlier: Vec::new(),
+    };
+
+    #[test]
+    fn numbers_at_the_ends_stay_there() {
+        assert_eq!(USED_BEFORE.etcd(Revision(i64::MAX)), i64::MAX);
+        assert_eq!(USED_BEFORE.place(Revision(i64::MAX)), Ok(i64::MAX));
+        assert_eq!(NUMBERS.place(Revision(i64::MIN)), Err(0));
+    }
+
     /// In service up to 12, up to 34 behind a line at 25, and again behind one at 45.
     fn resumed() -> Numbers {
         let era = |after, through, offset| Era {
@@ -313,6 +328,10 @@ mod tests {
         let own_states = [None, Some((11, 11)), Some((20, 33))];
         check(&NUMBERS, Claimed::Copied(COPIED), &copied_states);
         check(&NUMBERS, Claimed::Here, &own_states);
+        let copied_late = Copied { at: 195, ..COPIED };
+        let late = [None, Some((195, 195)), Some((195, 223)), Some((225, 226))];
+        check(&USED_BEFORE, Claimed::Copied(copied_late), &late);
+        check(&USED_BEFORE, Claimed::Here, &late);
         let replayed = |at, create, modified| {
             Claimed::Copied(Copied {
                 at,
@@ -353,6 +372,7 @@ mod tests {
             CompareResult::Less,
             CompareResult::NotEqual,
         ];
+        let operands = (1..140).chain([i64::MAX - 1, i64::MAX]);
         for state in states {
             let (create, modified) = state.unwrap_or_default();
             let mut seen = pair(create, modified, 1);
@@ -361,7 +381,7 @@ mod tests {
             }
             for (result, operand) in results
                 .into_iter()
-                .flat_map(|result| (1..140).map(move |operand| (result, Revision(operand))))
+                .flat_map(|result| operands.clone().map(move |it| (result, Revision(it))))
             {
                 let decide = |rewritten, number: i64| match rewritten {
                     Rewritten::Compare(result, operand) => result.accepts(number.cmp(&operand)),
