@@ -194,24 +194,26 @@ impl Held {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_lease_is_due_when_a_part_of_its_time_is_over() {
+    #[test]
+    fn a_lease_is_due_when_a_part_of_its_time_is_over() {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
         let held = Held::default();
-        let (short, long, unknown) = (LeaseId(3), LeaseId(2), LeaseId(1));
-        held.see(short, 5, Some(Instant::now()));
-        held.see(long, 60, Some(Instant::now()));
-        assert_eq!(held.due(DUE), []);
-        held.see(unknown, 60, None);
-        assert_eq!(held.due(DUE), [unknown]);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(held.due(DUE), [short, unknown]);
-        tokio::time::advance(Duration::from_secs(11)).await;
-        assert_eq!(held.due(DUE), [short, unknown, long]);
-        // To be listed is not to be renewed.
-        held.see(short, 5, None);
-        assert_eq!(held.due(DUE), [short, unknown, long]);
-        held.see(short, 5, Some(Instant::now()));
-        assert_eq!(held.due(DUE), [unknown, long]);
+        held.see(LeaseId(1), 600, ago(60));
+        held.see(LeaseId(2), 600, None);
+        held.see(LeaseId(3), 5, ago(2));
+        // The most urgent comes first.
+        assert_eq!(held.due(DUE), [LeaseId(3), LeaseId(2)]);
+        let at_last = [LeaseId(3), LeaseId(1), LeaseId(2)];
+        assert_eq!(held.due(DUE_AT_LAST), at_last);
+        for id in [1, 2] {
+            held.see(LeaseId(id), 600, ago(0));
+        }
+        assert_eq!(held.due(DUE_AT_LAST), [LeaseId(3)]);
+        // To be listed is not to be renewed, nor to have ended sooner.
+        for id in [1, 2] {
+            held.see(LeaseId(id), 600, None);
+        }
+        assert_eq!(held.due(DUE_AT_LAST), [LeaseId(3)]);
     }
 
     #[test]
