@@ -453,7 +453,7 @@ mod tests {
             control,
             trouble: troubles.begin("backfill"),
         };
-        let long = Duration::from_secs(60);
+        let long = Duration::from_mins(1);
         let done = tokio::time::timeout(long, backfill.run()).await;
         assert_eq!(done.expect("it does not hang"), Ok(()));
         let shards = ledger.list::<Shard>(SHARDS).await.unwrap();

@@ -542,7 +542,7 @@ mod tests {
             signal.notified().await;
             trouble.tell("it is cut off".into());
             tells.notify_one();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         jobs.keep_only(&state, owner);
         assert_eq!(troubles.text().as_deref(), Some(fault));
