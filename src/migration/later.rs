@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use crate::store::foreign::{Bookmark, ForeignChanges};
+use crate::store::mark::Mark;
 use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
@@ -97,5 +98,13 @@ impl OldStore for OldLater {
 
     async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
         self.store().await?.foreign(seen).await
+    }
+
+    async fn mark(&self, before: Option<&Mark>) -> Result<Option<Mark>> {
+        self.store().await?.mark(before).await
+    }
+
+    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
+        self.store().await?.scan_reserved(keys, limit).await
     }
 }

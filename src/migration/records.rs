@@ -23,6 +23,8 @@ pub const CONTROL: &str = "backfill/control";
 pub const REJECTS: &str = "rejects/";
 /// The latest [`super::verify::Report`].
 pub const VERIFY: &str = "verify";
+/// The [`crate::store::mark::Mark`] of the old store at the beginning of an offline copy.
+pub const MARK: &str = "copy/mark";
 /// The [`Switch`].
 pub const SWITCH: &str = "switch";
 

@@ -15,6 +15,7 @@ pub mod foreign;
 mod gather;
 pub mod lease;
 mod login;
+pub mod mark;
 pub mod memory;
 pub mod new;
 pub mod old;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::foreign::{Bookmark, ForeignChanges};
+use super::mark::Mark;
 use super::{Guard, NewStore, Result, Store, StoreError, Watch, Watching};
 use crate::types::range::successor;
 use crate::types::{
@@ -63,6 +64,19 @@ pub trait OldStore: Send + Sync + 'static {
     async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
         let _ = seen;
         Ok(None)
+    }
+
+    /// What the store holds now, for one whose revisions do not tell of every change, to be compared with
+    /// what was answered `before`; nothing of any other.
+    async fn mark(&self, before: Option<&Mark>) -> Result<Option<Mark>> {
+        let _ = before;
+        Ok(None)
+    }
+
+    /// A page of keys under the reserved prefix, without values: those that [`Self::scan`] hides in a wider
+    /// range. `keys` lie within it.
+    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
+        self.scan(keys, limit, Content::KeysOnly).await
     }
 
     /// The same store with its fence: for clients until the migration begins, under

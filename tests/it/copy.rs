@@ -16,11 +16,11 @@ use crate::support::process::Process;
 use crate::support::segue::{Outcome, Segue, run, start};
 use crate::support::{Etcd, V2, eventually};
 
-fn sqlite(dir: &TempDir, name: &str) -> String {
+pub(crate) fn sqlite(dir: &TempDir, name: &str) -> String {
     format!("sqlite:{}", dir.path().join(name).display())
 }
 
-async fn open(url: &str) -> Arc<dyn NewStore> {
+pub(crate) async fn open(url: &str) -> Arc<dyn NewStore> {
     let url = url.parse().unwrap();
     // A file that was just closed is released in the background.
     eventually("the store can be opened", async || {
@@ -29,7 +29,7 @@ async fn open(url: &str) -> Arc<dyn NewStore> {
     .await
 }
 
-async fn plain(url: &str) -> Arc<dyn GuardedStore> {
+pub(crate) async fn plain(url: &str) -> Arc<dyn GuardedStore> {
     open(url).await.guarded(Guard::None)
 }
 
@@ -39,7 +39,7 @@ fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Op {
 
 /// Puts `count` keys into a store, in a way that gives them numbers of their own; and some of every
 /// kind, a lease among them.
-async fn fill(url: &str, count: usize) {
+pub(crate) async fn fill(url: &str, count: usize) {
     let store = plain(url).await;
     let keys: Vec<usize> = (0..count).collect();
     for some in keys.chunks(100) {
@@ -69,22 +69,22 @@ async fn fill(url: &str, count: usize) {
 }
 
 /// Everything that clients see, and the revision.
-async fn content(url: &str) -> (Vec<KeyValue>, Revision) {
+pub(crate) async fn content(url: &str) -> (Vec<KeyValue>, Revision) {
     let store = plain(url).await;
     let all = store.range(Range::of(KeyRange::all())).await.unwrap();
     (all.reply.kvs, all.revision)
 }
 
-fn pairs((kvs, _): (Vec<KeyValue>, Revision)) -> Vec<(Bytes, Bytes)> {
+pub(crate) fn pairs((kvs, _): (Vec<KeyValue>, Revision)) -> Vec<(Bytes, Bytes)> {
     kvs.into_iter().map(|kv| (kv.key, kv.value)).collect()
 }
 
-async fn copy(old: &str, new: &str, more: &[&str]) -> Outcome {
+pub(crate) async fn copy(old: &str, new: &str, more: &[&str]) -> Outcome {
     let args = ["copy", "--old", old, "--new", new];
     run(args.iter().chain(more).copied()).await
 }
 
-async fn receipt(old: &str, new: &str, more: &[&str]) -> Receipt {
+pub(crate) async fn receipt(old: &str, new: &str, more: &[&str]) -> Receipt {
     let mut args = vec!["--json"];
     args.extend(more);
     let outcome = copy(old, new, &args).await;
@@ -92,7 +92,7 @@ async fn receipt(old: &str, new: &str, more: &[&str]) -> Receipt {
     serde_json::from_str(&outcome.out).unwrap_or_else(|error| panic!("{error}: {outcome:?}"))
 }
 
-async fn refused(old: &str, new: &str, more: &[&str], code: i32, hint: &str) {
+pub(crate) async fn refused(old: &str, new: &str, more: &[&str], code: i32, hint: &str) {
     let outcome = copy(old, new, more).await;
     assert_eq!(outcome.code, code, "{more:?}: {outcome:?}");
     assert!(outcome.err.contains(hint), "{hint:?}: {outcome:?}");
@@ -100,13 +100,13 @@ async fn refused(old: &str, new: &str, more: &[&str], code: i32, hint: &str) {
 }
 
 /// A copy at so many keys per second, so that something can happen to it.
-fn slow(old: &str, new: &str, keys_per_s: usize, log: &Path) -> Process {
+pub(crate) fn slow(old: &str, new: &str, keys_per_s: usize, log: &Path) -> Process {
     let rate = keys_per_s.to_string();
     let args = ["copy", "--old", old, "--new", new, "--rate-keys", &rate];
     start(args, log)
 }
 
-async fn ended(process: &mut Process) -> ExitStatus {
+pub(crate) async fn ended(process: &mut Process) -> ExitStatus {
     eventually("the command ends", async || {
         process.ended().ok_or_else(|| process.output())
     })
@@ -115,8 +115,13 @@ async fn ended(process: &mut Process) -> ExitStatus {
 
 /// Waits until some of the keys are in an etcd.
 async fn half_way(new: &str) {
+    some_of(new, "key/").await;
+}
+
+/// Waits until some of the keys that begin so are in an etcd.
+pub(crate) async fn some_of(new: &str, prefix: &'static str) {
     let store = plain(new).await;
-    let range = Range::of(KeyRange::prefix("key/"));
+    let range = Range::of(KeyRange::prefix(prefix));
     eventually("some keys are copied", async || {
         let keys = store.range(range.clone()).await.unwrap().reply.kvs.len();
         if keys > 200 { Ok(()) } else { Err(keys) }

@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod contract;
 mod copy;
+mod copy_safety;
 mod demo;
 mod differential;
 mod etcd2;

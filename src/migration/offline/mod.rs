@@ -3,7 +3,7 @@
 //! It is the same machine as the live one, with nobody to serve: the same records, cursors and
 //! checks, so that it can be killed at any moment and goes on where it was. What is different is
 //! what has to be true around it: nobody writes to the old store, which is checked in the end by its
-//! revision, and nobody keeps leases alive but the copy itself.
+//! revision or, in a table, by a mark of all that it holds, and nobody keeps leases alive but the copy itself.
 //!
 //! - `preflight`: what the new store holds, and whether somebody works on it.
 //! - `still`: whether the old store has changed.
@@ -25,9 +25,10 @@ use super::controller::{Controller, View, now_ms};
 use super::joining::{OpenError, Options, Timing};
 use super::ledger::Ledger;
 use super::phase::{Phase, Stage, State};
-use super::records::{Control, STATE, readable};
+use super::records::{Control, MARK, STATE, readable};
 use super::status::Status;
 use super::verify::Report;
+use crate::store::mark::Mark;
 use crate::store::{Guard, NewStore, OldStore, Result, StoreError};
 use crate::tasks::Tasks;
 use crate::types::{Content, KeyRange, Range, Reserved};
@@ -158,12 +159,37 @@ impl Offline {
     /// Whether an unfinished copy in this state can be gone on with; refuses if not.
     pub async fn check_unchanged(&self, state: &State) -> Result<(), CopyError> {
         if state.phase == Phase::Migration
-            && let Some(change) = still::changed(&self.old, state.base).await?
+            && let Some(change) = self.changed(state).await?
         {
             return Err(CopyError::Refused(format!(
                 "the old store has changed since this copy was begun: {change}. What was copied by then is \
                  out of date: stop the application and begin anew with --force"
             )));
+        }
+        Ok(())
+    }
+
+    /// What was changed in the old store since the copy was begun, if anything was.
+    async fn changed(&self, state: &State) -> Result<Option<String>> {
+        let mark = self.ledger.get::<Mark>(MARK).await?;
+        still::changed(&self.old, state.base, mark.as_ref().map(|mark| &mark.value)).await
+    }
+
+    /// Writes down what the old store holds, where its revisions do not tell whether it changes. Before the
+    /// first key is copied: so a copy that goes on has either the mark of its beginning or none of its keys.
+    async fn keep_mark(&self) -> Result<(), CopyError> {
+        let Some(state) = self.ledger.get::<State>(STATE).await? else {
+            return Ok(());
+        };
+        if state.value.phase != Phase::Migration || self.ledger.get::<Mark>(MARK).await?.is_some() {
+            return Ok(());
+        }
+        if let Some(mark) = self.old.mark(None).await?
+            && !self.ledger.put_under(&state, MARK, &mark, 0).await?
+        {
+            return Err(CopyError::Failed(
+                "somebody else has changed the records of this copy; try again".into(),
+            ));
         }
         Ok(())
     }
@@ -182,6 +208,7 @@ impl Offline {
         let controller = Controller::open(old, new, self.options(), self.tasks.clone()).await?;
         // An earlier run may have been told to go slower.
         controller.steer(|control| *control = self.control).await?;
+        self.keep_mark().await?;
         let run = Arc::clone(&controller).run();
         let astray = self.tasks.spawn_vital("copy", run);
         let receipt = tokio::select! {
@@ -276,7 +303,7 @@ impl Offline {
         self.until(controller, Act::Verifying, &done, tell).await?;
         let state = &controller.view().state.value;
         // Before what was found, since this would explain it.
-        if let Some(change) = still::changed(&self.old, state.base).await? {
+        if let Some(change) = self.changed(state).await? {
             return Err(CopyError::Refused(format!(
                 "the old store was changed while it was being copied: {change}. The copy may lack that: \
                  stop the application and begin anew with --force"

@@ -108,6 +108,48 @@ impl Etcd2 {
         }
         Ok(())
     }
+
+    /// A page of what is `shown`.
+    async fn page(
+        &self,
+        keys: KeyRange,
+        limit: usize,
+        content: Content,
+        shown: impl Fn(&[u8]) -> bool + Send + Sync,
+    ) -> Result<Page> {
+        let mut page = Page::default();
+        if content == Content::CountOnly || keys.is_empty() {
+            return Ok(page);
+        }
+        let mut walk = self
+            .parked
+            .take(&keys)
+            .unwrap_or_else(|| Walk::new(self.tree.clone(), keys));
+        let mut bytes = 0;
+        while page.kvs.len() < limit.max(1)
+            && bytes < PAGE_BYTES
+            && (page.rejects.len() < PAGE_REJECTS || page.kvs.is_empty())
+        {
+            match walk.next().await? {
+                Some(child) if !shown(child.key()) => {}
+                Some(Child::Pair { mut kv, .. }) => {
+                    bytes += kv.key.len() + kv.value.len();
+                    if content == Content::KeysOnly {
+                        kv.value = Bytes::new();
+                    }
+                    page.kvs.push(kv);
+                }
+                Some(Child::Reject { key, reason }) => page.rejects.push((key, reason)),
+                Some(Child::Dir { .. }) => {}
+                None => return Ok(page),
+            }
+        }
+        if let Some(last) = page.kvs.last() {
+            page.more = !walk.is_done();
+            self.parked.put(&last.key, walk);
+        }
+        Ok(page)
+    }
 }
 
 #[async_trait]
@@ -130,38 +172,11 @@ impl OldStore for Etcd2 {
     }
 
     async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        let mut page = Page::default();
-        if content == Content::CountOnly || keys.is_empty() {
-            return Ok(page);
-        }
-        let mut walk = self
-            .parked
-            .take(&keys)
-            .unwrap_or_else(|| Walk::new(self.tree.clone(), keys));
-        let mut bytes = 0;
-        while page.kvs.len() < limit.max(1)
-            && bytes < PAGE_BYTES
-            && (page.rejects.len() < PAGE_REJECTS || page.kvs.is_empty())
-        {
-            match walk.next().await? {
-                Some(child) if !self.shows(child.key()) => {}
-                Some(Child::Pair { mut kv, .. }) => {
-                    bytes += kv.key.len() + kv.value.len();
-                    if content == Content::KeysOnly {
-                        kv.value = Bytes::new();
-                    }
-                    page.kvs.push(kv);
-                }
-                Some(Child::Reject { key, reason }) => page.rejects.push((key, reason)),
-                Some(Child::Dir { .. }) => {}
-                None => return Ok(page),
-            }
-        }
-        if let Some(last) = page.kvs.last() {
-            page.more = !walk.is_done();
-            self.parked.put(&last.key, walk);
-        }
-        Ok(page)
+        self.page(keys, limit, content, |key| self.shows(key)).await
+    }
+
+    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
+        self.page(keys, limit, Content::KeysOnly, |_| true).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

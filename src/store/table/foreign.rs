@@ -130,10 +130,7 @@ impl Lookout {
                     "the table has more than {KEYS_MAX} keys, too many to watch over"
                 )));
             }
-            let now_s = match table.shape.now() {
-                Some(statement) => table.number(statement).await?,
-                None => 0,
-            };
+            let now_s = table.now_s().await?;
             self.changed.extend(self.prints.end(now_s, CHANGED_MAX));
         }
         let some = self.changed.len().min(GET_KEYS);

@@ -36,6 +36,7 @@ use self::foreign::Lookout;
 use self::rows::{Judged, Row};
 use self::shape::Shape;
 use super::foreign::{Bookmark, ForeignChanges};
+use super::mark::Mark;
 use super::url::{Table, Within};
 use super::{OldLease, OldStore, Page, Result, StoreError};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
@@ -166,6 +167,56 @@ impl PlainTable {
         let why: Vec<String> = why.collect();
         Ok((!why.is_empty()).then(|| (Bytes::new(), why.join("; "))))
     }
+
+    /// The time, by the database's clock, if rows expire.
+    async fn now_s(&self) -> Result<i64> {
+        match self.shape.now() {
+            Some(statement) => self.number(statement).await,
+            None => Ok(0),
+        }
+    }
+
+    /// A page of what is not `hidden`.
+    async fn page(
+        &self,
+        keys: KeyRange,
+        limit: usize,
+        content: Content,
+        hidden: impl Fn(&[u8]) -> bool + Send + Sync,
+    ) -> Result<Page> {
+        let mut page = Page::default();
+        if content == Content::CountOnly || keys.is_empty() {
+            return Ok(page);
+        }
+        page.rejects.extend(self.left_out(&keys).await?);
+        let limit = limit.clamp(1, PAGE_ROWS);
+        let values = content == Content::Full;
+        let mut rest = Some(keys);
+        while let Some(keys) = rest.take() {
+            let (mut rows, more) = self.first(&keys, limit, values).await?;
+            if more {
+                rows::drop_last_key(&mut rows);
+            }
+            let last = rows.last().and_then(|row| row.key.clone());
+            for judged in rows::judge(&self.shape, rows, values) {
+                match judged {
+                    _ if hidden(judged.key()) => {}
+                    Judged::Pair(kv) => page.kvs.push(kv),
+                    Judged::Reject(key, reason) => page.rejects.push((key, reason)),
+                }
+            }
+            let (true, Some(last)) = (more, last) else {
+                return Ok(page);
+            };
+            // Those that are hidden make no page.
+            if page.last_key().is_some() {
+                page.more = true;
+                return Ok(page);
+            }
+            rest = keys.after(&last);
+        }
+        Ok(page)
+    }
 }
 
 #[async_trait]
@@ -200,38 +251,12 @@ impl OldStore for PlainTable {
     }
 
     async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        let mut page = Page::default();
-        if content == Content::CountOnly || keys.is_empty() {
-            return Ok(page);
-        }
-        page.rejects.extend(self.left_out(&keys).await?);
-        let limit = limit.clamp(1, PAGE_ROWS);
-        let values = content == Content::Full;
-        let mut rest = Some(keys);
-        while let Some(keys) = rest.take() {
-            let (mut rows, more) = self.first(&keys, limit, values).await?;
-            if more {
-                rows::drop_last_key(&mut rows);
-            }
-            let last = rows.last().and_then(|row| row.key.clone());
-            for judged in rows::judge(&self.shape, rows, values) {
-                match judged {
-                    _ if self.reserved.contains(judged.key()) => {}
-                    Judged::Pair(kv) => page.kvs.push(kv),
-                    Judged::Reject(key, reason) => page.rejects.push((key, reason)),
-                }
-            }
-            let (true, Some(last)) = (more, last) else {
-                return Ok(page);
-            };
-            // Those that are hidden make no page.
-            if page.last_key().is_some() {
-                page.more = true;
-                return Ok(page);
-            }
-            rest = keys.after(&last);
-        }
-        Ok(page)
+        self.page(keys, limit, content, |key| self.reserved.contains(key))
+            .await
+    }
+
+    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
+        self.page(keys, limit, Content::KeysOnly, |_| false).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
@@ -264,5 +289,24 @@ impl OldStore for PlainTable {
 
     async fn foreign(&self, seen: Bookmark) -> Result<Option<ForeignChanges>> {
         foreign::changes(self.clone(), seen).await
+    }
+
+    /// Reads the whole table.
+    async fn mark(&self, before: Option<&Mark>) -> Result<Option<Mark>> {
+        let since_s = match before {
+            Some(before) => before.since_s(),
+            None => self.now_s().await?,
+        };
+        let mut mark = Mark::since(since_s);
+        let mut take = |row: Row| {
+            let Some(key) = row.key.as_ref() else { return };
+            if !self.reserved.contains(key) {
+                let until_s = row.ttl_s.filter(|_| row.expires);
+                mark.add(prints::whole(key, &row), until_s);
+            }
+        };
+        self.source.each(self.shape.walk(), &mut take).await?;
+        mark.taken(self.now_s().await?);
+        Ok(Some(mark))
     }
 }

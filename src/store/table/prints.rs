@@ -168,6 +168,14 @@ fn hash(row: &Row) -> u64 {
     rows::hash([&revision[..], &kind.map(u8::from), value])
 }
 
+/// The hash of a key and of all that a change of its row would change, the time at which it expires
+/// included.
+pub(super) fn whole(key: &[u8], row: &Row) -> u64 {
+    let len = (key.len() as u64).to_le_bytes();
+    let until = row.ttl_s.unwrap_or_default().to_le_bytes();
+    rows::hash([&len[..], key, &until, &hash(row).to_le_bytes()])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
