@@ -95,6 +95,16 @@ pub struct Stores {
     pub new: Arc<dyn NewStore>,
 }
 
+impl Stores {
+    /// Ends all work on them; see [`NewStore::close`].
+    pub async fn close(&self) {
+        self.new.close().await;
+        if let Some(old) = self.old.as_ref().and_then(|old| old.fenceable()) {
+            old.close().await;
+        }
+    }
+}
+
 /// A proxy that runs.
 pub struct Server {
     /// Where it serves the etcd API.
@@ -104,6 +114,8 @@ pub struct Server {
     /// The migration, unless the new store is served alone.
     pub controller: Option<Arc<Controller>>,
     tasks: Tasks,
+    /// The stores, if this proxy has opened them itself.
+    opened: Option<Stores>,
     /// Cancelled when the loop that follows the fleet has died of a fault of its own.
     astray: CancellationToken,
 }
@@ -117,7 +129,11 @@ impl Server {
             }
         }
         let stores = open(&config).await?;
-        Self::over(stores, config, timing).await
+        let started = Self::over(stores.clone(), config, timing).await?;
+        Ok(Self {
+            opened: Some(stores),
+            ..started
+        })
     }
 
     /// Starts to serve stores that are open already. The URLs in `config` are only shown.
@@ -168,8 +184,7 @@ impl Server {
                 follow: config.follow,
                 timing,
             };
-            let new = stores.new.clone();
-            Some(Controller::open(old, new, options, tasks.clone()).await?)
+            Some(Controller::open(old, stores.new.clone(), options, tasks.clone()).await?)
         } else {
             None
         };
@@ -219,6 +234,7 @@ impl Server {
             admin,
             controller,
             tasks,
+            opened: None,
             astray,
         })
     }
@@ -253,7 +269,11 @@ impl Server {
     /// Lets requests finish, stops everything and answers what did not end in time.
     pub async fn stop(self) -> Vec<String> {
         info!("shutting down");
-        self.tasks.shut_down(GRACE).await
+        let left = self.tasks.shut_down(GRACE).await;
+        if let Some(stores) = &self.opened {
+            stores.close().await;
+        }
+        left
     }
 
     /// Ends everything at once, as if the process were killed: nothing is written any more.

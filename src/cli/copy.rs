@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -102,13 +102,20 @@ impl Copy {
         let screen = Screen::new(self.json);
         let tasks = Tasks::new();
         let latest = Mutex::new(None);
+        let opened = OnceLock::new();
         let copied = tokio::select! {
-            copied = self.copy(&config, &screen, &tasks, &latest) => copied,
+            copied = self.copy(&config, &screen, &tasks, (&latest, &opened)) => copied,
             () = signals.next() => Err(Failure::Failed(interrupted(&latest))),
         };
         screen.clear();
+        let end = async {
+            tasks.shut_down(GRACE).await;
+            if let Some(stores) = opened.get() {
+                Stores::close(stores).await;
+            }
+        };
         tokio::select! {
-            _ = tasks.shut_down(GRACE) => {}
+            () = end => {}
             () = signals.next() => {}
         }
         let receipt = Receipt {
@@ -147,11 +154,15 @@ impl Copy {
         config: &Config,
         screen: &Screen,
         tasks: &Tasks,
-        latest: &Mutex<Option<Progress>>,
+        (latest, opened): (&Mutex<Option<Progress>>, &OnceLock<Stores>),
     ) -> Result<Receipt, Failure> {
         screen.begin("preflight");
-        let opened = server::open_now(config).await;
-        let Stores { old, new } = opened.map_err(serve::not_started)?;
+        let stores = server::open_now(config).await;
+        let Stores { old, new } = opened.get_or_init({
+            let stores = stores.map_err(serve::not_started)?;
+            || stores
+        });
+        let (old, new) = (old.clone(), new.clone());
         let Some(old) = old else {
             return Err(Failure::Usage("the old store is missing".into()));
         };

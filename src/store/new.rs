@@ -71,6 +71,10 @@ pub trait NewStore: Send + Sync + 'static {
     /// Whoever still works on a migration in the store is refused from then on. May take long; can be
     /// interrupted and repeated. Revisions need not begin anew.
     async fn clear(&self) -> Result<()>;
+
+    /// Ends all work on the store in this process, so that what it lives in is complete: a file needs nothing
+    /// that stands beside it then. Whatever is asked for afterwards may be refused.
+    async fn close(&self) {}
 }
 
 /// What every operation through a handle holds to.

@@ -9,6 +9,7 @@ use crate::copy::{
     content, ended, fill, pairs, plain, receipt, refused, slow, some_of, sqlite,
 };
 use crate::support::process::Process;
+use crate::support::segue::Segue;
 use crate::support::tables::{ALL, Home, Kind};
 use crate::support::{Etcd, V2};
 
@@ -124,4 +125,29 @@ async fn a_write_to_a_table_is_noticed() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_file_is_whole_without_what_stands_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (sqlite(&dir, "old.db"), sqlite(&dir, "new.db"));
+    fill(&old, 1000).await;
+    receipt(&old, &new, &[]).await;
+    std::fs::copy(dir.path().join("new.db"), dir.path().join("moved.db")).unwrap();
+    let moved = content(&sqlite(&dir, "moved.db")).await;
+    assert_eq!(moved, content(&old).await);
+    // The same when a proxy has served from it, and is told to stop.
+    let mut segue = Segue::start(["--new", &new]).await;
+    let mut client = etcd_client::Client::connect([segue.endpoint()], None)
+        .await
+        .unwrap();
+    client.put("late", "x", None).await.unwrap();
+    segue.process().terminate();
+    crate::support::eventually("the proxy ends", async || {
+        segue.ended().ok_or_else(|| segue.output())
+    })
+    .await;
+    std::fs::copy(dir.path().join("new.db"), dir.path().join("again.db")).unwrap();
+    let again = pairs(content(&sqlite(&dir, "again.db")).await);
+    assert!(again.contains(&("late".into(), "x".into())));
 }

@@ -68,6 +68,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Gives the space of deleted data back, while everything else goes on if the database can do that.
     /// Takes as long as it takes.
     fn defragment(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// What the writer does last: leaves the database complete where it is. What it cannot do it logs;
+    /// nothing is lost by it.
+    fn finish(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// The head row: where the store stands. Locked by every transaction that writes.

@@ -95,6 +95,7 @@ impl<B: Backend> Writer<B> {
             .into_iter()
             .chain(std::iter::from_fn(|| self.queue.try_recv().ok()))
             .for_each(refuse);
+        self.committer.backend.finish().await;
         debug!("the writer has ended");
     }
 

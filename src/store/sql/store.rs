@@ -265,6 +265,10 @@ impl<B: Backend> NewStore for SqlStore<B> {
     async fn clear(&self) -> Result<()> {
         crate::store::clear::by_parts(self, &self.engine.reserved).await
     }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
 }
 
 impl<B: Backend> SqlStore<B> {

@@ -23,6 +23,9 @@ const FEW: i32 = 32;
 /// At how many times that the writer waits for the thread.
 const TOO_MANY: i32 = 8;
 
+/// How often the whole log is tried to be moved when the store is closed.
+const TRIES: usize = 5;
+
 /// The thread, which ends when this is dropped.
 pub(super) struct Checkpoints {
     shared: Arc<Shared>,
@@ -170,6 +173,26 @@ fn pass(conn: &Connection) -> Result<i32> {
     Ok(moved)
 }
 
+/// Moves everything and leaves an empty log, so that the file is complete without it. Waits for those who read
+/// what was there before, a few times as long as the connection waits for anybody.
+pub(super) fn all(conn: &Connection) {
+    let mut moved = Ok(());
+    for _ in 0..TRIES {
+        moved = conn
+            .wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::TRUNCATE)
+            .map(drop);
+        if moved.is_ok() {
+            return;
+        }
+    }
+    if let Err(err) = moved {
+        warn!(
+            "the write-ahead log cannot be moved to the database, so that the file is complete only with the \
+             one beside it whose name ends with -wal: {err}"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
@@ -228,6 +251,30 @@ mod tests {
         assert_eq!(count(&connect(&path)), 3000);
         drop((checkpoints, writer));
         assert_eq!(count(&connect(&path)), 3000);
+    }
+
+    #[test]
+    fn in_the_end_the_file_is_complete_once_nobody_reads_what_was_there_before() {
+        let (dir, path, writer, checkpoints) = start();
+        commit(&writer, 50);
+        let reader = connect(&path);
+        reader.execute_batch("BEGIN").unwrap();
+        assert_eq!(count(&reader), 50);
+        commit(&writer, 50);
+        writer
+            .busy_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            reader.execute_batch("COMMIT").unwrap();
+            reader
+        });
+        all(&writer);
+        assert_eq!(most_frames(&path), 0);
+        let alone = dir.path().join("alone.db");
+        std::fs::copy(&path, &alone).unwrap();
+        assert_eq!(count(&connect(&alone)), 100);
+        drop((ends.join().unwrap(), checkpoints));
     }
 
     #[test]

@@ -189,6 +189,10 @@ impl Backend for Sqlite {
         let done = tokio::task::spawn_blocking(move || held(&writer).defragment()).await;
         done.map_err(|err| StoreError::Broken(err.to_string()))?
     }
+
+    async fn finish(&self) {
+        self.with_writer(|writer| checkpoint::all(writer.conn()));
+    }
 }
 
 /// Takes the lock that makes this process the only one. It is on a file beside the database: closing

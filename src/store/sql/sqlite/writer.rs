@@ -23,6 +23,11 @@ impl Writer {
         Self { conn }
     }
 
+    /// The connection, for what is no transaction.
+    pub(super) fn conn(&self) -> &Connection {
+        &self.conn
+    }
+
     /// See [`crate::store::sql::backend::Backend::transact`].
     pub(super) fn transact(
         &mut self,
