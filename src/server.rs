@@ -15,6 +15,7 @@ use crate::api::{self, ApiConfig, Identity, Member, Members};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::migration::ending;
+use crate::migration::joining::refuse_emptying;
 use crate::migration::later::Opener;
 use crate::migration::ledger::Ledger;
 use crate::migration::phase::{Phase, State};
@@ -402,6 +403,7 @@ async fn old_later(
 /// For a new store that is named without its old one: nothing, if it holds no migration. What is left of
 /// one that is settled, somebody has to bring to its end, which takes no old store. Any other is refused.
 async fn old_of_settled(new: &Arc<dyn NewStore>) -> Result<Option<Arc<dyn OldStore>>, StartError> {
+    refuse_emptying(new).await?;
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
     let state = state.map_err(|error| OpenError::Store {
         which: "new",

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,10 +11,12 @@ use super::screen::{Screen, bytes, number};
 use super::{Failure, serve};
 use crate::config::{Config, Settings};
 use crate::migration::offline::{Act, CopyError, Found, Offline, Progress, Receipt};
+use crate::migration::phase::Phase;
 use crate::migration::records::Control;
 use crate::server::{self, Stores};
+use crate::store::{StoreError, StoreUrl, open_old};
 use crate::tasks::Tasks;
-use crate::types::Reserved;
+use crate::types::{Content, KeyRange, Reserved};
 
 /// How long what is under way may take when the copy is interrupted.
 const GRACE: Duration = Duration::from_secs(10);
@@ -80,6 +82,15 @@ pub(super) struct Copy {
     log: Option<String>,
 }
 
+/// How far it has come, for whoever asks when it is interrupted.
+#[derive(Default)]
+struct Shown {
+    /// The new store is being emptied.
+    emptying: bool,
+    /// What was told last.
+    latest: Option<Progress>,
+}
+
 fn failure(error: impl Into<CopyError>) -> Failure {
     match error.into() {
         CopyError::Usage(why) => Failure::Usage(why),
@@ -101,11 +112,11 @@ impl Copy {
         let mut signals = serve::Signals::new()?;
         let screen = Screen::new(self.json);
         let tasks = Tasks::new();
-        let latest = Mutex::new(None);
+        let shown = Mutex::new(Shown::default());
         let opened = OnceLock::new();
         let copied = tokio::select! {
-            copied = self.copy(&config, &screen, &tasks, (&latest, &opened)) => copied,
-            () = signals.next() => Err(Failure::Failed(interrupted(&latest))),
+            copied = self.copy(&config, &screen, &tasks, (&shown, &opened)) => copied,
+            () = signals.next() => Err(Failure::Failed(interrupted(&shown))),
         };
         screen.clear();
         let end = async {
@@ -154,7 +165,7 @@ impl Copy {
         config: &Config,
         screen: &Screen,
         tasks: &Tasks,
-        (latest, opened): (&Mutex<Option<Progress>>, &OnceLock<Stores>),
+        (shown, opened): (&Mutex<Shown>, &OnceLock<Stores>),
     ) -> Result<Receipt, Failure> {
         screen.begin("preflight");
         let stores = server::open_now(config).await;
@@ -184,16 +195,31 @@ impl Copy {
             .map_err(failure)?;
         let contents = found.contents(&new).await.map_err(failure)?;
         let mut deleted = 0;
+        let mut empty = false;
         match (&found, contents) {
             (_, Some(contents)) if self.force => {
+                // Nothing is deleted for a store that cannot be copied.
+                empty = offline.probe(true).await.map_err(failure)?;
                 let url = &config.new;
                 screen.say(&format!("--force: deleting from {url} {contents}"));
                 deleted = contents.keys;
+                see(shown).emptying = true;
                 offline.clear().await.map_err(failure)?;
+                see(shown).emptying = false;
             }
             (Found::Unfinished(state), _) => {
                 offline.check_unchanged(state).await.map_err(failure)?;
+                if state.phase == Phase::Migration {
+                    empty = offline.probe(false).await.map_err(failure)?;
+                }
                 screen.say("going on with the copy that an earlier run has begun");
+            }
+            (Found::Other(contents), _) if contents.rest => {
+                return Err(Failure::Refused(format!(
+                    "an earlier --force did not finish emptying the new store ({}): {} keys are left of what it \
+                     held. Say --force to go on with that and copy then, or give an empty store",
+                    config.new, contents.keys
+                )));
             }
             (Found::Other(contents), _) => {
                 return Err(Failure::Refused(format!(
@@ -203,18 +229,29 @@ impl Copy {
                     config.new
                 )));
             }
-            (Found::Empty, _) => {}
+            (Found::Empty, _) => empty = offline.probe(false).await.map_err(failure)?,
         }
+        let remark = if empty {
+            let remark = remark_on_empty(config).await;
+            screen.say(&remark);
+            Some(remark)
+        } else {
+            None
+        };
         let receipt = offline
             .run(&|progress| {
-                let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
-                tell(screen, latest.as_ref(), progress);
-                *latest = Some(progress.clone());
+                let mut shown = see(shown);
+                tell(screen, shown.latest.as_ref(), progress);
+                shown.latest = Some(progress.clone());
             })
             .await
             .map_err(failure)?;
         screen.end("what only the copy needed is removed");
-        Ok(Receipt { deleted, ..receipt })
+        Ok(Receipt {
+            deleted,
+            remark,
+            ..receipt
+        })
     }
 
     fn print(&self, receipt: &Receipt) -> Result<(), Failure> {
@@ -288,9 +325,41 @@ fn words(progress: &Progress) -> String {
     text
 }
 
-fn interrupted(latest: &Mutex<Option<Progress>>) -> String {
-    let latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*latest {
+/// What is said of an old store without keys: somebody may have named another one than he meant.
+async fn remark_on_empty(config: &Config) -> String {
+    let what = "the old store holds no keys";
+    let Some(StoreUrl::Etcd(cluster)) = &config.old else {
+        return format!("{what}: is it the one that the application uses?");
+    };
+    let over_v2 = StoreUrl::Etcd2(cluster.clone());
+    let reserved = Reserved::new(config.reserved_prefix.clone());
+    let holds_keys = async {
+        let old = open_old(&over_v2, &reserved).await?;
+        let page = old.scan(KeyRange::all(), 1, Content::KeysOnly).await?;
+        Ok::<_, StoreError>(page.last_key().is_some())
+    };
+    // Most etcds do not serve that API any more.
+    match tokio::time::timeout(GRACE, holds_keys).await {
+        Ok(Ok(true)) => format!(
+            "{what} that were written with the v3 API, but there are keys of the v2 API: to copy those, say --old \
+             {over_v2}"
+        ),
+        _ => format!("{what}: is it the one that the application uses?"),
+    }
+}
+
+fn see(shown: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn interrupted(shown: &Mutex<Shown>) -> String {
+    let shown = see(shown);
+    if shown.emptying {
+        return "stopped while emptying the new store: some of what it held is still there. The same command, \
+                with --force, goes on with that"
+            .into();
+    }
+    match &shown.latest {
         None => "stopped before anything was copied".into(),
         Some(progress) => format!(
             "stopped: {} of {} keys are copied. The same command goes on from here, as long as the old \
@@ -334,6 +403,9 @@ fn render(receipt: &Receipt) -> String {
             ),
         ),
     ];
+    if let Some(remark) = &receipt.remark {
+        lines.push(("remark", remark.clone()));
+    }
     if receipt.deleted > 0 {
         let deleted = format!("{} keys of the new store", number(receipt.deleted));
         lines.push(("deleted", deleted));
@@ -374,6 +446,7 @@ mod tests {
             base: 77,
             revision: 78,
             deleted: 5,
+            remark: Some("look again".into()),
             resumed: true,
             took_ms: 61_000,
             ..Receipt::default()
@@ -386,6 +459,7 @@ mod tests {
             "77 was",
             "goes on from 78",
             "5 keys of the new store",
+            "remark    look again",
             "1 min 1 s, going on",
         ] {
             assert!(text.contains(part), "{text}");
@@ -395,6 +469,22 @@ mod tests {
             !plain.contains("deleted") && !plain.contains("lease that"),
             "{plain}"
         );
+    }
+
+    #[test]
+    fn whoever_stops_it_is_told_what_is_left_behind() {
+        let shown = |emptying| {
+            let shown = Shown {
+                emptying,
+                latest: None,
+            };
+            interrupted(&Mutex::new(shown))
+        };
+        assert!(shown(false).contains("before anything was copied"));
+        let emptying = shown(true);
+        for part in ["stopped while emptying", "--force"] {
+            assert!(emptying.contains(part), "{emptying}");
+        }
     }
 
     #[test]

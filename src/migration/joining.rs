@@ -12,7 +12,7 @@ use super::ledger::{Entry, Ledger, write};
 use super::phase::{FORMAT, Phase, State};
 use super::records::{CONTROL, Control, Outcome, STATE, SURVEY, SWITCH, Survey, Switch};
 use super::switch::KEY;
-use crate::store::{GuardedStore, NewStore, OldStore, RecordTxn, StoreError};
+use crate::store::{EMPTYING, GuardedStore, NewStore, OldStore, RecordTxn, StoreError};
 use crate::types::{KeyRange, Range, Reserved};
 
 /// How long an old store that may not be needed is asked which one it is.
@@ -123,6 +123,12 @@ pub enum OpenError {
          cannot be gone on with from here: finish it by the same command, or empty the new store"
     )]
     Offline,
+    /// What the new store holds is the rest of something that was being deleted.
+    #[error(
+        "the new store was being emptied by `segue copy --force`, which did not come to its end: it holds only \
+         what is left of what was there before. Run that command again, or give another store"
+    )]
+    Emptying,
     /// The new store holds a migration with clients.
     #[error(
         "the new store holds a migration that clients have taken part in: go on with it by `segue \
@@ -151,6 +157,7 @@ pub(super) async fn join(
     plain: &Arc<dyn GuardedStore>,
     options: &Options,
 ) -> Result<Entry<State>, OpenError> {
+    refuse_emptying(new).await?;
     loop {
         if let Some(entry) = ledger.get::<State>(STATE).await.map_err(of_new)? {
             check_joinable(&entry.value, old, options.offline).await?;
@@ -163,6 +170,20 @@ pub(super) async fn join(
             begun => begun?,
         }
     }
+}
+
+/// Whether somebody has begun to empty the store, and not come to the end of it.
+pub(super) async fn is_being_emptied(new: &Arc<dyn NewStore>) -> crate::store::Result<bool> {
+    let records = new.records(EMPTYING).await?;
+    Ok(records.iter().any(|record| record.name == EMPTYING))
+}
+
+/// Refuses a store that is the rest of what was being deleted.
+pub async fn refuse_emptying(new: &Arc<dyn NewStore>) -> Result<(), OpenError> {
+    if is_being_emptied(new).await.map_err(of_new)? {
+        return Err(OpenError::Emptying);
+    }
+    Ok(())
 }
 
 pub(super) fn of_new(error: StoreError) -> OpenError {

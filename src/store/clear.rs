@@ -1,6 +1,8 @@
 //! Emptying a new store, with nothing but what every store offers.
 
-use super::{Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError};
+use bytes::Bytes;
+
+use super::{EMPTYING, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError};
 use crate::types::range::successor;
 use crate::types::{Content, Delete, KeyRange, Range, Reserved};
 
@@ -41,21 +43,37 @@ pub(super) async fn by_parts<S: NewStore + ?Sized>(store: &S, reserved: &Reserve
     }
     store.drop_claims().await?;
     let revision = plain.status().await?.revision;
-    plain.forget(revision).await
+    plain.forget(revision).await?;
+    let done = RecordWrite {
+        name: EMPTYING.to_owned(),
+        value: None,
+    };
+    let txn = RecordTxn {
+        writes: vec![done],
+        ..RecordTxn::default()
+    };
+    store.write_records(txn).await.map(drop)
 }
 
 /// Removes line and records, the line first: whoever still works on the migration is refused from
-/// then on.
+/// then on. With the line comes the record that says what is going on.
 async fn forget_migration<S: NewStore + ?Sized>(store: &S) -> Result<()> {
     let mut records = store.records("").await?;
     // Those that say what the rest is about first, so that what is left of them is no migration.
     records.sort_by_key(|record| record.name.contains('/'));
-    let mut names = records.into_iter().map(|record| record.name).peekable();
+    let names = records.into_iter().map(|record| record.name);
+    let mut names = names.filter(|name| name != EMPTYING).peekable();
+    let emptying = RecordWrite {
+        name: EMPTYING.to_owned(),
+        value: Some(Bytes::from_static(b"true")),
+    };
+    let mut emptying = Some(emptying);
     loop {
         let some = names.by_ref().take(RECORDS);
+        let gone = some.map(|name| RecordWrite { name, value: None });
         store
             .write_records(RecordTxn {
-                writes: some.map(|name| RecordWrite { name, value: None }).collect(),
+                writes: emptying.take().into_iter().chain(gone).collect(),
                 line: Some(None),
                 ..RecordTxn::default()
             })

@@ -35,8 +35,8 @@ use crate::types::{
 
 pub use error::{RequestError, Result, StoreError};
 pub use new::{
-    Claim, CopyUp, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read, ReadReply,
-    Record, RecordTxn, RecordWrite, Replay, Replayed, exactly, miscounted,
+    Claim, CopyUp, EMPTYING, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read,
+    ReadReply, Record, RecordTxn, RecordWrite, Replay, Replayed, exactly, miscounted,
 };
 pub use old::{AsOld, OldLease, OldStore, Page};
 pub use open::{open_new, open_old};

@@ -69,7 +69,8 @@ pub trait NewStore: Send + Sync + 'static {
 
     /// Removes everything: keys (reserved ones too), leases, records, claims, line and history.
     /// Whoever still works on a migration in the store is refused from then on. May take long; can be
-    /// interrupted and repeated. Revisions need not begin anew.
+    /// interrupted and repeated, and until it is done the record [`EMPTYING`] says so. Revisions need not begin
+    /// anew.
     async fn clear(&self) -> Result<()>;
 
     /// Ends all work on the store in this process, so that what it lives in is complete: a file needs nothing
@@ -155,6 +156,11 @@ impl Fence {
 /// noticed yet may still tell its clients of. Without effect in an etcd, which ends leases whatever anybody
 /// has written: there the watches tell; see [`super::WatchItem::Epoch`].
 pub const HOLD: &str = "hold";
+
+/// The record that says that the store is being emptied: there from before the first deletion until nothing
+/// else is left; see [`NewStore::clear`]. What a store holds beside it is a rest that nobody should take for
+/// the whole.
+pub const EMPTYING: &str = "emptying";
 
 /// Where the store stands in the migration. Changed only together with the state record.
 ///

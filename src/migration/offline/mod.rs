@@ -85,6 +85,7 @@ impl From<OpenError> for CopyError {
             | OpenError::Fenced
             | OpenError::OtherOldStore
             | OpenError::Offline
+            | OpenError::Emptying
             | OpenError::Live => Self::Refused(text),
         }
     }
@@ -154,6 +155,14 @@ impl Offline {
         let found = preflight::inspect(&self.old, &self.new, &self.ledger).await?;
         preflight::nobody_works(&self.ledger, waiting).await?;
         Ok(found)
+    }
+
+    /// Makes sure that the old store can be read, values and leases too, and that none of the application's keys
+    /// would be left out, before anything is written or deleted; answers whether it holds no keys. Keys that
+    /// cannot be copied are refused only if they `have_to` be copied: else the copy tells of them when all the
+    /// others are there.
+    pub async fn probe(&self, have_to: bool) -> Result<bool, CopyError> {
+        preflight::probe(&self.old, &self.reserved, have_to).await
     }
 
     /// Whether an unfinished copy in this state can be gone on with; refuses if not.

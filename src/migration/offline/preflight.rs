@@ -3,14 +3,20 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{CopyError, TIMING};
-use crate::migration::joining::OpenError;
+use super::{CopyError, NAMED, TIMING, listed};
+use crate::migration::joining::{OpenError, is_being_emptied};
 use crate::migration::ledger::Ledger;
 use crate::migration::phase::{FORMAT, Phase, State};
-use crate::migration::records::{MEMBERS, Member, STATE};
-use crate::store::{Guard, NewStore, OldStore, Result};
-use crate::types::{Content, KeyRange, Range};
+use crate::migration::records::{MEMBERS, Member, STATE, readable};
+use crate::migration::switch::KEY;
+use crate::store::{Guard, NewStore, OldStore, Result, StoreError};
+use crate::types::{Content, KeyRange, Range, Reserved};
 use tokio::time::Instant;
+
+/// Pairs of the old store that are read to see whether that can be done.
+const PAGE: usize = 1000;
+/// What Segue keeps in an etcd is below this, under the reserved prefix.
+const OWN: &str = "_/";
 
 /// What the new store holds.
 #[derive(Clone, Debug)]
@@ -30,6 +36,8 @@ pub struct Contents {
     pub keys: u64,
     /// The migration that the store belongs to, and whether it came from another old store.
     pub migration: Option<(State, bool)>,
+    /// Somebody was emptying the store, and this is what is left of it.
+    pub rest: bool,
 }
 
 impl Found {
@@ -41,7 +49,11 @@ impl Found {
             Self::Unfinished(state) => Some((state.clone(), false)),
         };
         let keys = keys(new).await?;
-        Ok(Some(Contents { keys, migration }))
+        Ok(Some(Contents {
+            keys,
+            migration,
+            rest: false,
+        }))
     }
 }
 
@@ -51,6 +63,9 @@ impl fmt::Display for Contents {
             0 => f.write_str("no keys")?,
             1 => f.write_str("1 key")?,
             keys => write!(f, "{keys} keys")?,
+        }
+        if self.rest {
+            return f.write_str(" of a store that an earlier --force did not finish emptying");
         }
         let Some((state, foreign)) = &self.migration else {
             return match self.keys {
@@ -105,12 +120,20 @@ pub(super) async fn inspect(
     if new.is_empty().await? {
         return Ok(Found::Empty);
     }
+    if is_being_emptied(new).await? {
+        return Ok(Found::Other(Contents {
+            keys: keys(new).await?,
+            migration: None,
+            rest: true,
+        }));
+    }
     let state = ledger.get::<State>(STATE).await?.map(|entry| entry.value);
     let Some(state) = state else {
         let keys = keys(new).await?;
         return Ok(Found::Other(Contents {
             keys,
             migration: None,
+            rest: false,
         }));
     };
     if state.format != FORMAT {
@@ -124,7 +147,64 @@ pub(super) async fn inspect(
     Ok(Found::Other(Contents {
         keys: keys(new).await?,
         migration: Some((state, foreign)),
+        rest: false,
     }))
+}
+
+/// Reads one page of the old store with its values, its leases, and what is under the reserved prefix; see
+/// [`super::Offline::probe`].
+pub(super) async fn probe(
+    old: &Arc<dyn OldStore>,
+    reserved: &Reserved,
+    have_to: bool,
+) -> Result<bool, CopyError> {
+    let unreadable = |error: StoreError| {
+        CopyError::Failed(format!(
+            "the old store cannot be read: {error}. Nothing was written, and nothing was deleted"
+        ))
+    };
+    let page = old.scan(KeyRange::all(), PAGE, Content::Full).await;
+    let page = page.map_err(unreadable)?;
+    old.leases().await.map_err(unreadable)?;
+    let (count, named) = hidden(old, reserved).await.map_err(unreadable)?;
+    if count > 0 {
+        return Err(CopyError::Refused(format!(
+            "{count} keys of the old store begin with the prefix that is reserved for Segue's own, and would not \
+             be copied:{}Say --reserved-prefix with one that no key begins with",
+            listed(&named, usize::try_from(count).unwrap_or(usize::MAX))
+        )));
+    }
+    if have_to && !page.rejects.is_empty() {
+        let named = page.rejects.iter().take(NAMED);
+        let named = named.map(|(key, why)| format!("{}: {why}", readable(key)));
+        return Err(CopyError::Failed(format!(
+            "the old store has keys that cannot be copied, at least these:{}Delete or change them there, and say \
+             the same again; nothing was deleted",
+            listed(&named.collect::<Vec<_>>(), page.rejects.len())
+        )));
+    }
+    Ok(page.last_key().is_none())
+}
+
+/// How many keys are under the reserved prefix that are not Segue's own, and the first of them.
+async fn hidden(old: &Arc<dyn OldStore>, reserved: &Reserved) -> Result<(u64, Vec<String>)> {
+    let own = Reserved::new(reserved.key(OWN));
+    let switch = reserved.key(KEY);
+    let (mut count, mut named) = (0, Vec::new());
+    let mut rest = Some(reserved.range().clone());
+    while let Some(keys) = rest.take() {
+        let page = old.scan_reserved(keys.clone(), PAGE).await?;
+        rest = page.rest(&keys)?;
+        let pairs = page.kvs.iter().map(|kv| &kv.key);
+        let all = pairs.chain(page.rejects.iter().map(|(key, _)| key));
+        for key in all.filter(|key| **key != switch && !own.contains(key)) {
+            count += 1;
+            if named.len() < NAMED {
+                named.push(readable(key));
+            }
+        }
+    }
+    Ok((count, named))
 }
 
 /// Refuses if somebody else works on the new store. One that was killed is told by its beat, which

@@ -35,6 +35,9 @@ pub struct Receipt {
     pub started_ms: u64,
     /// When it ended, likewise.
     pub finished_ms: u64,
+    /// What should be looked at once more, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
     /// How long this run took, in milliseconds.
     pub took_ms: u64,
 }

@@ -1,20 +1,30 @@
 //! Emptying the whole cluster.
 
+use bytes::Bytes;
+
 use super::Etcd3;
 use super::view::range_request;
 use crate::proto::etcdserverpb as pb;
-use crate::store::{RequestError, Result, StoreError};
+use crate::store::{EMPTYING, RequestError, Result, StoreError};
 use crate::types::KeyRange;
+use crate::types::range::successor;
 
 /// Keys that are removed in one transaction. etcd writes each of them down.
 const KEYS_PER_TXN: i64 = 5_000;
 
 impl Etcd3 {
     /// Removes every key of the cluster, its own first: whoever still works on a migration is refused
-    /// from then on.
+    /// from then on. The record that says what is going on is there from the beginning to the end.
     pub(super) async fn clear_all(&self) -> Result<()> {
         let shared = &self.shared;
         shared.forget_views();
+        let emptying = shared.names.record(EMPTYING);
+        let put = pb::PutRequest {
+            key: emptying.clone(),
+            value: "true".into(),
+            ..pb::PutRequest::default()
+        };
+        shared.client.put(put).await?;
         self.delete(&KeyRange::One(shared.names.epoch.clone()))
             .await?;
         self.delete(&KeyRange::One(shared.names.line.clone()))
@@ -26,7 +36,11 @@ impl Etcd3 {
                 Err(error) => return Err(error),
             }
         }
-        self.delete(&KeyRange::all()).await
+        let below = KeyRange::span(Bytes::new(), Some(emptying.clone()));
+        self.delete(&below).await?;
+        let above = KeyRange::span(successor(&emptying), None);
+        self.delete(&above).await?;
+        self.delete(&KeyRange::One(emptying)).await
     }
 
     async fn delete(&self, keys: &KeyRange) -> Result<()> {

@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
@@ -99,6 +100,11 @@ impl Server {
             return StoreError::Unavailable(format!("{}: {}", self.place, told(err)));
         };
         let told = format!("{}: {}", self.place, db.message());
+        if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE {
+            let advice =
+                "the account needs SELECT on the table, or on each of the columns that are named";
+            return RequestError::Credentials(format!("{told}; {advice}")).into();
+        }
         match db.code().code().get(..2) {
             Some("28") => RequestError::Credentials(told).into(),
             Some("08" | "53" | "57" | "40") => StoreError::Unavailable(told),
