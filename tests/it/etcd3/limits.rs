@@ -91,7 +91,7 @@ async fn many_leased_keys_are_copied_although_a_lease_is_missing() {
     guarded.grant(grant(5)).await.unwrap();
     let old = Arc::new(AsOld::new(source, "old".into()));
     let copier = Copier::new(Ledger::new(new), old, guarded.clone());
-    let copied = copier.copy(&there.reply.kvs, None).await;
-    assert_eq!(copied, Ok(Step::Done));
+    let done = copier.copy(&there.reply.kvs, None).await;
+    assert_eq!(done, Ok(Step::Done));
     assert_eq!(guarded.range(all).await.unwrap().reply, there.reply);
 }
