@@ -21,12 +21,6 @@ const NAMES_THE_KEY: Signs = Signs {
     has_happened: |_| false,
 };
 
-/// A message that has the lease's number and nothing else: what ends it.
-const ENDS_THE_LEASE: Signs = Signs {
-    commits: |sent| sent.windows(7).any(|part| part == [0, 0, 0, 0, 2, 8, 77]),
-    has_happened: |_| false,
-};
-
 /// A request for all keys: both bounds are a zero byte.
 const NAMES_ALL_KEYS: Signs = Signs {
     commits: |sent| sent.windows(6).any(|part| part == [10, 1, 0, 18, 1, 0]),
@@ -102,20 +96,6 @@ async fn a_lease_keeps_its_keys_if_the_epoch_ends_behind_the_first_look() {
     let held = now.range(Range::key("held")).await.unwrap().reply.kvs;
     assert_eq!(held[0].lease, id);
     assert_eq!(now.leases().await.unwrap().reply, [id]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_ends_when_the_epoch_is_over_is_to_end_in_the_next_one() {
-    let etcd = Etcd::start().await;
-    let new = open(&etcd).await;
-    let (link, stale, id) = lease_far_away(&etcd, &*new, ENDS_THE_LEASE).await;
-    link.cut_next(Cut::Hold);
-    // As above, and then the revoke itself is held up.
-    let revoke = spawn_owned(async move { stale.revoke(id).await });
-    held_up(&link).await;
-    set_line(&*new, Some(line(2))).await;
-    link.open();
-    assert_eq!(revoke.await.unwrap(), Err(StoreError::StaleEpoch));
 }
 
 #[tokio::test(flavor = "multi_thread")]
