@@ -7,6 +7,7 @@
 //! old store lets it be served behind the goal, under the next epoch. Until that one, everything may be repeated
 //! or called off; behind it, there is only the transition of the state left to do.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::controller::{Controller, now_ms};
-use super::held::each;
+use super::held::{self, each};
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
@@ -68,7 +69,7 @@ pub(super) async fn drain(
     };
     let goal = match opened(old.line().await?) {
         Some(goal) => goal,
-        None => match attempt(&mirror, &shared.ledger).await {
+        None => match attempt_while_leases_live(&mirror, &shared.ledger).await {
             Ok(Attempt::Open(goal)) => goal,
             Ok(Attempt::CallOff(why)) => {
                 return call_off(shared, state, Some(&mirror), &why).await;
@@ -93,12 +94,23 @@ pub(super) async fn drain(
     Ok(())
 }
 
-async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
+/// Makes an attempt, and renews the new store's leases meanwhile: if it fails or is called off, their holders
+/// find them there.
+async fn attempt_while_leases_live(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
+    let alive = held::Held::default();
+    let new = || ready(Ok(Some(mirror.new.clone())));
+    tokio::select! {
+        done = attempt(mirror, ledger, &alive) => done,
+        never = alive.keep(new) => match never {},
+    }
+}
+
+async fn attempt(mirror: &Mirror, ledger: &Ledger, alive: &held::Held) -> Result<Attempt> {
     let Mirror {
         old, new, state, ..
     } = mirror;
     // Before the goal is taken: whatever ends behind it, ends in the old store.
-    let (held, keys) = hold_leases(new).await?;
+    let (held, keys) = hold_leases(new, alive).await?;
     let goal = head(new).await?;
     let mut at = mirror.run(Some(goal)).await?;
     grant(old, &held).await?;
@@ -134,8 +146,13 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger) -> Result<Attempt> {
     }
 }
 
-/// Begins the time of every lease anew, and answers all, with the keys attached to any.
-async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Bytes>)> {
+/// Begins the time of every lease anew, and answers all, with the keys attached to any. From then on they are
+/// to be kept `alive`.
+async fn hold_leases(
+    new: &Arc<dyn GuardedStore>,
+    alive: &held::Held,
+) -> Result<(Vec<Held>, Vec<Bytes>)> {
+    let begun = Instant::now();
     let ids = new.leases().await?.reply;
     let found = each(ids, |id| async move {
         // One whose time is over, and that nobody has ended yet, lives on with the others: its keys are
@@ -146,6 +163,7 @@ async fn hold_leases(new: &Arc<dyn GuardedStore>) -> Result<(Vec<Held>, Vec<Byte
     let (mut held, mut keys) = (Vec::new(), Vec::new());
     for (id, status) in found.await? {
         if let Some(status) = status {
+            alive.see(id, status.granted_ttl_s, Some(begun));
             held.push(Held {
                 id,
                 ttl_s: status.granted_ttl_s,
