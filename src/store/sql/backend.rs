@@ -33,7 +33,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// A backend that waits for its commit may begin the `next` transaction meanwhile.
     ///
-    /// Fails with [`StoreError::Unknown`] only if the commit itself was sent, was not answered, and
+    /// Fails with [`crate::store::StoreError::Unknown`] only if the commit itself was sent, was not answered, and
     /// could not be looked up afterwards; every other failure means that nothing was written.
     fn transact(
         &self,
