@@ -122,7 +122,7 @@ impl Copy {
         let end = async {
             tasks.shut_down(GRACE).await;
             if let Some(stores) = opened.get() {
-                Stores::close(stores).await;
+                stores.close().await;
             }
         };
         tokio::select! {

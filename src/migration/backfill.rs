@@ -345,22 +345,31 @@ mod tests {
     use crate::store::{AsOld, Guard, NewStore, OldLease};
     use crate::types::{KeyValue, Revision};
 
-    /// Versions of shards begin anew with each migration: they do not keep out whoever has slept through
-    /// the end of one and the beginning of the next.
-    #[tokio::test]
-    async fn a_backfill_of_another_epoch_moves_no_shard() {
+    /// A new store with a migration from an empty one, whose survey has found these shards.
+    async fn surveyed(shards: &[Shard]) -> (Arc<dyn NewStore>, Ledger, State) {
         let new: Arc<dyn NewStore> = Arc::new(Memory::new());
         let ledger = Ledger::new(new.clone());
         let state = State::begin("it".into(), "old".into(), Revision(1), false, 0);
         assert!(ledger.put(STATE, &state, 0).await.unwrap());
         let survey = Survey {
             done: true,
-            shards: 1,
+            shards: shards.len().try_into().unwrap(),
             ..Survey::default()
         };
         assert!(ledger.put(SURVEY, &survey, 0).await.unwrap());
+        for (number, shard) in shards.iter().enumerate() {
+            let name = format!("{SHARDS}{number:06}");
+            assert!(ledger.put(&name, shard, 0).await.unwrap());
+        }
+        (new, ledger, state)
+    }
+
+    /// Versions of shards begin anew with each migration: they do not keep out whoever has slept through
+    /// the end of one and the beginning of the next.
+    #[tokio::test]
+    async fn a_backfill_of_another_epoch_moves_no_shard() {
+        let (new, ledger, state) = surveyed(&[Shard::default()]).await;
         let name = format!("{SHARDS}000000");
-        assert!(ledger.put(&name, &Shard::default(), 0).await.unwrap());
         let run = async |epoch| {
             let (_, control) = watch::channel(Control::default());
             let backfill = Backfill {
@@ -415,16 +424,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_that_ends_by_a_fault_is_begun_again() {
-        let new: Arc<dyn NewStore> = Arc::new(Memory::new());
-        let ledger = Ledger::new(new.clone());
-        let state = State::begin("it".into(), "old".into(), Revision(1), false, 0);
-        assert!(ledger.put(STATE, &state, 0).await.unwrap());
-        let survey = Survey {
-            done: true,
-            shards: 2,
-            ..Survey::default()
-        };
-        assert!(ledger.put(SURVEY, &survey, 0).await.unwrap());
         let middle = Bytes::from_static(b"m");
         let shards = [
             Shard {
@@ -437,10 +436,7 @@ mod tests {
                 ..Shard::default()
             },
         ];
-        for (number, shard) in shards.iter().enumerate() {
-            let name = format!("{SHARDS}{number:06}");
-            assert!(ledger.put(&name, shard, 0).await.unwrap());
-        }
+        let (new, ledger, state) = surveyed(&shards).await;
         let (_control, control) = watch::channel(Control::default());
         let troubles = Troubles::default();
         let old = AsOld::new(Arc::new(Memory::new()), "old".into());

@@ -14,8 +14,7 @@ use tracing::{debug, warn};
 use super::ledger::{Entry, Ledger, write};
 use super::records::{Reject, Shard, readable};
 use crate::store::{
-    Claim, CopyUp, GuardedStore, OldStore, Read, ReadReply, RecordTxn, RequestError, Result,
-    StoreError,
+    CopyUp, GuardedStore, OldStore, Read, RecordTxn, RequestError, Result, StoreError, miscounted,
 };
 use crate::types::range::successor;
 use crate::types::{Epoch, Grant, KeyRange, KeyValue, LeaseId};
@@ -315,11 +314,13 @@ impl Copier {
         let mut claimed = BTreeSet::new();
         for some in reads.chunks(CLAIMS) {
             let replies = self.new.snapshot(None, some.to_vec()).await?.reply;
-            let claims = replies.into_iter().flat_map(|reply| match reply {
-                ReadReply::Claims(claims) => claims,
-                ReadReply::Range(_) => Vec::new(),
-            });
-            claimed.extend(claims.map(|claim: Claim| claim.key().clone()));
+            if replies.len() != some.len() {
+                return Err(miscounted(some.len(), replies.len()));
+            }
+            for reply in replies {
+                let claims = reply.into_claims()?;
+                claimed.extend(claims.iter().map(|claim| claim.key().clone()));
+            }
         }
         Ok(claimed)
     }

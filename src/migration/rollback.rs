@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lease of the new store as the rollback found it.
 #[derive(Clone, Copy)]
-struct Held {
+struct Found {
     id: LeaseId,
     ttl_s: i64,
 }
@@ -151,7 +151,7 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger, alive: &held::Held) -> Result
 async fn hold_leases(
     new: &Arc<dyn GuardedStore>,
     alive: &held::Held,
-) -> Result<(Vec<Held>, Vec<Bytes>)> {
+) -> Result<(Vec<Found>, Vec<Bytes>)> {
     let begun = Instant::now();
     let ids = new.leases().await?.reply;
     let found = each(ids, |id| async move {
@@ -164,7 +164,7 @@ async fn hold_leases(
     for (id, status) in found.await? {
         if let Some(status) = status {
             alive.see(id, status.granted_ttl_s, Some(begun));
-            held.push(Held {
+            held.push(Found {
                 id,
                 ttl_s: status.granted_ttl_s,
             });
@@ -175,7 +175,7 @@ async fn hold_leases(
 }
 
 /// Makes the leases of the old store those of the new one.
-async fn grant(old: &Arc<dyn NewStore>, held: &[Held]) -> Result<()> {
+async fn grant(old: &Arc<dyn NewStore>, held: &[Found]) -> Result<()> {
     let plain = &old.guarded(Guard::None);
     let ids = plain.leases().await?.reply;
     // Those that go on are granted anew, since their time to live may be another one. No key is
@@ -187,7 +187,7 @@ async fn grant(old: &Arc<dyn NewStore>, held: &[Held]) -> Result<()> {
         }
     })
     .await?;
-    let grant = |lease: Held| {
+    let grant = |lease: Found| {
         plain.grant(Grant {
             id: Some(lease.id),
             ttl_s: lease.ttl_s,

@@ -17,7 +17,8 @@ use crate::types::{EventBatch, KeyRange, KeyValue, LeaseId, Revision};
 /// A database under the SQL engine.
 ///
 /// [`Self::transact`], [`Self::sweep`] and [`Self::drop_whiteouts`] are called by one task at a time, the
-/// engine's writer; [`Self::read`] by many, and it must never wait for the writer. Other processes may be doing the same to the same database.
+/// engine's writer; [`Self::read`] by many, and it must never wait for the writer. Other processes may be
+/// doing the same to the same database.
 pub trait Backend: Send + Sync + 'static {
     /// What makes the store the one it is, whatever address it is reached by.
     fn identity(&self) -> &str;
@@ -106,6 +107,23 @@ pub struct Head {
 pub struct Commit {
     revision: Revision,
     unnumbered: i64,
+}
+
+#[cfg(test)]
+impl Head {
+    /// Of a store that has come so far and has nothing else to tell.
+    pub(super) fn at(revision: i64) -> Self {
+        Self {
+            revision: Revision(revision),
+            compacted: Revision(0),
+            swept: Revision(0),
+            origin: Revision(0),
+            unnumbered: 0,
+            at_ms: 0,
+            fenced: false,
+            line: None,
+        }
+    }
 }
 
 impl Head {

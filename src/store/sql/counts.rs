@@ -87,14 +87,8 @@ mod tests {
 
     fn head(revision: i64, unnumbered: i64) -> Head {
         Head {
-            revision: Revision(revision),
-            compacted: Revision(0),
-            swept: Revision(0),
-            origin: Revision(0),
             unnumbered,
-            at_ms: 0,
-            fenced: false,
-            line: None,
+            ..Head::at(revision)
         }
     }
 

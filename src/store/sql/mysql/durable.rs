@@ -195,18 +195,11 @@ impl Own {
 mod tests {
     use super::*;
     use crate::store::sql::backend::Head;
-    use crate::types::Revision;
 
     fn commit(revision: i64, unnumbered: i64) -> Commit {
         let head = Head {
-            revision: Revision(revision),
-            compacted: Revision(0),
-            swept: Revision(0),
-            origin: Revision(0),
             unnumbered,
-            at_ms: 0,
-            fenced: false,
-            line: None,
+            ..Head::at(revision)
         };
         head.commit()
     }

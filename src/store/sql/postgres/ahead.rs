@@ -104,20 +104,6 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Revision;
-
-    fn head(revision: i64) -> Head {
-        Head {
-            revision: Revision(revision),
-            compacted: Revision(0),
-            swept: Revision(0),
-            origin: Revision(0),
-            unnumbered: 0,
-            at_ms: 0,
-            fenced: false,
-            line: None,
-        }
-    }
 
     /// How many of so many batches are begun ahead, if somebody else wants to write before those, and waits
     /// until he can.
@@ -134,9 +120,9 @@ mod tests {
                 waits = false;
             }
             begun += i64::from(keep);
-            turns.began(keep, &head(revision));
+            turns.began(keep, &Head::at(revision));
             revision += 1;
-            turns.leaves(head(revision));
+            turns.leaves(Head::at(revision));
         }
         begun
     }
