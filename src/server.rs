@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, lookup_host};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::{self, Facts};
@@ -104,6 +103,20 @@ impl Stores {
             old.close().await;
         }
     }
+
+    /// Resolves when one of them can do nothing more in this process; see [`NewStore::astray`].
+    pub async fn astray(&self) -> String {
+        let of_old = async {
+            match &self.old {
+                Some(old) => old.astray().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            what = self.new.astray() => what,
+            what = of_old => what,
+        }
+    }
 }
 
 /// A proxy that runs.
@@ -115,10 +128,9 @@ pub struct Server {
     /// The migration, unless the new store is served alone.
     pub controller: Option<Arc<Controller>>,
     tasks: Tasks,
-    /// The stores, if this proxy has opened them itself.
-    opened: Option<Stores>,
-    /// Cancelled when the loop that follows the fleet has died of a fault of its own.
-    astray: CancellationToken,
+    stores: Stores,
+    /// The stores are closed with the proxy: it has opened them itself.
+    closes: bool,
 }
 
 impl Server {
@@ -130,9 +142,9 @@ impl Server {
             }
         }
         let stores = open(&config).await?;
-        let started = Self::over(stores.clone(), config, timing).await?;
+        let started = Self::over(stores, config, timing).await?;
         Ok(Self {
-            opened: Some(stores),
+            closes: true,
             ..started
         })
     }
@@ -160,7 +172,7 @@ impl Server {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
         };
-        let old = match stores.old {
+        let old = match stores.old.clone() {
             Some(old) => Some(old),
             None => old_of_settled(&stores.new).await?,
         };
@@ -193,12 +205,9 @@ impl Server {
             Some(controller) => controller.router(),
             None => Router::to(stores.new.guarded(Guard::None)),
         };
-        let follow = |controller: &Arc<Controller>| {
-            tasks.spawn_vital("migration", Arc::clone(controller).run())
-        };
-        let astray = controller
-            .as_ref()
-            .map_or_else(CancellationToken::new, follow);
+        if let Some(controller) = &controller {
+            tasks.spawn_vital("migration", Arc::clone(controller).run());
+        }
         let metrics = Arc::new(Metrics::default());
         let own = Member {
             id: identity.member_id,
@@ -219,13 +228,13 @@ impl Server {
             started: tokio::time::Instant::now(),
         };
         let shutdown = tasks.token().clone();
-        tasks.spawn(
+        tasks.spawn_vital(
             "admin API",
             admin::serve(admin_listener, facts, shutdown.clone()),
         );
         let api_config = ApiConfig::new(identity, members);
         let stop = async move { shutdown.cancelled().await };
-        tasks.spawn("etcd API", async move {
+        tasks.spawn_vital("etcd API", async move {
             if let Err(error) = api::serve(api_listener, api_config, router, metrics, stop).await {
                 tracing::error!(%error, "the etcd API has stopped");
             }
@@ -235,8 +244,8 @@ impl Server {
             admin,
             controller,
             tasks,
-            opened: None,
-            astray,
+            stores,
+            closes: false,
         })
     }
 
@@ -248,13 +257,17 @@ impl Server {
     }
 
     /// Returns, with what to do, when this proxy can serve nobody any more; see [`crate::migration::ending`].
-    pub async fn gone(&self) -> &'static str {
-        let Some(controller) = &self.controller else {
-            return std::future::pending().await;
+    pub async fn gone(&self) -> String {
+        let gone = async {
+            match &self.controller {
+                Some(controller) => controller.gone().await,
+                None => std::future::pending().await,
+            }
         };
         tokio::select! {
-            () = controller.gone() => ending::GONE,
-            () = self.astray.cancelled() => ending::ASTRAY,
+            () = gone => ending::GONE.into(),
+            what = self.tasks.astray() => ending::astray(&what),
+            what = self.stores.astray() => ending::astray(&what),
         }
     }
 
@@ -271,8 +284,8 @@ impl Server {
     pub async fn stop(self) -> Vec<String> {
         info!("shutting down");
         let left = self.tasks.shut_down(GRACE).await;
-        if let Some(stores) = &self.opened {
-            stores.close().await;
+        if self.closes {
+            self.stores.close().await;
         }
         left
     }

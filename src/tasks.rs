@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug_span, warn};
+use tracing::{Instrument as _, debug_span, error, warn};
 
 /// The tasks of one owner. Clones are the same owner.
 #[derive(Clone, Default)]
@@ -26,6 +26,9 @@ struct Inner {
     /// Names of the tasks that run, by the order in which they were started.
     running: Mutex<BTreeMap<u64, String>>,
     started: AtomicU64,
+    /// Cancelled when a vital task has panicked, behind its name.
+    astray: CancellationToken,
+    lost: OnceLock<String>,
 }
 
 impl Tasks {
@@ -42,6 +45,24 @@ impl Tasks {
         name: impl Into<String>,
         task: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
+        spawn_owned(self.own(name, task))
+    }
+
+    /// The same for a task that nothing goes on without; see [`Self::astray`].
+    pub fn spawn_vital(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        spawn_owned(self.own_vital(name, task))
+    }
+
+    /// `task`, to be run by somebody else, as one of these.
+    fn own<T: Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = T> + Send + 'static {
         let name = name.into();
         let span = debug_span!("task", name);
         let running = Running::enter(&self.inner, name);
@@ -49,25 +70,32 @@ impl Tasks {
             let _running = running;
             task.await
         };
-        spawn_owned(self.inner.tracker.track_future(task).instrument(span))
+        self.inner.tracker.track_future(task).instrument(span)
     }
 
-    /// The same for a task that nothing goes on without. The token is cancelled if it panics; of what it
-    /// leaves behind nothing may be used then but to end.
-    pub fn spawn_vital(
+    /// A vital `task`, to be run by somebody else, on a thread of its own perhaps, as one of these.
+    pub fn own_vital(
         &self,
         name: impl Into<String>,
         task: impl Future<Output = ()> + Send + 'static,
-    ) -> CancellationToken {
-        let astray = CancellationToken::new();
-        let told = astray.clone();
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let name = name.into();
+        let owner = Arc::clone(&self.inner);
         let task = AssertUnwindSafe(task).catch_unwind();
-        self.spawn(name, async move {
+        self.own(name.clone(), async move {
             if task.await.is_err() {
-                told.cancel();
+                error!(task = name, "a task has ended by a fault of its own");
+                owner.lost.get_or_init(|| name);
+                owner.astray.cancel();
             }
-        });
-        astray
+        })
+    }
+
+    /// Resolves with the name of a vital task when one has panicked. Of what it has left behind nothing may be
+    /// used any more but to end.
+    pub async fn astray(&self) -> String {
+        self.inner.astray.cancelled().await;
+        self.inner.lost.get().cloned().unwrap_or_default()
     }
 
     /// Resolves when the tasks are to end.
@@ -193,10 +221,10 @@ mod tests {
     #[tokio::test]
     async fn it_is_told_if_a_vital_task_panicked_and_not_if_it_has_ended() {
         let tasks = Tasks::new();
-        let ended = tasks.spawn_vital("happy", async {});
-        let astray = tasks.spawn_vital("unlucky", async { panic!("on purpose") });
-        astray.cancelled().await;
+        tasks.spawn_vital("happy", async {}).await.unwrap();
+        assert!(tasks.astray().now_or_never().is_none());
+        tasks.spawn_vital("unlucky", async { panic!("on purpose") });
+        assert_eq!(tasks.astray().await, "unlucky");
         assert_eq!(tasks.shut_down(LONG).await, Vec::<String>::new());
-        assert!(!ended.is_cancelled());
     }
 }

@@ -72,11 +72,11 @@ impl Serve {
                 );
                 let _ = out.flush();
             }
-            why = server.gone() => return give_up(server, &mut signals, why).await,
+            why = server.gone() => return give_up(server, &mut signals, &why).await,
             () = signals.next() => return stop(server, &mut signals).await,
         }
         tokio::select! {
-            why = server.gone() => give_up(server, &mut signals, why).await,
+            why = server.gone() => give_up(server, &mut signals, &why).await,
             () = signals.next() => stop(server, &mut signals).await,
         }
     }

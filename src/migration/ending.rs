@@ -30,11 +30,15 @@ pub const GONE: &str = "the record of the migration is gone: the migration was c
                         off, or the new store was emptied. Nobody is served here any more. If it was completed, \
                         run `segue serve --new URL` without --old";
 
-/// Why a member ends whose loop has died of a fault in the program. It would serve on by the phase that it
-/// knew last, and never acknowledge another one.
-pub const ASTRAY: &str = "the loop that follows the migration has ended by a fault of its own, so this proxy does \
-                          not know any more how the migration stands. Nobody is served here any more. Start it \
-                          again; what it was doing goes on then, and meanwhile on the other proxies";
+/// Why a member ends of which a part has died, `what`, by a fault in the program. It would serve on by the phase
+/// that it knew last, and never acknowledge another one, or fail every write.
+#[must_use]
+pub fn astray(what: &str) -> String {
+    format!(
+        "a part of this proxy ({what}) has ended by a fault of its own; the log tells which. Nobody is served \
+         here any more. Start it again; what it was doing goes on then, and meanwhile on the other proxies"
+    )
+}
 
 impl Controller {
     /// Closes the records, if it is time.

@@ -76,6 +76,12 @@ pub trait NewStore: Send + Sync + 'static {
     /// Ends all work on the store in this process, so that what it lives in is complete: a file needs nothing
     /// that stands beside it then. Whatever is asked for afterwards may be refused.
     async fn close(&self) {}
+
+    /// Resolves with the name of what has died by a fault in the program, if it is something that the store
+    /// does nothing without in this process. Nothing may be asked of it any more then but to [`Self::close`].
+    async fn astray(&self) -> String {
+        std::future::pending().await
+    }
 }
 
 /// What every operation through a handle holds to.

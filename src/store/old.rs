@@ -85,6 +85,14 @@ pub trait OldStore: Send + Sync + 'static {
     fn fenceable(&self) -> Option<Arc<dyn NewStore>> {
         None
     }
+
+    /// See [`NewStore::astray`].
+    async fn astray(&self) -> String {
+        match self.fenceable() {
+            Some(store) => store.astray().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Part of a scan.

@@ -43,10 +43,6 @@ const TROUBLE: Duration = Duration::from_mins(1);
 /// Findings and rejects that an error names; it says how many there are.
 const NAMED: usize = 5;
 
-/// Why a copy ends whose loop has died of a fault in the program.
-const ASTRAY: &str = "the loop that copies has ended by a fault of its own; the same command goes on from where \
-                      it was. If it ends like this again, please report it";
-
 /// How a copy's records are looked at: more often than a live migration's, since nobody else is
 /// disturbed by it.
 pub const TIMING: Timing = Timing {
@@ -218,11 +214,19 @@ impl Offline {
         // An earlier run may have been told to go slower.
         controller.steer(|control| *control = self.control).await?;
         self.keep_mark().await?;
-        let run = Arc::clone(&controller).run();
-        let astray = self.tasks.spawn_vital("copy", run);
+        self.tasks
+            .spawn_vital("copy", Arc::clone(&controller).run());
+        let astray = |what: String| {
+            CopyError::Failed(format!(
+                "a part of this copy ({what}) has ended by a fault of its own; the same command goes on from \
+                 where it was. If it ends like this again, please report it"
+            ))
+        };
         let receipt = tokio::select! {
             receipt = self.see_through(&controller, tell) => receipt?,
-            () = astray.cancelled() => return Err(CopyError::Failed(ASTRAY.into())),
+            what = self.tasks.astray() => return Err(astray(what)),
+            what = self.old.astray() => return Err(astray(what)),
+            what = self.new.astray() => return Err(astray(what)),
         };
         Ok(Receipt {
             resumed,

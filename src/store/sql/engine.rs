@@ -265,24 +265,35 @@ fn refuse(job: Job) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::path::Path;
+    use std::sync::Mutex;
 
+    use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::store::Store as _;
     use crate::store::sql::backend::Read;
     use crate::store::sql::sqlite::Sqlite;
     use crate::store::sql::{Options, SqlStore};
+    use crate::store::{NewStore, Store as _};
     use crate::types::{Put, Range, Revision};
 
-    /// A database whose next batch sees a commit that a crash takes back, and with it the batch.
-    struct Crashing {
-        inner: Sqlite,
-        crashes: AtomicBool,
+    /// What goes wrong with the next batch.
+    #[derive(Clone, Copy)]
+    enum Mishap {
+        /// It sees a commit that a crash takes back, and with it the batch.
+        Crash,
+        /// It meets a fault in the program.
+        Fault,
     }
 
-    impl Backend for Crashing {
+    /// A database that meets with a mishap once.
+    struct Unlucky {
+        inner: Sqlite,
+        mishap: Mutex<Option<Mishap>>,
+    }
+
+    impl Backend for Unlucky {
         fn identity(&self) -> &str {
             self.inner.identity()
         }
@@ -297,8 +308,11 @@ mod tests {
             decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
             next: Next<'_>,
         ) -> Result<()> {
-            if !self.crashes.swap(false, Ordering::Relaxed) {
-                return self.inner.transact(prefetch, decide, next).await;
+            let mishap = self.mishap.lock().unwrap().take();
+            match mishap {
+                None => return self.inner.transact(prefetch, decide, next).await,
+                Some(Mishap::Fault) => panic!("on purpose"),
+                Some(Mishap::Crash) => {}
             }
             let mut glimpse = |mut found: Prefetched| {
                 let head = found.head;
@@ -335,20 +349,41 @@ mod tests {
         }
     }
 
+    async fn unlucky(mishap: Mishap, dir: &Path) -> SqlStore<Unlucky> {
+        let backend = Unlucky {
+            inner: Sqlite::open(&dir.join("store.db"), "segue_", true).unwrap(),
+            mishap: Mutex::new(Some(mishap)),
+        };
+        SqlStore::start(backend, Options::default()).await.unwrap()
+    }
+
     #[tokio::test]
     async fn a_commit_that_only_a_batch_saw_may_be_taken_back_by_a_crash() {
         let dir = tempfile::tempdir().unwrap();
-        let inner = Sqlite::open(&dir.path().join("store.db"), "segue_", true).unwrap();
-        let backend = Crashing {
-            inner,
-            crashes: AtomicBool::new(true),
-        };
-        let store = SqlStore::start(backend, Options::default()).await.unwrap();
+        let store = unlucky(Mishap::Crash, dir.path()).await;
         store.put(Put::new("a", "")).await.unwrap_err();
         // What was not told to anybody is not missed.
         let read = store.range(Range::key("a")).await.unwrap();
         assert_eq!((read.revision, read.reply.count), (Revision(1), 0));
         let written = store.put(Put::new("a", "")).await.unwrap();
         assert_eq!(written.revision, Revision(2));
+    }
+
+    #[tokio::test]
+    async fn it_is_told_if_the_writer_dies_of_a_fault_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = unlucky(Mishap::Fault, dir.path()).await;
+        assert!(NewStore::astray(&store).now_or_never().is_none());
+        store.put(Put::new("a", "")).await.unwrap_err();
+        assert_eq!(NewStore::astray(&store).await, "sql writer");
+        // It can be closed all the same, and is whole.
+        store.close().await;
+        drop(store);
+        let again = Sqlite::open(&dir.path().join("store.db"), "segue_", false).unwrap();
+        let again = SqlStore::start(again, Options::default()).await.unwrap();
+        assert_eq!(
+            again.put(Put::new("a", "")).await.unwrap().revision,
+            Revision(2)
+        );
     }
 }

@@ -40,7 +40,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tracing::error;
 
 use self::backend::{Backend, Found, Query, Read, Snapshot};
 use self::height::Height;
@@ -147,22 +146,9 @@ impl<B: Backend> SqlStore<B> {
             enough: enough.clone(),
             cancel: tasks.token().clone(),
         };
-        let (ended, end) = oneshot::channel::<()>();
-        backend.run_writer(Box::pin(async move {
-            writer.run().await;
-            drop(ended);
-        }))?;
-        tasks.spawn("sql answers", engine::answer(answered));
-        // Stands for the writer among the tasks, wherever that runs.
-        let cancelled = tasks.token().clone();
-        tasks.spawn("sql writer", async move {
-            if end.await.is_err() && !cancelled.is_cancelled() {
-                error!(
-                    "the writer has ended by a fault of its own: nothing is written here any more until this \
-                     proxy is started again"
-                );
-            }
-        });
+        let writer = tasks.own_vital("sql writer", writer.run());
+        backend.run_writer(Box::pin(writer))?;
+        tasks.spawn_vital("sql answers", engine::answer(answered));
         let tail = tail::Tail {
             backend: backend.clone(),
             feed: feed.clone(),
@@ -170,7 +156,7 @@ impl<B: Backend> SqlStore<B> {
             height: height.clone(),
             cancel: tasks.token().clone(),
         };
-        tasks.spawn("sql log tail", tail.run());
+        tasks.spawn_vital("sql log tail", tail.run());
         let engine = Arc::new(Engine {
             backend,
             feed,
@@ -184,7 +170,7 @@ impl<B: Backend> SqlStore<B> {
         });
         if options.expire_leases {
             let expiry = leases::run(Arc::downgrade(&engine), engine.tasks.token().clone());
-            engine.tasks.spawn("sql lease expiry", expiry);
+            engine.tasks.spawn_vital("sql lease expiry", expiry);
         }
         Ok(Self {
             engine,

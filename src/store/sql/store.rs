@@ -269,6 +269,10 @@ impl<B: Backend> NewStore for SqlStore<B> {
     async fn close(&self) {
         Self::close(self).await;
     }
+
+    async fn astray(&self) -> String {
+        self.engine.tasks.astray().await
+    }
 }
 
 impl<B: Backend> SqlStore<B> {
