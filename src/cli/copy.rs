@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::screen::{Screen, bytes, number};
+use super::figures::{bytes, number, span};
+use super::screen::Screen;
 use super::{Failure, serve};
 use crate::config::{Config, Settings};
 use crate::migration::offline::{Act, CopyError, Found, Offline, Progress, Receipt};
@@ -419,17 +420,6 @@ fn render(receipt: &Receipt) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn span(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..10 => format!("{:.1} s", duration.as_secs_f64()),
-        10..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,18 +474,6 @@ mod tests {
         let emptying = shown(true);
         for part in ["stopped while emptying", "--force"] {
             assert!(emptying.contains(part), "{emptying}");
-        }
-    }
-
-    #[test]
-    fn spans_are_easy_to_read() {
-        for (ms, text) in [
-            (1_234, "1.2 s"),
-            (59_999, "59 s"),
-            (3_700_000, "1 h 1 min"),
-            (90_000_000, "1 d 1 h"),
-        ] {
-            assert_eq!(span(Duration::from_millis(ms)), text);
         }
     }
 }

@@ -14,6 +14,7 @@ mod complete;
 mod copy;
 mod demo;
 mod dry_run;
+mod figures;
 mod pause;
 mod rejects;
 mod rollback;

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::screen::{bytes, number};
+use super::figures::{bytes, number};
 use super::{Admin, Failure};
 use crate::config;
 use crate::migration::records::Control;

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::client::Client;
 use super::complete::OVER;
+use super::figures::{bytes, number, span};
 use super::{Admin, Failure};
 use crate::migration::foreign::Named;
 use crate::migration::records::Outcome;
@@ -126,7 +127,7 @@ fn render(status: &Report) -> String {
         &format!(
             "etcd API on {}, up {}",
             status.listen,
-            span(status.uptime_s)
+            span(Duration::from_secs(status.uptime_s))
         ),
     );
     if status.migration.is_empty() {
@@ -235,7 +236,7 @@ fn backfill(status: &Report) -> String {
         bytes(status.bytes_per_s)
     );
     if let Some(eta) = status.eta_s {
-        let _ = write!(text, ", about {} left", span(eta));
+        let _ = write!(text, ", about {} left", span(Duration::from_secs(eta)));
     }
     text
 }
@@ -250,7 +251,7 @@ fn foreign(status: &Report) -> Option<String> {
     };
     let when = |named: &Named| {
         let ago = now_ms().saturating_sub(named.seen_ms) / 1000;
-        format!("{} ({} ago)", named.key, span(ago))
+        format!("{} ({} ago)", named.key, span(Duration::from_secs(ago)))
     };
     let mut text = format!(
         "{} changes in the old store past the proxies: first {}, latest {}; {} followed, {} in conflict",
@@ -329,56 +330,10 @@ fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<11} {text}");
 }
 
-/// A number with its thousands set apart.
-fn number(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    let mut tenths = u128::from(bytes) * 10;
-    while tenths >= 10_240 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{bytes} B"),
-        _ => format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]),
-    }
-}
-
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::migration::mirror::Standing;
-
-    #[test]
-    fn figures_are_easy_to_read() {
-        assert_eq!(number(1_234_567), "1,234,567");
-        assert_eq!(number(12), "12");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(3 << 20), "3.0 MiB");
-        assert_eq!(span(59), "59 s");
-        assert_eq!(span(3700), "1 h 1 min");
-    }
 
     #[test]
     fn people_see_whether_there_is_a_way_back_and_why_not() {

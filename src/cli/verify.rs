@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::Client;
-use super::screen::{Screen, number as figure};
+use super::figures::number as figure;
+use super::screen::Screen;
 use super::{Admin, Failure};
 use crate::migration::verify::{Kind, Report};
 

@@ -7,13 +7,14 @@ use super::ledger::Ledger;
 use super::meter::{Meter, Period, millis};
 use super::proxy::{Proxy, trouble};
 use super::report::{Report, ms};
-use super::screen::{Screen, bytes, number};
+use super::screen::Screen;
 use super::seed::GUEST_ROOT;
 use super::stage::{Address, Show};
 use super::stores::{Before, Stores};
 use super::troupe::{Performance, Troupe};
 use super::{Demo, House};
 use crate::cli::Failure;
+use crate::cli::figures::{bytes, number};
 use crate::migration::status::Status;
 use crate::types::KeyRange;
 

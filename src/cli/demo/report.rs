@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::check::{Findings, Tally};
 use super::clients::LINE_UP;
 use super::meter::{Kind, Percentiles, Period, Readings, millis};
-use super::screen::{Screen, bytes, number, padded};
+use super::screen::{Screen, padded};
+use crate::cli::figures::{bytes, number};
 
 /// Everything that was measured and found. `segue demo --json` prints it.
 #[derive(Clone, Debug, Default, Serialize)]
