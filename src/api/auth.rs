@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{Access, auth_not_enabled, status};
+use super::errors::{auth_not_enabled, status};
 use crate::proto::etcdserverpb::{self as pb, auth_server};
 
 /// The service; what manages users and roles is refused before it comes here.
@@ -33,7 +33,7 @@ impl auth_server::Auth for Auth {
         _request: Request<pb::AuthStatusRequest>,
     ) -> Served<pb::AuthStatusResponse> {
         let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error, Access::Read))?;
+        let stands = stands.map_err(|error| status(&error))?;
         Ok(Response::new(pb::AuthStatusResponse {
             header: self.0.header(stands.revision),
             enabled: false,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{Access, not_served, status};
+use super::errors::{not_served, status};
 use crate::proto::etcdserverpb::{self as pb, cluster_server};
 
 /// One proxy of the fleet, as clients get to know it.
@@ -52,7 +52,7 @@ impl cluster_server::Cluster for Cluster {
         _request: Request<pb::MemberListRequest>,
     ) -> Served<pb::MemberListResponse> {
         let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error, Access::Read))?;
+        let stands = stands.map_err(|error| status(&error))?;
         let members = self
             .0
             .members

@@ -5,15 +5,6 @@ use tonic::{Code, Status};
 use crate::store::{RequestError, StoreError};
 use crate::wire::Malformed;
 
-/// What a request does, which decides what may be said when its outcome is unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    /// It changes nothing: it may be repeated whatever happened.
-    Read,
-    /// It may have changed something.
-    Write,
-}
-
 /// What is wrong with a request that no store needs to see.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -61,11 +52,10 @@ impl From<Refusal> for Status {
 
 /// What a client is told of `error`.
 ///
-/// A write whose outcome is unknown ends in `DeadlineExceeded`, the one code that says "it may have
-/// happened": no client library repeats such a request by itself, as some do on `Unavailable`, the
-/// code that etcd has for it. The text is etcd's, and Go clients go by the text: to them it is the
-/// same `ErrTimeout`.
-pub(super) fn status(error: &StoreError, access: Access) -> Status {
+/// A write whose outcome is unknown ends in `Unavailable`, as etcd's do. Never in `DeadlineExceeded`, which says
+/// the same in gRPC's own words: the Go client takes that for its own deadline of one attempt and repeats the
+/// request, writes too, while it repeats no write on `Unavailable`.
+pub(super) fn status(error: &StoreError) -> Status {
     use RequestError as R;
     let (code, text): (Code, &str) = match error {
         StoreError::Request(request) => match request {
@@ -103,11 +93,8 @@ pub(super) fn status(error: &StoreError, access: Access) -> Status {
             (Code::Unavailable, NO_LEADER)
         }
         StoreError::Unknown(why) => {
-            tracing::debug!(%why, ?access, "the outcome of a request is unknown");
-            match access {
-                Access::Read => (Code::Unavailable, TIMED_OUT),
-                Access::Write => (Code::DeadlineExceeded, TIMED_OUT),
-            }
+            tracing::debug!(%why, "the outcome of a request is unknown");
+            (Code::Unavailable, TIMED_OUT)
         }
         StoreError::Broken(why) => {
             tracing::error!(%why, "the store is broken");
@@ -153,55 +140,41 @@ mod tests {
 
     #[test]
     fn every_failure_has_the_code_and_text_that_clients_match_on() {
-        use Access::{Read, Write};
         let request = |error: RequestError| StoreError::Request(error);
-        for (error, access, code, text) in [
+        for (error, code, text) in [
             (
                 request(RequestError::Compacted(Revision(5))),
-                Read,
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision has been compacted",
             ),
             (
                 request(RequestError::LeaseNotFound),
-                Write,
                 Code::NotFound,
                 "etcdserver: requested lease not found",
             ),
             (
                 request(RequestError::NoSpace),
-                Write,
                 Code::ResourceExhausted,
                 "etcdserver: mvcc: database space exceeded",
             ),
             (
                 request(RequestError::LeaseTtlTooLarge),
-                Write,
                 Code::OutOfRange,
                 "etcdserver: too large lease TTL",
             ),
             (
                 StoreError::Unavailable("gone".into()),
-                Write,
                 Code::Unavailable,
                 "etcdserver: no leader",
             ),
             (
                 StoreError::Unknown("broken pipe".into()),
-                Read,
                 Code::Unavailable,
                 "etcdserver: request timed out",
             ),
         ] {
-            let status = status(&error, access);
+            let status = status(&error);
             assert_eq!((status.code(), status.message()), (code, text), "{error:?}");
         }
-    }
-
-    #[test]
-    fn a_write_whose_outcome_is_unknown_invites_no_retry() {
-        let status = status(&StoreError::Unknown("broken pipe".into()), Access::Write);
-        assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(status.message(), "etcdserver: request timed out");
     }
 }

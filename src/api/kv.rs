@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{Access, Refusal, status};
+use super::errors::{Refusal, status};
 use super::validate;
 use crate::proto::etcdserverpb::{self as pb, kv_server};
 use crate::types::{Answer, Range, Reply, Revision, Txn, TxnReply};
@@ -23,7 +23,7 @@ impl kv_server::Kv for Kv {
         validate::range(&request)?;
         let range = Range::try_from(request).map_err(Refusal::from)?;
         let answer = self.0.store.range(range).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Read))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let mut response = pb::RangeResponse::from(reply);
         response.header = self.0.header(revision);
         Ok(Response::new(response))
@@ -33,7 +33,7 @@ impl kv_server::Kv for Kv {
         let request = request.into_inner();
         validate::put(&request, &self.0.limits)?;
         let answer = self.0.store.put(request.into()).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Write))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let mut response = pb::PutResponse::from(reply);
         response.header = self.0.header(revision);
         Ok(Response::new(response))
@@ -46,7 +46,7 @@ impl kv_server::Kv for Kv {
         let request = request.into_inner();
         validate::delete(&request, &self.0.limits)?;
         let answer = self.0.store.delete(request.into()).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Write))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let mut response = pb::DeleteRangeResponse::from(reply);
         response.header = self.0.header(revision);
         Ok(Response::new(response))
@@ -56,13 +56,8 @@ impl kv_server::Kv for Kv {
         let request = request.into_inner();
         validate::txn(&request, &self.0.limits)?;
         let txn = Txn::try_from(request).map_err(Refusal::from)?;
-        let access = if txn.is_read_only() {
-            Access::Read
-        } else {
-            Access::Write
-        };
         let answer = self.0.store.txn(txn).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, access))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         // One revision for all that changed, so the one before it is where the operations began.
         let begun = if changes(&reply) {
             Revision(revision.0 - 1)
@@ -82,7 +77,7 @@ impl kv_server::Kv for Kv {
         // `physical` asks to wait until the space is given back: stores always do what they can.
         let at = Revision(request.into_inner().revision);
         let answer = self.0.store.compact(at).await;
-        let answer = answer.map_err(|error| status(&error, Access::Write))?;
+        let answer = answer.map_err(|error| status(&error))?;
         Ok(Response::new(pb::CompactionResponse {
             header: self.0.header(answer.revision),
         }))

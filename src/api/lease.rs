@@ -8,7 +8,7 @@ use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use super::errors::{Access, status, stopped};
+use super::errors::{status, stopped};
 use super::validate;
 use crate::proto::etcdserverpb::{self as pb, lease_server};
 use crate::types::{Answer, LeaseId};
@@ -30,7 +30,7 @@ impl lease_server::Lease for Lease {
         let request = request.into_inner();
         validate::grant(&request)?;
         let answer = self.0.store.grant(request.into()).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Write))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let mut response = pb::LeaseGrantResponse::from(reply);
         response.header = self.0.header(revision);
         Ok(Response::new(response))
@@ -42,7 +42,7 @@ impl lease_server::Lease for Lease {
     ) -> Served<pb::LeaseRevokeResponse> {
         let id = LeaseId(request.into_inner().id);
         let answer = self.0.store.revoke(id).await;
-        let answer = answer.map_err(|error| status(&error, Access::Write))?;
+        let answer = answer.map_err(|error| status(&error))?;
         Ok(Response::new(pb::LeaseRevokeResponse {
             header: self.0.header(answer.revision),
         }))
@@ -77,7 +77,7 @@ impl lease_server::Lease for Lease {
     ) -> Served<pb::LeaseTimeToLiveResponse> {
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let answer = self.0.store.time_to_live(LeaseId(id), keys).await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Read))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let mut response = match reply {
             Some(lease) => pb::LeaseTimeToLiveResponse::from(lease),
             None => pb::LeaseTimeToLiveResponse {
@@ -95,7 +95,7 @@ impl lease_server::Lease for Lease {
         _request: Request<pb::LeaseLeasesRequest>,
     ) -> Served<pb::LeaseLeasesResponse> {
         let answer = self.0.store.leases().await;
-        let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Read))?;
+        let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
         let leases = reply.into_iter().map(|id| pb::LeaseStatus { id: id.0 });
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: self.0.header(revision),
@@ -111,7 +111,7 @@ async fn keep_alive(
 ) -> Result<pb::LeaseKeepAliveResponse, Status> {
     let answer = context.store.keep_alive(LeaseId(request.id)).await;
     // A renewal may be repeated whatever happened to it, as a read may.
-    let Answer { revision, reply } = answer.map_err(|error| status(&error, Access::Read))?;
+    let Answer { revision, reply } = answer.map_err(|error| status(&error))?;
     Ok(pb::LeaseKeepAliveResponse {
         header: context.header(revision),
         id: request.id,

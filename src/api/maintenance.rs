@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{Access, not_served, status};
+use super::errors::{not_served, status};
 use super::hash::hash_kv;
 use super::header::RAFT_TERM;
 use crate::proto::etcdserverpb::{self as pb, maintenance_server};
@@ -21,7 +21,7 @@ type Served<T> = Result<Response<T>, Status>;
 impl maintenance_server::Maintenance for Maintenance {
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Served<pb::StatusResponse> {
         let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error, Access::Read))?;
+        let stands = stands.map_err(|error| status(&error))?;
         let index = u64::try_from(stands.revision.0).unwrap_or(0);
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {
@@ -44,7 +44,7 @@ impl maintenance_server::Maintenance for Maintenance {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Served<pb::AlarmResponse> {
         use pb::alarm_request::AlarmAction;
         let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error, Access::Read))?;
+        let stands = stands.map_err(|error| status(&error))?;
         match request.into_inner().action() {
             // There are none, so there are none to take back either.
             AlarmAction::Get | AlarmAction::Deactivate => Ok(Response::new(pb::AlarmResponse {
@@ -63,15 +63,14 @@ impl maintenance_server::Maintenance for Maintenance {
     ) -> Served<pb::DefragmentResponse> {
         let done = self.0.store.defragment().await;
         // It gives back space and may be repeated.
-        done.map_err(|error| status(&error, Access::Read))?;
+        done.map_err(|error| status(&error))?;
         // etcd answers without a header.
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Served<pb::HashKvResponse> {
         let hash = hash_kv(&self.0, request.into_inner().revision).await;
-        hash.map(Response::new)
-            .map_err(|error| status(&error, Access::Read))
+        hash.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn hash(&self, _request: Request<pb::HashRequest>) -> Served<pb::HashResponse> {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use super::errors::{Access, NO_LEADER, status, stopped};
+use super::errors::{NO_LEADER, status, stopped};
 use crate::proto::etcdserverpb::{self as pb, watch_server};
 use crate::store::{self, StoreError, WatchItem, Watching};
 use crate::types::Revision;
@@ -176,7 +176,7 @@ impl Stream {
                 self.listen(id, generation, watching, registration);
             }
             Action::Opened(_, Err(failure)) => {
-                let reason = status(&failure, Access::Read);
+                let reason = status(&failure);
                 if is_final(&failure) {
                     let refused = self.table.refused(reason.message(), self.table.seen);
                     self.outbox.push_back(refused);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::response::{Responses, canceled};
 use crate::api::Context;
-use crate::api::errors::{Access, COMPACTED, status};
+use crate::api::errors::{COMPACTED, status};
 use crate::proto::etcdserverpb as pb;
 use crate::store::{self, StoreError, WatchEnd, WatchItem, Watching};
 use crate::types::{KeyRange, Revision};
@@ -314,7 +314,7 @@ impl Table {
             return;
         }
         self.remove(id, outbox);
-        let reason = status(failure, Access::Read);
+        let reason = status(failure);
         outbox.push_back(canceled(&self.context, id, self.seen, reason.message()));
     }
 
