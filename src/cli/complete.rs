@@ -12,7 +12,7 @@ use crate::migration::status::Status;
 
 /// What is told of a migration that is complete.
 pub(super) const OVER: &str = "nothing of it is left in the new store, which is served alone (in an etcd \
-                               only the record that says how revisions go on)";
+                               only what the numbers hang on that clients know)";
 
 /// How often to look whether everything is removed.
 const LOOK: Duration = Duration::from_millis(100);
@@ -23,9 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// From the normal phase only, when all members have acknowledged it. Everything of the migration is
 /// removed from the new store, and the old store is let go; nothing leads back. The proxies serve on, and
-/// are started without --old from then on. In a new store that assigns revisions by itself (etcd)
-/// the current revision goes on as clients know it, but keys that were copied and not changed since
-/// show other numbers from then on: a compare-and-swap on the old ones fails, once.
+/// are started without --old from then on. In a new store that gives keys its own numbers (etcd), what
+/// those hang on that clients know stays below the reserved prefix.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  segue complete --dry-run\n  segue complete")]
 pub(super) struct Complete {

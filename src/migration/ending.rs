@@ -65,7 +65,7 @@ impl Controller {
     /// Removes what is left of a migration whose records are closed; answers whether that was all.
     pub(super) async fn remove_rest(&self, state: &Entry<State>) -> Result<bool> {
         // The removal of the switch key may have left a mark.
-        self.new.drop_claims().await?;
+        self.new.settle_claims().await?;
         // The fence of a store that was an old one once is there for good.
         let stays = |name: &String| name == STATE || name == FENCE;
         let records = self.new.records("").await?.into_iter();

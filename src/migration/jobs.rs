@@ -474,7 +474,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
 /// Drops the claims, which nobody asks for any more.
 pub(super) async fn settle(shared: Arc<Controller>, trouble: Arc<Trouble>) {
     until_done(&trouble, "dropping claims", || async {
-        shared.new.drop_claims().await?;
+        shared.new.settle_claims().await?;
         let dropped = |now: &mut State| {
             let ours = now.phase == Phase::Settled && !now.claims_dropped;
             now.claims_dropped |= ours;

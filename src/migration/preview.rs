@@ -79,7 +79,7 @@ impl State {
                 1,
                 stale("new"),
                 "all claims and whiteouts, then all records and the switch key: the new store holds nothing \
-                 but the application's keys (an etcd also one that says how revisions go on); nothing \
+                 but the application's keys (an etcd also what the numbers hang on that clients know); nothing \
                  leads back from there",
                 "the data of both stores; the old one is let go, and stays fenced if it was",
             ),

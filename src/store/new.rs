@@ -67,6 +67,12 @@ pub trait NewStore: Send + Sync + 'static {
     /// settle the claims are what keeps deleted keys from coming back.
     async fn drop_claims(&self) -> Result<()>;
 
+    /// Removes the claims that nobody needs any more once the migration is settled, as [`Self::drop_claims`]
+    /// does. Where the numbers that clients know of a key are in its claim, that one stays.
+    async fn settle_claims(&self) -> Result<()> {
+        self.drop_claims().await
+    }
+
     /// Removes everything: keys (reserved ones too), leases, records, claims, line and history.
     /// Whoever still works on a migration in the store is refused from then on. May take long; can be
     /// interrupted and repeated, and until it is done the record [`EMPTYING`] says so. Revisions need not begin

@@ -40,7 +40,13 @@ impl Session {
             .into_iter()
             .map(|batch| self.copy_batch(batch, record, false))
             .collect();
-        let mut transactions = stream::iter(transactions).buffer_unordered(TXNS_IN_FLIGHT);
+        // Those who wait for locks are told apart by the order in which their keys were made.
+        let at_once = if copy_up.kvs.iter().any(|kv| kv.lease.is_some()) {
+            1
+        } else {
+            TXNS_IN_FLIGHT
+        };
+        let mut transactions = stream::iter(transactions).buffer_unordered(at_once);
         let mut copied = 0;
         while let Some(count) = transactions.try_next().await? {
             match count {

@@ -18,8 +18,9 @@
 //! into service again a new offset begins, and what was written before keeps the one of its time.
 //!
 //! What belongs to the store itself lies below `segue/_/` (under the reserved prefix): `epoch`, `line`,
-//! `unseen`, `claim/KEY` and `record/NAME`. After a settled migration nothing of it is left but `line`, and
-//! that only where the offset is not zero.
+//! `unseen`, `claim/KEY` and `record/NAME`. After a settled migration what clients' numbers hang on is left of it:
+//! `line`, and the claims of keys that were copied up. Without them the holder of a lock would lose it, and a
+//! compare-and-swap on numbers that somebody remembers would fail.
 //!
 //! Modules: `client` (connection, log-in, deadlines) and `errors`; `names`, `numbers` and `claims` (pure)
 //! with `view`, which brings them together; `session` (what all operations under a guard share), `ops`,
@@ -112,8 +113,7 @@ impl Shared {
                 view.insert(Arc::new(new)).clone()
             }
         };
-        view.set_copied_until(line.copied_until());
-        view.set_replaying(line.replaying);
+        view.set_line(line);
         view
     }
 

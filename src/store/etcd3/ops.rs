@@ -67,7 +67,8 @@ impl Store for Guarded {
         let session = self.session().await?;
         let current = session.check_epoch().await?;
         let (watching, has_gap) = super::tail::open(&session.view, request, current).await?;
-        if has_gap {
+        // What has come in meanwhile may be of the next epoch.
+        if has_gap || watching.revision > session.view.numbers.visible(current) {
             session.epoch_stands_now().await?;
         }
         Ok(watching)
@@ -244,6 +245,9 @@ impl Session {
             }
             // Looked up just now: there is none.
             None if claim_is_needed => {
+                if view.claims_stand() {
+                    view.learn(&key, Claimed::Here);
+                }
                 for kv in &mut reply.kvs {
                     view.numbers.translate(kv, Claimed::Here);
                 }

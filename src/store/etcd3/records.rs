@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::names::Names;
-use super::numbers::{Era, Numbers};
+use super::numbers::{Claimed, Era, Numbers};
 use super::session::Guarded;
 use super::view::{absent, compare, put_op, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
@@ -29,6 +29,9 @@ const TRIES_MAX: usize = 20;
 const BEFORE_ALL: i64 = 1;
 /// Claims that are removed in one transaction. etcd writes each of them down.
 const DROPPED_PER_TXN: i64 = 5_000;
+/// Ranges of claims that are removed in one transaction: etcd takes 128 operations, unless it is set to take
+/// fewer.
+const RUNS_PER_TXN: usize = 100;
 
 /// The line as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +49,24 @@ pub(super) struct StoredLine {
     earlier: Vec<Era>,
     /// etcd's revision since when keys are replayed: that of the fence.
     pub(super) replaying: Option<i64>,
+    /// What is left of the copy-ups of a migration that is over.
+    copies: Copies,
     /// etcd's revision of the key that holds the line; 0 where there is none.
     pub(super) written: i64,
+}
+
+/// What claims there still are of keys that were copied up, once the migration is over: clients go on to see
+/// the numbers that those keys had before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Copies {
+    /// None.
+    #[default]
+    Gone,
+    /// Those of copy-ups up to this revision of etcd's.
+    Until(i64),
+    /// Those of copy-ups before the line was written, at a revision that nobody knew beforehand.
+    UntilLine,
 }
 
 /// How the line is written down.
@@ -63,6 +82,8 @@ struct LineText {
     earlier: Vec<Era>,
     #[serde(default)]
     replaying: Option<i64>,
+    #[serde(default)]
+    copies: Copies,
 }
 
 impl StoredLine {
@@ -100,7 +121,10 @@ impl StoredLine {
     /// Whether there has to be a line even without an epoch, so that clients see the numbers that they
     /// know.
     fn has_to_stay(&self) -> bool {
-        self.base.0 != self.origin || self.was_in_service() || self.replaying.is_some()
+        self.base.0 != self.origin
+            || self.was_in_service()
+            || self.replaying.is_some()
+            || self.copies() != Copies::Gone
     }
 
     /// What stays of a line without its epoch.
@@ -113,17 +137,43 @@ impl StoredLine {
             earlier: self.earlier.clone(),
             // What was replayed before a line has its era now.
             replaying: self.replaying.filter(|_| self.epoch.is_none()),
+            copies: self.copies(),
         }
     }
 
-    /// Where no key is copied up any more, the revision from which that holds. Without an epoch,
-    /// what was copied up is no longer told from other keys. Into an old store none ever was.
-    pub(super) fn copied_until(&self) -> Option<i64> {
-        match self.epoch {
-            None => Some(0),
-            Some(_) if self.was_in_service() => Some(0),
-            Some(_) => (!self.claims).then_some(self.written),
+    /// Whether there are claims of a migration that is over, in a store that never was an old one.
+    fn has_settled_claims(&self) -> bool {
+        self.epoch.is_none() && !self.was_in_service() && self.copies != Copies::Gone
+    }
+
+    /// Whether keys are copied up into this store, or were in the epoch that stands. Into an old store that went
+    /// into service again none ever are.
+    fn takes_copies(&self) -> bool {
+        self.epoch.is_some() && !self.was_in_service()
+    }
+
+    /// What there will be of copy-ups once there is another line than this.
+    fn copies(&self) -> Copies {
+        match self.copies {
+            _ if self.takes_copies() && self.claims => Copies::UntilLine,
+            _ if self.takes_copies() => Copies::Until(self.written),
+            Copies::UntilLine => Copies::Until(self.written),
+            copies => copies,
         }
+    }
+
+    /// Where no key is copied up any more, the revision from which that holds.
+    pub(super) fn copied_until(&self) -> Option<i64> {
+        match self.copies() {
+            Copies::Gone => Some(0),
+            Copies::Until(revision) => Some(revision),
+            Copies::UntilLine => None,
+        }
+    }
+
+    /// Whether claims do not change, nor are made: neither by copy-ups nor by replays.
+    pub(super) fn claims_stand(&self) -> bool {
+        !self.takes_copies() && self.replaying.is_none()
     }
 
     fn line(&self) -> Option<Line> {
@@ -145,6 +195,7 @@ impl StoredLine {
             origin: text.origin.unwrap_or(kv.mod_revision),
             earlier: text.earlier,
             replaying: text.replaying,
+            copies: text.copies,
             written: kv.mod_revision,
         })
     }
@@ -266,6 +317,7 @@ impl Shared {
                     origin: Some(0),
                     earlier: Vec::new(),
                     replaying: None,
+                    copies: Copies::Gone,
                 },
             };
             text.replaying = Some(match self.fence().await? {
@@ -325,6 +377,10 @@ impl Shared {
                     claims: line.claims,
                     base: line.base,
                     origin,
+                    copies: match before {
+                        Some(before) if !earlier.is_empty() => before.copies(),
+                        _ => Copies::Gone,
+                    },
                     earlier,
                     replaying: None,
                 }
@@ -394,6 +450,10 @@ impl NewStore for Etcd3 {
             let mut seen = None;
             if let Some(line) = txn.line {
                 let before = shared.read_line().await?;
+                if line.is_some() && before.as_ref().is_some_and(StoredLine::has_settled_claims) {
+                    // Of an earlier migration: in another one they would be deleted keys.
+                    self.drop_claims().await?;
+                }
                 let written = before.as_ref().map_or(0, |before| before.written);
                 request.compare.push(shared.line_is(before.as_ref()));
                 request
@@ -432,46 +492,66 @@ impl NewStore for Etcd3 {
     }
 
     async fn drop_claims(&self) -> Result<()> {
-        let names = &self.shared.names;
-        let claims = names.all_claims();
-        // The claims of an old store hold the numbers of what was replayed.
-        let no_fence = record_compare(names, FENCE, 0);
-        let no_line = absent(&KeyRange::One(names.epoch.clone()));
         self.shared.forget_views();
-        loop {
-            let mut request = range_request(&claims);
-            request.limit = DROPPED_PER_TXN;
-            request.keys_only = true;
-            let response = self.shared.client.long_range(request).await?;
-            let Some(last) = response.kvs.last() else {
-                break;
-            };
-            let page = KeyRange::span(claims.start().clone(), Some(successor(&last.key)));
-            let request = pb::TxnRequest {
-                compare: vec![no_line.clone(), no_fence.clone()],
-                success: vec![delete_op(&page)],
-                failure: Vec::new(),
-            };
-            if !self.shared.client.txn(request).await?.succeeded {
-                return Err(StoreError::StaleEpoch);
-            }
-            if !response.more {
-                break;
-            }
-        }
-        // Nobody asks whether it is there, only whether it was written.
-        let mark = delete_op(&KeyRange::One(names.unseen.clone()));
-        let request = pb::TxnRequest {
-            compare: vec![no_line, no_fence],
-            success: vec![mark],
-            failure: Vec::new(),
-        };
-        self.shared.client.txn(request).await.map(drop)
+        self.drop(|_| true).await
+    }
+
+    async fn settle_claims(&self) -> Result<()> {
+        self.drop(|record| Claimed::read(&record.value, 0) == Some(Claimed::Here))
+            .await
     }
 
     async fn clear(&self) -> Result<()> {
         self.clear_all().await
     }
+}
+
+impl Etcd3 {
+    /// Removes the claims that are `unneeded`, and the mark of what nobody is to see.
+    async fn drop(&self, unneeded: impl Fn(&mvccpb::KeyValue) -> bool) -> Result<()> {
+        let names = &self.shared.names;
+        // The claims of an old store hold the numbers of what was replayed.
+        let no_fence = record_compare(names, FENCE, 0);
+        let no_line = absent(&KeyRange::One(names.epoch.clone()));
+        let remove = async |keys: &[KeyRange]| {
+            let request = pb::TxnRequest {
+                compare: vec![no_line.clone(), no_fence.clone()],
+                success: keys.iter().map(delete_op).collect(),
+                failure: Vec::new(),
+            };
+            match self.shared.client.txn(request).await?.succeeded {
+                true => Ok(()),
+                false => Err(StoreError::StaleEpoch),
+            }
+        };
+        let mut rest = Some(names.all_claims());
+        while let Some(claims) = rest {
+            let mut request = range_request(&claims);
+            request.limit = DROPPED_PER_TXN;
+            let page = self.shared.client.long_range(request).await?;
+            for some in runs(&page.kvs, &unneeded).chunks(RUNS_PER_TXN) {
+                remove(some).await?;
+            }
+            let last = page.kvs.last().filter(|_| page.more);
+            rest = last.and_then(|last| claims.after(&last.key));
+        }
+        // Nobody asks whether it is there, only whether it was written.
+        remove(&[KeyRange::One(names.unseen.clone())]).await
+    }
+}
+
+/// The ranges of what is `unneeded` among neighbours: each from one that is to the last before one that is not.
+fn runs(
+    records: &[mvccpb::KeyValue],
+    unneeded: impl Fn(&mvccpb::KeyValue) -> bool,
+) -> Vec<KeyRange> {
+    let runs = records.chunk_by(|a, b| unneeded(a) == unneeded(b));
+    runs.filter(|run| unneeded(&run[0]))
+        .map(|run| {
+            let last = successor(&run[run.len() - 1].key);
+            KeyRange::span(run[0].key.clone(), Some(last))
+        })
+        .collect()
 }
 
 /// Tells clusters apart, whatever address they are reached by.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::Excluded;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::claims::KnownClaims;
 use super::client::Client;
 use super::names::Names;
 use super::numbers::{Claimed, Numbers};
+use super::records::StoredLine;
 use super::tail::Tail;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::mvccpb;
@@ -41,6 +42,8 @@ pub(super) struct View {
     copied_until: AtomicI64,
     /// Keys are replayed behind this revision of etcd's.
     replaying: AtomicI64,
+    /// Claims do not change, nor are made.
+    claims_stand: AtomicBool,
     /// Since when which epoch holds, as far as watches have seen it.
     epochs: Mutex<BTreeMap<Revision, Epoch>>,
 }
@@ -57,6 +60,7 @@ impl View {
             known: None,
             copied_until: AtomicI64::new(0),
             replaying: AtomicI64::new(i64::MAX),
+            claims_stand: AtomicBool::new(true),
             epochs: Mutex::default(),
         }
     }
@@ -72,20 +76,19 @@ impl View {
             known: Some(KnownClaims::new()),
             copied_until: AtomicI64::new(i64::MAX),
             replaying: AtomicI64::new(i64::MAX),
+            claims_stand: AtomicBool::new(false),
             epochs: Mutex::default(),
         }
     }
 
-    /// Says that no key is copied up behind this revision of etcd's; nothing: that keys are.
-    pub(super) fn set_copied_until(&self, etcd_revision: Option<i64>) {
-        let until = etcd_revision.unwrap_or(i64::MAX);
+    /// Takes over how things stand under a line: until when keys were copied up, and since when keys are replayed.
+    pub(super) fn set_line(&self, line: &StoredLine) {
+        let until = line.copied_until().unwrap_or(i64::MAX);
         self.copied_until.store(until, Ordering::Relaxed);
-    }
-
-    /// Says that keys are replayed behind this revision of etcd's; nothing: that none are.
-    pub(super) fn set_replaying(&self, etcd_revision: Option<i64>) {
-        let since = etcd_revision.unwrap_or(i64::MAX);
+        let since = line.replaying.unwrap_or(i64::MAX);
         self.replaying.store(since, Ordering::Relaxed);
+        self.claims_stand
+            .store(line.claims_stand(), Ordering::Relaxed);
     }
 
     /// Whether what etcd wrote at this revision was replayed. A key that began its life then has a claim of
@@ -96,9 +99,8 @@ impl View {
     }
 
     /// Whether claims do not change, nor are made: neither by copy-ups nor by replays.
-    fn claims_stand(&self) -> bool {
-        self.copied_until.load(Ordering::Relaxed) == 0
-            && self.replaying.load(Ordering::Relaxed) == i64::MAX
+    pub(super) fn claims_stand(&self) -> bool {
+        self.claims_stand.load(Ordering::Relaxed)
     }
 
     /// Whether keys may have been copied up behind this revision of etcd's.
@@ -196,7 +198,7 @@ impl View {
         let Some(known) = &self.known else {
             return Ok(HashMap::new());
         };
-        if self.claims_stand() && self.numbers.earlier.is_empty() {
+        if self.claims_stand() && self.numbers.earlier.is_empty() && !self.copied_after(0) {
             return Ok(keys.into_iter().map(|key| (key, Claimed::Here)).collect());
         }
         let mut claims = HashMap::with_capacity(keys.len());

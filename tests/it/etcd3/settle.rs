@@ -1,7 +1,13 @@
 //! What stays of a migration to etcd when it is settled.
 
-use segue::store::{CopyUp, Guard, Line, RecordTxn, RecordWrite, StoreUrl, open_old};
-use segue::types::{Epoch, KeyRange, KeyValue, Put, Range, Reserved, Revision};
+use segue::store::{
+    Claim, CopyUp, Guard, GuardedStore, Line, Read, ReadReply, RecordTxn, RecordWrite, StoreUrl,
+    open_old,
+};
+use segue::types::{
+    Compare, CompareResult, CompareTarget, Delete, Epoch, KeyRange, KeyValue, Op, Put, Range,
+    Reserved, Revision, Txn,
+};
 
 use serde_json::Value;
 
@@ -89,7 +95,7 @@ async fn revisions_go_on_after_settle_here_and_as_the_old_store_of_the_next_migr
     assert!(before > BASE);
 
     set(None).await;
-    store.drop_claims().await.unwrap();
+    store.settle_claims().await.unwrap();
     assert_eq!(store.line().await.unwrap(), None);
     let settled = store.guarded(Guard::None);
     let all = settled.range(Range::of(KeyRange::all())).await.unwrap();
@@ -123,6 +129,134 @@ async fn revisions_go_on_after_settle_here_and_as_the_old_store_of_the_next_migr
     );
 }
 
+/// Whoever holds a lock knows it by the create revision of its key, and who waits, by those before it.
+#[tokio::test]
+async fn keys_that_were_copied_keep_their_numbers_and_their_past_after_settle() {
+    let etcd = Etcd::start().await;
+    let store = open(&etcd).await;
+    let line = |epoch, claims| Line {
+        epoch: Epoch(epoch),
+        claims,
+        base: BASE,
+    };
+    let set = async |line| {
+        let txn = RecordTxn {
+            line: Some(line),
+            ..RecordTxn::default()
+        };
+        assert!(store.write_records(txn).await.unwrap());
+    };
+    let guard = |epoch, claims| Guard::Epoch {
+        epoch: Epoch(epoch),
+        claims,
+    };
+    set(Some(line(1, true))).await;
+    let migration = store.guarded(guard(1, true));
+    let kvs = ["changed", "deleted", "kept"].map(|key| KeyValue {
+        key: key.into(),
+        value: "old".into(),
+        create_revision: Revision(7),
+        mod_revision: Revision(8),
+        version: 3,
+        ..KeyValue::default()
+    });
+    let copies = CopyUp {
+        kvs: kvs.to_vec(),
+        record: None,
+    };
+    migration.copy_up(copies).await.unwrap();
+    let delete = Delete {
+        keys: KeyRange::One("deleted".into()),
+        prev_kv: false,
+    };
+    migration.delete(delete).await.unwrap();
+    // One that was never seen here, and one that came and went: whiteouts.
+    migration.put(Put::new("fleeting", "")).await.unwrap();
+    let gone = Delete {
+        keys: KeyRange::One("fleeting".into()),
+        prev_kv: false,
+    };
+    migration.delete(gone).await.unwrap();
+    set(Some(line(2, false))).await;
+    let normal = store.guarded(guard(2, false));
+    normal.put(Put::new("changed", "new")).await.unwrap();
+    normal.put(Put::new("fresh", "new")).await.unwrap();
+    let all = async |handle: &dyn GuardedStore, at| {
+        let range = Range {
+            at,
+            ..Range::of(KeyRange::all())
+        };
+        handle.range(range).await.unwrap().reply.kvs
+    };
+    let now = all(&*normal, None).await;
+    let then = all(&*normal, Some(BASE)).await;
+    assert_eq!((now.len(), then.len()), (3, 3));
+
+    set(None).await;
+    // Before, and after, and after it was done twice.
+    for _ in 0..3 {
+        let settled = store.guarded(Guard::None);
+        assert_eq!(all(&*settled, None).await, now);
+        assert_eq!(all(&*settled, Some(BASE)).await, then);
+        store.settle_claims().await.unwrap();
+    }
+    let settled = store.guarded(Guard::None);
+    let cas = |key: &'static str, target| Txn {
+        compares: vec![Compare {
+            keys: KeyRange::One(key.into()),
+            result: CompareResult::Equal,
+            target,
+        }],
+        success: vec![Op::Put(Put::new(key, "swapped"))],
+        failure: Vec::new(),
+    };
+    for (key, target) in [
+        ("kept", CompareTarget::Mod(Revision(8))),
+        ("changed", CompareTarget::Create(Revision(7))),
+        ("fresh", CompareTarget::Version(1)),
+    ] {
+        let answer = settled.txn(cas(key, target)).await.unwrap();
+        assert!(answer.reply.succeeded, "{key}");
+    }
+    let changed = all(&*settled, None).await;
+    let numbers: Vec<_> = changed
+        .iter()
+        .map(|kv| (&kv.key[..], kv.create_revision.0, kv.version))
+        .collect();
+    let fresh = now[1].create_revision.0;
+    assert_eq!(
+        numbers,
+        [
+            (&b"changed"[..], 7, 5),
+            (b"fresh", fresh, 2),
+            (b"kept", 7, 4)
+        ]
+    );
+
+    // In another migration, claims would be deleted keys.
+    set(Some(line(3, true))).await;
+    let next = store.guarded(guard(3, true));
+    let claims = async || {
+        let reads = vec![Read::Claims {
+            keys: KeyRange::all(),
+            values: 0,
+        }];
+        let read = next.snapshot(None, reads).await.unwrap().reply;
+        let [ReadReply::Claims(claims)] = &read[..] else {
+            panic!("{read:?}");
+        };
+        let whiteout = |claim: &&Claim| matches!(claim, Claim::Whiteout(_));
+        claims.iter().filter(whiteout).count()
+    };
+    assert_eq!(claims().await, 0);
+}
+
+/// Create and mod revision and version of the key that was read.
+fn numbers(read: etcd_client::GetResponse) -> (i64, i64, i64) {
+    let kv = &read.kvs()[0];
+    (kv.create_revision(), kv.mod_revision(), kv.version())
+}
+
 async fn client(endpoint: &str) -> etcd_client::Client {
     etcd_client::Client::connect([endpoint], None)
         .await
@@ -151,6 +285,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
     let switched = first.run(["switch", "--wait"]).await;
     assert_eq!(switched.code, 0, "{switched:?}");
     let mut through = client(&second.endpoint()).await;
+    let known = numbers(direct.get("key/02", None).await.unwrap());
     let before = through.delete("key/00", None).await.unwrap();
     let before = before.header().unwrap().revision();
     assert!(new.raw_keys().await.contains(&"segue/switch".to_owned()));
@@ -165,8 +300,11 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
         completed.out.contains("nothing of it is left"),
         "{completed:?}"
     );
+    assert_eq!(numbers(through.get("key/02", None).await.unwrap()), known);
     let mut expected: Vec<_> = (1..50).map(|number| format!("key/{number:02}")).collect();
-    expected.push("segue/_/line".to_owned());
+    // What the numbers hang on that clients know, of the deleted one too: it has a past.
+    let claims = (0..50).map(|number| format!("segue/_/claim/key/{number:02}"));
+    expected.extend(claims.chain(["segue/_/line".to_owned()]));
     assert_eq!(new.raw_keys().await, expected);
 
     // Both serve on, and say so.

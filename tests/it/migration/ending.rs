@@ -182,19 +182,19 @@ async fn only_the_applications_keys_are_left_and_a_second_migration_is_refused()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etcd_holds_the_applications_keys_and_a_line_only_if_revisions_are_shifted() {
-    // The first write of an etcd is its revision 2, and so is the old store's last.
-    for (keys, line) in [(1, None), (300, Some("segue/_/line"))] {
-        let etcd = Etcd::start().await;
-        let url: StoreUrl = etcd.url().parse().unwrap();
-        let new = open_new(&url, &Reserved::default()).await.unwrap();
-        goes_to_its_end(new, keys, false).await;
-        let mut expected: Vec<_> = (1..keys).map(key).collect();
-        expected.extend(["after", "kept"].map(str::to_owned));
-        expected.extend(line.map(str::to_owned));
-        expected.sort();
-        assert_eq!(etcd.raw_keys().await, expected);
-    }
+async fn an_etcd_holds_the_applications_keys_and_what_clients_numbers_hang_on() {
+    const KEYS: usize = 300;
+    let etcd = Etcd::start().await;
+    let url: StoreUrl = etcd.url().parse().unwrap();
+    let new = open_new(&url, &Reserved::default()).await.unwrap();
+    goes_to_its_end(new, KEYS, false).await;
+    let mut expected: Vec<_> = (1..KEYS).map(key).collect();
+    expected.extend(["after", "kept"].map(str::to_owned));
+    expected.push("segue/_/line".to_owned());
+    let copied = (0..KEYS).map(|number| format!("segue/_/claim/{}", key(number)));
+    expected.extend(copied);
+    expected.sort();
+    assert_eq!(etcd.raw_keys().await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
