@@ -8,7 +8,8 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["rpc.proto"], ["proto"])?;
+    let descriptors =
+        protox::compile(["rpc.proto", "v3lock.proto", "v3election.proto"], ["proto"])?;
     // Server reflection hands these out.
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

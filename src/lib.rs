@@ -97,6 +97,14 @@ pub mod proto {
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }
+    /// Locks as a service.
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+    /// Elections as a service.
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
     /// Everything in `proto/` as descriptors, for server reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }

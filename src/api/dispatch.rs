@@ -19,6 +19,7 @@ use tower::{Service as _, ServiceExt as _};
 
 use super::auth::Auth;
 use super::cluster::Cluster;
+use super::concurrency::{Election, Lock};
 use super::errors::{in_etcds_words, not_served};
 use super::kv::Kv;
 use super::lease::Lease;
@@ -32,6 +33,8 @@ use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
+use crate::proto::v3electionpb::election_server::ElectionServer;
+use crate::proto::v3lockpb::lock_server::LockServer;
 
 /// Answers every request of every connection.
 #[derive(Clone)]
@@ -44,6 +47,8 @@ struct Services {
     cluster: ClusterServer<Cluster>,
     maintenance: MaintenanceServer<Maintenance>,
     auth: AuthServer<Auth>,
+    lock: LockServer<Lock>,
+    election: ElectionServer<Election>,
     /// Health and reflection, which are asked rarely.
     others: Routes,
     context: Arc<Context>,
@@ -65,17 +70,21 @@ enum Target {
     Cluster,
     Maintenance,
     Auth,
+    Lock,
+    Election,
     Others,
 }
 
 /// Every method that is counted; those that are called most come first.
-const METHODS: [(Target, &str, &str, Kind); 27] = {
+const METHODS: [(Target, &str, &str, Kind); 34] = {
     use Kind::{BidiStream, ServerStream, Unary};
-    use Target::{Auth, Cluster, Kv, Lease, Maintenance, Others, Watch};
+    use Target::{Auth, Cluster, Election, Kv, Lease, Lock, Maintenance, Others, Watch};
     const KV: &str = "etcdserverpb.KV";
     const LEASE: &str = "etcdserverpb.Lease";
     const CLUSTER: &str = "etcdserverpb.Cluster";
     const MAINTENANCE: &str = "etcdserverpb.Maintenance";
+    const LOCK: &str = "v3lockpb.Lock";
+    const ELECTION: &str = "v3electionpb.Election";
     const HEALTH: &str = "grpc.health.v1.Health";
     [
         (Kv, KV, "Range", Unary),
@@ -104,6 +113,13 @@ const METHODS: [(Target, &str, &str, Kind); 27] = {
         (Cluster, CLUSTER, "MemberPromote", Unary),
         (Auth, "etcdserverpb.Auth", "Authenticate", Unary),
         (Auth, "etcdserverpb.Auth", "AuthStatus", Unary),
+        (Lock, LOCK, "Lock", Unary),
+        (Lock, LOCK, "Unlock", Unary),
+        (Election, ELECTION, "Campaign", Unary),
+        (Election, ELECTION, "Proclaim", Unary),
+        (Election, ELECTION, "Leader", Unary),
+        (Election, ELECTION, "Observe", ServerStream),
+        (Election, ELECTION, "Resign", Unary),
         (Others, HEALTH, "Check", Unary),
     ]
 };
@@ -124,6 +140,9 @@ impl Dispatch {
             cluster: ClusterServer::new(Cluster(context.clone())),
             maintenance: MaintenanceServer::new(Maintenance(context.clone())),
             auth: AuthServer::new(Auth(context.clone())),
+            lock: LockServer::new(Lock(context.clone())),
+            election: ElectionServer::new(Election(context.clone()))
+                .max_decoding_message_size(message_bytes),
             others: others.prepare(),
             methods: methods.into(),
             context,
@@ -165,6 +184,8 @@ impl Services {
             Target::Cluster => self.cluster.clone().call(request).await?,
             Target::Maintenance => self.maintenance.clone().call(request).await?,
             Target::Auth => self.auth.clone().call(request).await?,
+            Target::Lock => self.lock.clone().call(request).await?,
+            Target::Election => self.election.clone().call(request).await?,
             Target::Others => self.others.clone().oneshot(request.map(Body::new)).await?,
         };
         if let Some(failure) = response.extensions().get::<Status>() {
@@ -202,10 +223,6 @@ impl Services {
             "etcdserverpb.Auth" => {
                 "a proxy has no users and roles: it logs in to the stores with the credentials in \
                  their URLs; limit who can reach it with the network or with TLS"
-            }
-            "v3lockpb.Lock" | "v3electionpb.Election" => {
-                "locks and elections are not served as services: use the client library's, as \
-                 `etcdctl lock` and `etcdctl elect` do; they need leases, transactions and watches only"
             }
             _ => "this proxy does not have this method",
         };

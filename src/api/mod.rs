@@ -6,6 +6,7 @@
 
 mod auth;
 mod cluster;
+mod concurrency;
 mod dispatch;
 mod errors;
 mod hash;

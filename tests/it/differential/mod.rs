@@ -6,6 +6,7 @@
 
 pub(crate) mod ask;
 mod below;
+mod queues;
 pub(crate) mod random;
 pub(crate) mod script;
 pub(crate) mod watches;

@@ -1,0 +1,247 @@
+//! Locks and elections as services, made of the same requests as those of the client libraries, so that
+//! both can be used for one name at the same time.
+//!
+//! Whoever wants something puts a key below its name, attached to a lease, and has his turn when no key there
+//! was created before his.
+
+mod election;
+mod lock;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tonic::Status;
+
+use super::Context;
+use super::errors::{status, stopped};
+use super::validate;
+use crate::proto::etcdserverpb as pb;
+use crate::store::{Watch, WatchItem};
+use crate::tasks::spawn_owned;
+use crate::types::{
+    Answer, Compare, CompareResult, CompareTarget, Delete, Direction, Grant, KeyRange, KeyValue,
+    LeaseId, Op, Range, Reply, Revision, RevisionFilter, SortTarget, Txn,
+};
+
+pub(super) use election::Election;
+pub(super) use lock::Lock;
+
+/// Time to live of the lease of somebody who brings none, in seconds, as in etcd. Nobody renews it.
+const TTL_S: i64 = 60;
+
+/// Those who want what has one name.
+struct Queue {
+    context: Arc<Context>,
+    prefix: Bytes,
+}
+
+/// One of them.
+struct Entry {
+    key: Bytes,
+    created: Revision,
+    lease: LeaseId,
+}
+
+/// What was found where somebody wanted to enter.
+struct Entered {
+    entry: Entry,
+    /// When it was found.
+    revision: Revision,
+    /// The value, if he was there already.
+    present: Option<Bytes>,
+}
+
+impl Queue {
+    fn of(context: &Arc<Context>, name: &[u8]) -> Self {
+        Self {
+            context: Arc::clone(context),
+            prefix: [name, b"/"].concat().into(),
+        }
+    }
+
+    /// Puts somebody at the end of the queue, unless he is in it already: he is known by his lease.
+    async fn enter(&self, lease: i64, value: Bytes) -> Result<Entered, Status> {
+        let store = &self.context.store;
+        let lease = if lease == 0 {
+            let grant = Grant {
+                id: None,
+                ttl_s: TTL_S,
+            };
+            store.grant(grant).await.map_err(told)?.reply.id
+        } else {
+            LeaseId(lease)
+        };
+        let mut key = self.prefix.to_vec();
+        key.extend_from_slice(in_hex(lease).as_bytes());
+        let key = Bytes::from(key);
+        let put = pb::PutRequest {
+            key: key.clone(),
+            value,
+            lease: lease.0,
+            ..pb::PutRequest::default()
+        };
+        validate::put(&put, &self.context.limits)?;
+        let txn = Txn {
+            compares: vec![created(&key, Revision(0))],
+            success: vec![Op::Put(put.into())],
+            failure: vec![Op::Range(Range::key(key.clone()))],
+        };
+        let Answer { revision, reply } = store.txn(txn).await.map_err(told)?;
+        let present = match reply.replies.into_iter().next() {
+            Some(Reply::Range(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        };
+        let created = present.as_ref().map_or(revision, |kv| kv.create_revision);
+        Ok(Entered {
+            entry: Entry {
+                key,
+                created,
+                lease,
+            },
+            revision,
+            present: present.map(|kv| kv.value),
+        })
+    }
+
+    /// Waits until nobody is before `entry`, and answers whether somebody was. Whoever gives up meanwhile
+    /// leaves the queue.
+    async fn turn(&self, entry: &Entry) -> Result<bool, Status> {
+        let leaving = Leaving::unless_done(self, entry);
+        let before = RevisionFilter {
+            max_create: Revision(entry.created.0 - 1),
+            ..RevisionFilter::default()
+        };
+        let mut waited = false;
+        loop {
+            let found = self.one(Direction::Descending, before).await?;
+            let Some(last) = found.reply else {
+                leaving.done();
+                return Ok(waited);
+            };
+            waited = true;
+            self.deleted(last.key, found.revision).await?;
+        }
+    }
+
+    /// Whoever has the turn.
+    async fn first(&self) -> Result<Answer<Option<KeyValue>>, Status> {
+        self.one(Direction::Ascending, RevisionFilter::default())
+            .await
+    }
+
+    async fn one(
+        &self,
+        direction: Direction,
+        filter: RevisionFilter,
+    ) -> Result<Answer<Option<KeyValue>>, Status> {
+        let range = Range {
+            sort: SortTarget::Create,
+            direction,
+            filter,
+            limit: 1,
+            ..Range::of(KeyRange::prefix(self.prefix.clone()))
+        };
+        let found = self.context.store.range(range).await.map_err(told)?;
+        Ok(found.map(|mut reply| reply.kvs.pop()))
+    }
+
+    /// Waits until `key`, which was there at this revision, is deleted, or may have been.
+    async fn deleted(&self, key: Bytes, seen: Revision) -> Result<(), Status> {
+        let watch = Watch {
+            puts: false,
+            ..Watch::of(KeyRange::One(key), Some(seen.next()))
+        };
+        let opened = self.context.store.watch(watch).await;
+        let mut items = opened.map_err(told)?.items;
+        let gone = async {
+            while let Some(item) = items.next().await {
+                match item {
+                    WatchItem::Events(_) | WatchItem::End(_) => return,
+                    WatchItem::Progress(_) | WatchItem::Epoch(_) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = gone => Ok(()),
+            () = self.context.shutdown.cancelled() => Err(stopped()),
+        }
+    }
+}
+
+/// Takes somebody out of the queue who gave up while he waited: others would wait for him, until his
+/// lease ends.
+struct Leaving<'a>(Option<(&'a Queue, &'a Entry)>);
+
+impl<'a> Leaving<'a> {
+    fn unless_done(queue: &'a Queue, entry: &'a Entry) -> Self {
+        Self(Some((queue, entry)))
+    }
+
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let Some((queue, entry)) = self.0 else {
+            return;
+        };
+        let store = Arc::clone(&queue.context.store);
+        let leave = leave(entry.key.clone(), entry.created);
+        // The request that it belonged to is gone. What fails here, the lease makes good.
+        spawn_owned(async move { store.txn(leave).await.map(drop).ok() });
+    }
+}
+
+/// Removes an entry, if it is still the one that was created then.
+fn leave(key: Bytes, at: Revision) -> Txn {
+    Txn {
+        compares: vec![created(&key, at)],
+        success: vec![Op::Delete(Delete {
+            keys: KeyRange::One(key),
+            prev_kv: false,
+        })],
+        failure: Vec::new(),
+    }
+}
+
+/// The key was created at this revision; 0: it does not exist.
+fn created(key: &Bytes, at: Revision) -> Compare {
+    Compare {
+        keys: KeyRange::One(key.clone()),
+        result: CompareResult::Equal,
+        target: CompareTarget::Create(at),
+    }
+}
+
+/// As the client libraries write a lease into the key of an entry.
+fn in_hex(lease: LeaseId) -> String {
+    if lease.0 < 0 {
+        format!("-{:x}", lease.0.unsigned_abs())
+    } else {
+        format!("{:x}", lease.0)
+    }
+}
+
+fn told(error: crate::store::StoreError) -> Status {
+    status(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_are_written_as_the_go_client_writes_them() {
+        for (lease, text) in [
+            (0x694d_81f1_7b9c_3b05, "694d81f17b9c3b05"),
+            (10, "a"),
+            (-10, "-a"),
+            (i64::MIN, "-8000000000000000"),
+        ] {
+            assert_eq!(in_hex(LeaseId(lease)), text);
+        }
+    }
+}
