@@ -88,6 +88,20 @@ impl KeyRange {
         }
     }
 
+    /// The longest prefix that every key in the range is sure to have.
+    #[must_use]
+    pub fn shared_prefix(&self) -> Bytes {
+        match self {
+            Self::One(key) => key.clone(),
+            Self::Span { start, end } if after_prefix(start) == *end => start.clone(),
+            Self::Span { end: None, .. } => Bytes::new(),
+            Self::Span {
+                start,
+                end: Some(end),
+            } => start.slice(..shared_len(start, end)),
+        }
+    }
+
     /// Whether no key can be in the range.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -181,6 +195,12 @@ pub fn after_prefix(prefix: &[u8]) -> Option<Bytes> {
     Some(end.into())
 }
 
+/// How many bytes the two begin with alike.
+#[must_use]
+pub fn shared_len(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,5 +244,22 @@ mod tests {
         assert_eq!(after_prefix(b"a\xff"), Some("b".into()));
         assert_eq!(after_prefix(b"\xff\xff"), None);
         assert_eq!(after_prefix(b""), None);
+    }
+    #[test]
+    fn what_all_keys_of_a_range_begin_with_is_told() {
+        for (range, shared) in [
+            (KeyRange::One("ab".into()), "ab"),
+            (KeyRange::prefix("ab"), "ab"),
+            (span("ab", "ad"), "a"),
+            (span("abc", "abf"), "ab"),
+            (span("ab", "abc"), "ab"),
+            (span("b", "a"), ""),
+            (KeyRange::span("b", None), ""),
+            (KeyRange::all(), ""),
+        ] {
+            assert_eq!(range.shared_prefix(), shared, "{range:?}");
+        }
+        let highest: &[u8] = b"\xff\xff";
+        assert_eq!(KeyRange::prefix(highest).shared_prefix(), highest);
     }
 }

@@ -1,23 +1,31 @@
 //! Which watchers are on the feed, and their queues.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use crate::types::{EventBatch, KeyRange, Revision};
+use crate::types::range::shared_len;
+use crate::types::{Event, EventBatch, KeyRange, Revision};
 
-/// The watchers on the feed. Watchers of one key are found by the key, so that any number of them on
-/// other keys costs an event nothing; those of ranges are asked one by one.
+/// With so many events, at most, the watchers of spans are looked up for each of them. With more, the
+/// events are looked up for each watcher.
+const FEW_EVENTS: usize = 16;
+
+/// The watchers on the feed. Whoever commits waits for its lock, so what a change costs under it must
+/// not grow with the watchers on other keys: those of one key are found by the key, those of spans by
+/// the prefixes of the key.
 pub(super) struct Hub {
     state: Mutex<State>,
 }
 
 struct State {
     published: Revision,
-    ones: HashMap<Bytes, Vec<Slot>>,
-    spans: Vec<Slot>,
+    ones: HashMap<Bytes, Slots>,
+    /// By the longest prefix that all keys of the span have.
+    spans: BTreeMap<Bytes, Slots>,
     next_id: u64,
     /// Grows each time that all watches are ended; a watch belongs to the one it was opened in.
     generation: u64,
@@ -25,9 +33,11 @@ struct State {
     reason: String,
 }
 
+/// Watchers that are found in one way, by their ids: a stream may end thousands of them at once.
+type Slots = HashMap<u64, Slot>;
+
 /// A watcher's place on the feed.
 struct Slot {
-    id: u64,
     keys: KeyRange,
     /// What was queued last, or what the watcher had seen before.
     last: Revision,
@@ -48,7 +58,7 @@ impl Hub {
             state: Mutex::new(State {
                 published,
                 ones: HashMap::new(),
-                spans: Vec::new(),
+                spans: BTreeMap::new(),
                 next_id: 0,
                 generation: 0,
                 reason: String::new(),
@@ -71,7 +81,8 @@ impl Hub {
 
     pub(super) fn attached(&self) -> usize {
         let state = self.lock();
-        state.spans.len() + state.ones.values().map(Vec::len).sum::<usize>()
+        let slots = state.ones.values().chain(state.spans.values());
+        slots.map(Slots::len).sum()
     }
 
     pub(super) fn publish(&self, batches: &[Arc<EventBatch>]) {
@@ -123,15 +134,15 @@ impl Hub {
         let id = state.next_id;
         state.next_id += 1;
         let slot = Slot {
-            id,
             keys: keys.clone(),
             last: seen.max(state.published),
             queue: sender,
         };
-        match keys {
-            KeyRange::One(key) => state.ones.entry(key.clone()).or_default().push(slot),
-            KeyRange::Span { .. } => state.spans.push(slot),
-        }
+        let slots = match keys {
+            KeyRange::One(key) => state.ones.entry(key.clone()).or_default(),
+            KeyRange::Span { .. } => state.spans.entry(keys.shared_prefix()).or_default(),
+        };
+        slots.insert(id, slot);
         Ok(Place {
             id,
             queue,
@@ -143,16 +154,26 @@ impl Hub {
         let mut state = self.lock();
         match keys {
             KeyRange::One(key) => {
-                if let Some(slots) = state.ones.get_mut(key) {
-                    slots.retain(|slot| slot.id != id);
-                    if slots.is_empty() {
-                        state.ones.remove(key);
-                    }
+                if leave(state.ones.get_mut(key), id) {
+                    state.ones.remove(key);
                 }
             }
-            KeyRange::Span { .. } => state.spans.retain(|slot| slot.id != id),
+            KeyRange::Span { .. } => {
+                let prefix = keys.shared_prefix();
+                if leave(state.spans.get_mut(&prefix), id) {
+                    state.spans.remove(&prefix);
+                }
+            }
         }
     }
+}
+
+/// Takes a watcher away, if it is there; answers whether none is left.
+fn leave(slots: Option<&mut Slots>, id: u64) -> bool {
+    slots.is_some_and(|slots| {
+        slots.remove(&id);
+        slots.is_empty()
+    })
 }
 
 impl State {
@@ -171,15 +192,62 @@ impl State {
                 let Some(slots) = self.ones.get_mut(event.key()) else {
                     continue;
                 };
-                slots.retain_mut(|slot| slot.offer(batch));
+                slots.retain(|_, slot| slot.offer(batch));
                 if slots.is_empty() {
                     self.ones.remove(event.key());
                 }
             }
         }
-        self.spans.retain_mut(|slot| {
-            let events = &mut batch.events.iter();
-            !events.any(|event| slot.keys.contains(event.key())) || slot.offer(batch)
+        if batch.events.len() > FEW_EVENTS {
+            self.hand_out_many(batch);
+        } else {
+            for event in &batch.events {
+                self.hand_out_of(event.key(), batch);
+            }
+        }
+    }
+
+    /// Hands the batch, which changes `key`, to the watchers of spans with the key.
+    fn hand_out_of(&mut self, key: &Bytes, batch: &Arc<EventBatch>) {
+        // From the longest prefix of the key that spans are found by to the shortest one.
+        let mut rest = &key[..];
+        loop {
+            let up_to = (Bound::Unbounded, Bound::Included(rest));
+            let Some((prefix, slots)) = self.spans.range_mut::<[u8], _>(up_to).next_back() else {
+                return;
+            };
+            let shared = shared_len(prefix, rest);
+            if shared < prefix.len() {
+                // Prefixes of the key with more bytes would lie between this one and `rest`.
+                rest = &rest[..shared];
+                continue;
+            }
+            slots.retain(|_, slot| !slot.keys.contains(key) || slot.offer(batch));
+            if slots.is_empty() {
+                let prefix = prefix.clone();
+                self.spans.remove(&prefix);
+            }
+            match shared.checked_sub(1) {
+                Some(shorter) => rest = &rest[..shorter],
+                None => return,
+            }
+        }
+    }
+
+    /// Hands a batch of many events to the watchers of spans.
+    fn hand_out_many(&mut self, batch: &Arc<EventBatch>) {
+        if self.spans.is_empty() {
+            return;
+        }
+        let mut keys: Vec<_> = batch.events.iter().map(Event::key).collect();
+        keys.sort_unstable();
+        self.spans.retain(|_, slots| {
+            slots.retain(|_, slot| {
+                let first = keys.partition_point(|key| *key < slot.keys.start());
+                let is_asked_for = keys.get(first).is_some_and(|key| slot.keys.contains(key));
+                !is_asked_for || slot.offer(batch)
+            });
+            !slots.is_empty()
         });
     }
 }

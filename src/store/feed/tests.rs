@@ -1,6 +1,10 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::timeout;
 
 use super::*;
@@ -402,4 +406,67 @@ async fn what_was_not_published_yet_comes_once_from_history() {
     fixture.feed.publish(&batches);
     fixture.put(&["k"]);
     assert_eq!(revisions(&mut watching, 1).await, [4]);
+}
+
+/// A few bytes of a kind that gives keys which are alike, and prefixes without an end.
+fn some_key(rng: &mut StdRng) -> Bytes {
+    let len = rng.random_range(1..5);
+    (0..len)
+        .map(|_| [0, b'a', b'b', u8::MAX][rng.random_range(0..4)])
+        .collect()
+}
+
+fn some_keys(rng: &mut StdRng) -> KeyRange {
+    match rng.random_range(0..6) {
+        0 => KeyRange::One(some_key(rng)),
+        1 => KeyRange::all(),
+        2 => KeyRange::span(some_key(rng), None),
+        // Empty ones among them.
+        3 => KeyRange::span(some_key(rng), Some(some_key(rng))),
+        _ => KeyRange::prefix(some_key(rng)),
+    }
+}
+
+#[test]
+fn each_watcher_is_handed_just_the_batches_with_keys_of_its_own() {
+    let mut rng = StdRng::seed_from_u64(1);
+    for _ in 0..50 {
+        let hub = Hub::new(Revision(0));
+        let mut watchers = Vec::new();
+        for revision in (1..40).map(Revision) {
+            for _ in 0..3 {
+                let keys = some_keys(&mut rng);
+                let place = hub.attach(&keys, Revision(0), 0, 64).unwrap();
+                watchers.push((keys, place, Vec::new()));
+            }
+            let leaver = rng.random_range(0..watchers.len());
+            let (keys, place, _) = watchers.swap_remove(leaver);
+            hub.detach(&keys, place.id);
+
+            let many = *[1, 3, 40].choose(&mut rng).unwrap();
+            let events: Vec<_> = (0..many)
+                .map(|_| Event {
+                    change: Change::Delete {
+                        key: some_key(&mut rng),
+                        revision,
+                    },
+                    prev: None,
+                })
+                .collect();
+            for (keys, _, expected) in &mut watchers {
+                if events.iter().any(|event| keys.contains(event.key())) {
+                    expected.push(revision);
+                }
+            }
+            hub.publish(&[Arc::new(EventBatch { revision, events })]);
+        }
+        assert_eq!(hub.attached(), watchers.len());
+        for (keys, mut place, expected) in watchers {
+            let queued = std::iter::from_fn(|| place.queue.try_recv().ok());
+            let revisions: Vec<_> = queued.map(|batch| batch.revision).collect();
+            assert_eq!(revisions, expected, "{keys:?}");
+            hub.detach(&keys, place.id);
+        }
+        assert_eq!(hub.attached(), 0);
+    }
 }
