@@ -1,10 +1,10 @@
 //! The fan-out of committed changes to watchers.
 //!
 //! Whoever commits changes publishes them here, in the order of their revisions, and never waits:
-//! every watcher has a queue with a bound. A watcher whose queue is full is not skipped. It is taken
-//! off the feed, works off its queue, reads on in the store's history until it has caught up, and is
-//! put back on the feed, with no change left out and none twice. A watch that starts in the past
-//! begins in the same way.
+//! every watcher has a queue with a bound, of batches and of bytes. A watcher whose queue is full is
+//! not skipped. It is taken off the feed, works off its queue, reads on in the store's history until it
+//! has caught up, and is put back on the feed, with no change left out and none twice. A watch that
+//! starts in the past begins in the same way.
 
 mod hub;
 #[cfg(test)]
@@ -23,9 +23,20 @@ use crate::types::{EventBatch, Reserved, Revision};
 use hub::Hub;
 use watcher::Watcher;
 
-/// Batches that wait for one watcher, at most. A watcher that reads costs a few of them; one that
-/// does not is served from history.
-const QUEUE_LEN: usize = 256;
+/// A watcher that reads has a few batches waiting for it; one that does not is served from history.
+/// Values may be as large as requests, and more than a few such ones need not be kept.
+const ROOM: Room = Room {
+    batches: 256,
+    bytes: 8 << 20,
+};
+
+/// What may wait for one watcher, at most.
+#[derive(Clone, Copy)]
+struct Room {
+    batches: usize,
+    /// One batch may wait whatever its size.
+    bytes: usize,
+}
 
 /// The changes of the past, as a store keeps them.
 #[async_trait]
@@ -63,30 +74,28 @@ struct Shared {
     hub: Hub,
     history: Arc<dyn History>,
     reserved: Reserved,
-    queue_len: usize,
+    room: Room,
 }
 
 impl Feed {
     /// A feed that goes on after the revision `published`.
     #[must_use]
     pub fn new(history: Arc<dyn History>, reserved: Reserved, published: Revision) -> Self {
-        Self::with_queue_len(history, reserved, published, QUEUE_LEN)
+        Self::with_room(history, reserved, published, ROOM)
     }
 
-    /// A feed whose watchers fall back to history when `queue_len` batches wait for them.
-    #[must_use]
-    pub fn with_queue_len(
+    fn with_room(
         history: Arc<dyn History>,
         reserved: Reserved,
         published: Revision,
-        queue_len: usize,
+        room: Room,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 hub: Hub::new(published),
                 history,
                 reserved,
-                queue_len,
+                room,
             }),
         }
     }

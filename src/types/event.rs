@@ -38,6 +38,18 @@ impl Event {
         }
     }
 
+    /// About how many bytes of memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const OVERHEAD_BYTES: usize = 64;
+        let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
+        let change = match &self.change {
+            Change::Put(kv) => of(kv),
+            Change::Delete { key, .. } => key.len(),
+        };
+        OVERHEAD_BYTES + change + self.prev.as_ref().map_or(0, of)
+    }
+
     /// The revision of the change.
     #[must_use]
     pub fn revision(&self) -> Revision {
@@ -55,4 +67,12 @@ pub struct EventBatch {
     pub revision: Revision,
     /// The changes; never empty.
     pub events: Vec<Event>,
+}
+
+impl EventBatch {
+    /// About how many bytes of memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.events.iter().map(Event::bytes).sum()
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
+use super::Room;
 use crate::types::range::shared_len;
 use crate::types::{Event, EventBatch, KeyRange, Revision};
 
@@ -41,15 +44,46 @@ struct Slot {
     keys: KeyRange,
     /// What was queued last, or what the watcher had seen before.
     last: Revision,
-    queue: Sender<Arc<EventBatch>>,
+    queue: Sender<Queued>,
+    /// Bytes in the queue.
+    waiting: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+/// A batch on its way to watchers.
+#[derive(Clone)]
+struct Queued {
+    batch: Arc<EventBatch>,
+    /// Counted once for all watchers.
+    bytes: usize,
 }
 
 /// A watcher's end of its queue.
 pub(super) struct Place {
     pub(super) id: u64,
-    pub(super) queue: Receiver<Arc<EventBatch>>,
+    queue: Receiver<Queued>,
+    waiting: Arc<AtomicUsize>,
     /// What had been published when the watcher came: everything above comes by the queue.
     pub(super) published: Revision,
+}
+
+impl Place {
+    /// What waits in the queue.
+    pub(super) fn try_next(&mut self) -> Result<Arc<EventBatch>, TryRecvError> {
+        let queued = self.queue.try_recv()?;
+        Ok(self.took(queued))
+    }
+
+    /// What comes next by the queue; nothing where it has ended.
+    pub(super) async fn next(&mut self) -> Option<Arc<EventBatch>> {
+        let queued = self.queue.recv().await?;
+        Some(self.took(queued))
+    }
+
+    fn took(&self, queued: Queued) -> Arc<EventBatch> {
+        self.waiting.fetch_sub(queued.bytes, Ordering::Relaxed);
+        queued.batch
+    }
 }
 
 impl Hub {
@@ -124,9 +158,10 @@ impl Hub {
         keys: &KeyRange,
         seen: Revision,
         generation: u64,
-        queue_len: usize,
+        room: Room,
     ) -> Result<Place, String> {
-        let (sender, queue) = mpsc::channel(queue_len);
+        let (sender, queue) = mpsc::channel(room.batches);
+        let waiting = Arc::new(AtomicUsize::new(0));
         let mut state = self.lock();
         if state.generation != generation {
             return Err(state.reason.clone());
@@ -137,6 +172,8 @@ impl Hub {
             keys: keys.clone(),
             last: seen.max(state.published),
             queue: sender,
+            waiting: waiting.clone(),
+            bytes_max: room.bytes,
         };
         let slots = match keys {
             KeyRange::One(key) => state.ones.entry(key.clone()).or_default(),
@@ -146,6 +183,7 @@ impl Hub {
         Ok(Place {
             id,
             queue,
+            waiting,
             published: state.published,
         })
     }
@@ -187,28 +225,35 @@ impl State {
     }
 
     fn hand_out(&mut self, batch: &Arc<EventBatch>) {
+        if self.ones.is_empty() && self.spans.is_empty() {
+            return;
+        }
+        let queued = &Queued {
+            batch: batch.clone(),
+            bytes: batch.bytes(),
+        };
         if !self.ones.is_empty() {
             for event in &batch.events {
                 let Some(slots) = self.ones.get_mut(event.key()) else {
                     continue;
                 };
-                slots.retain(|_, slot| slot.offer(batch));
+                slots.retain(|_, slot| slot.offer(queued));
                 if slots.is_empty() {
                     self.ones.remove(event.key());
                 }
             }
         }
         if batch.events.len() > FEW_EVENTS {
-            self.hand_out_many(batch);
+            self.hand_out_many(queued);
         } else {
             for event in &batch.events {
-                self.hand_out_of(event.key(), batch);
+                self.hand_out_of(event.key(), queued);
             }
         }
     }
 
     /// Hands the batch, which changes `key`, to the watchers of spans with the key.
-    fn hand_out_of(&mut self, key: &Bytes, batch: &Arc<EventBatch>) {
+    fn hand_out_of(&mut self, key: &Bytes, queued: &Queued) {
         // From the longest prefix of the key that spans are found by to the shortest one.
         let mut rest = &key[..];
         loop {
@@ -222,7 +267,7 @@ impl State {
                 rest = &rest[..shared];
                 continue;
             }
-            slots.retain(|_, slot| !slot.keys.contains(key) || slot.offer(batch));
+            slots.retain(|_, slot| !slot.keys.contains(key) || slot.offer(queued));
             if slots.is_empty() {
                 let prefix = prefix.clone();
                 self.spans.remove(&prefix);
@@ -235,17 +280,17 @@ impl State {
     }
 
     /// Hands a batch of many events to the watchers of spans.
-    fn hand_out_many(&mut self, batch: &Arc<EventBatch>) {
+    fn hand_out_many(&mut self, queued: &Queued) {
         if self.spans.is_empty() {
             return;
         }
-        let mut keys: Vec<_> = batch.events.iter().map(Event::key).collect();
+        let mut keys: Vec<_> = queued.batch.events.iter().map(Event::key).collect();
         keys.sort_unstable();
         self.spans.retain(|_, slots| {
             slots.retain(|_, slot| {
                 let first = keys.partition_point(|key| *key < slot.keys.start());
                 let is_asked_for = keys.get(first).is_some_and(|key| slot.keys.contains(key));
-                !is_asked_for || slot.offer(batch)
+                !is_asked_for || slot.offer(queued)
             });
             !slots.is_empty()
         });
@@ -255,11 +300,17 @@ impl State {
 impl Slot {
     /// Queues the batch, once. Answers whether the watcher stays on the feed: one whose queue is
     /// full leaves it and finds the end of its queue behind what was queued.
-    fn offer(&mut self, batch: &Arc<EventBatch>) -> bool {
-        if batch.revision <= self.last {
+    fn offer(&mut self, queued: &Queued) -> bool {
+        if queued.batch.revision <= self.last {
             return true;
         }
-        self.last = batch.revision;
-        self.queue.try_send(batch.clone()).is_ok()
+        self.last = queued.batch.revision;
+        // The watcher only ever makes it less meanwhile.
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if waiting > 0 && waiting + queued.bytes > self.bytes_max {
+            return false;
+        }
+        self.waiting.fetch_add(queued.bytes, Ordering::Relaxed);
+        self.queue.try_send(queued.clone()).is_ok()
     }
 }

@@ -39,10 +39,16 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(queue_len: usize) -> Self {
+    /// A feed with room for so many batches, of any size, for each watcher.
+    fn new(batches: usize) -> Self {
+        let bytes = usize::MAX;
+        Self::with_room(Room { batches, bytes })
+    }
+
+    fn with_room(room: Room) -> Self {
         let log = Arc::new(Log::default());
         let reserved = Reserved::default();
-        let feed = Feed::with_queue_len(log.clone(), reserved, Revision(0), queue_len);
+        let feed = Feed::with_room(log.clone(), reserved, Revision(0), room);
         Self { log, feed }
     }
 
@@ -155,6 +161,40 @@ async fn a_watcher_that_falls_behind_reads_history_and_comes_back() {
         quiet(&mut slow, expected).await;
         assert_eq!(fixture.feed.attached(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_watcher_with_many_bytes_before_it_leaves_the_feed_and_a_single_batch_always_fits() {
+    let key = "k".repeat(1000);
+    let watch = |fixture: &Fixture| fixture.watch(KeyRange::all(), None);
+    // Room for batches of three such keys in all.
+    let fixture = Fixture::with_room(Room {
+        batches: 100,
+        bytes: 3500,
+    });
+    let mut slow = watch(&fixture);
+    for _ in 0..3 {
+        fixture.put(&[&key]);
+    }
+    assert_eq!(fixture.feed.attached(), 1);
+    assert_eq!(revisions(&mut slow, 2).await, [1, 2], "makes room");
+    fixture.put(&[&key]);
+    fixture.put(&[&key]);
+    assert_eq!(fixture.feed.attached(), 1);
+    fixture.put(&[&key]);
+    assert_eq!(fixture.feed.attached(), 0, "there is no room for a fourth");
+    fixture.put(&[&key]);
+    assert_eq!(revisions(&mut slow, 5).await, [3, 4, 5, 6, 7]);
+    quiet(&mut slow, 7).await;
+    assert_eq!(fixture.feed.attached(), 1);
+
+    let large = [&*key, "a", &*key, "b", &*key, "c", &*key];
+    fixture.put(&large);
+    assert_eq!(fixture.feed.attached(), 1, "an empty queue takes any batch");
+    fixture.put(&["a"]);
+    assert_eq!(fixture.feed.attached(), 0, "but nothing besides it");
+    assert_eq!(revisions(&mut slow, 2).await, [8, 9]);
+    quiet(&mut slow, 9).await;
 }
 
 #[tokio::test]
@@ -436,7 +476,7 @@ fn each_watcher_is_handed_just_the_batches_with_keys_of_its_own() {
         for revision in (1..40).map(Revision) {
             for _ in 0..3 {
                 let keys = some_keys(&mut rng);
-                let place = hub.attach(&keys, Revision(0), 0, 64).unwrap();
+                let place = hub.attach(&keys, Revision(0), 0, ROOM).unwrap();
                 watchers.push((keys, place, Vec::new()));
             }
             let leaver = rng.random_range(0..watchers.len());
@@ -462,7 +502,7 @@ fn each_watcher_is_handed_just_the_batches_with_keys_of_its_own() {
         }
         assert_eq!(hub.attached(), watchers.len());
         for (keys, mut place, expected) in watchers {
-            let queued = std::iter::from_fn(|| place.queue.try_recv().ok());
+            let queued = std::iter::from_fn(|| place.try_next().ok());
             let revisions: Vec<_> = queued.map(|batch| batch.revision).collect();
             assert_eq!(revisions, expected, "{keys:?}");
             hub.detach(&keys, place.id);

@@ -120,7 +120,7 @@ impl Watcher {
         // Nothing is in `ready`, so what was seen was delivered. That may be more than was published when
         // progress was asked for: history is read from the store, and others write to it as well.
         let due = self.progress_due.map(|due| due.max(self.floor));
-        match place.queue.try_recv() {
+        match place.try_next() {
             Ok(batch) => {
                 // A progress item that is due for an earlier revision goes before.
                 let due = due.filter(|due| *due < batch.revision);
@@ -163,7 +163,7 @@ impl Watcher {
             return;
         };
         tokio::select! {
-            batch = place.queue.recv() => {
+            batch = place.next() => {
                 if let Some(batch) = batch {
                     self.take(&batch);
                 }
@@ -174,12 +174,12 @@ impl Watcher {
         }
     }
     pub(super) fn attach(&mut self) -> Result<(), WatchEnd> {
-        let queue_len = self.shared.queue_len;
+        let room = self.shared.room;
         let keys = &self.request.keys;
         let place = self
             .shared
             .hub
-            .attach(keys, self.seen, self.generation, queue_len);
+            .attach(keys, self.seen, self.generation, room);
         self.place = Some(place.map_err(WatchEnd::Lost)?);
         Ok(())
     }

@@ -174,9 +174,9 @@ impl<'a> Batches<'a> {
                 lease: LeaseId(row.int(6)?),
             })
         };
-        self.bytes += size(&change, prev.as_ref());
-        self.events += 1;
         let event = Event { change, prev };
+        self.bytes += event.bytes();
+        self.events += 1;
         let batch = self.open.get_or_insert_with(|| EventBatch {
             revision,
             events: Vec::with_capacity(1),
@@ -210,15 +210,6 @@ impl<'a> Batches<'a> {
             reached: self.reached,
         }
     }
-}
-
-fn size(change: &Change, prev: Option<&KeyValue>) -> usize {
-    let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
-    64 + prev.map_or(0, of)
-        + match change {
-            Change::Put(kv) => of(kv),
-            Change::Delete { key, .. } => key.len(),
-        }
 }
 
 /// The pair before a change, from the columns behind it.
