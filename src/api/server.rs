@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -40,6 +41,8 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// A pause when connections cannot be accepted, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often that is told in the log, at most.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves the API on `listener` until `shutdown` resolves; then takes no more connections, ends all
 /// streams, lets the requests that are under way finish, and returns when they have or when
@@ -124,11 +127,18 @@ impl Server {
 
     /// Takes connections for as long as it is polled.
     async fn accept(&self, listener: &TcpListener) {
+        let mut failures = 0_u64;
+        let mut told: Option<Instant> = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => self.connection(stream),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    failures += 1;
+                    if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_EVERY) {
+                        tracing::warn!(%error, failures, "connections could not be accepted");
+                        failures = 0;
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

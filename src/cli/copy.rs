@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::figures::{bytes, number, span};
 use super::screen::Screen;
-use super::{Failure, serve};
+use super::{Failure, open_files, serve};
 use crate::config::{Config, Settings};
 use crate::migration::offline::{Act, CopyError, Found, Offline, Progress, Receipt};
 use crate::migration::phase::Phase;
@@ -103,6 +103,7 @@ fn failure(error: impl Into<CopyError>) -> Failure {
 impl Copy {
     pub(super) async fn run(self) -> Result<(), Failure> {
         serve::log(self.log.as_deref(), "error")?;
+        open_files::raise_limit();
         let config = self.config()?;
         let Some(old) = config.old.clone() else {
             return Err(Failure::Usage(

@@ -15,6 +15,7 @@ mod copy;
 mod demo;
 mod dry_run;
 mod figures;
+mod open_files;
 mod pause;
 mod rejects;
 mod rollback;

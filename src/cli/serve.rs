@@ -5,8 +5,8 @@ use std::io::{IsTerminal as _, Write as _};
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-use super::Failure;
 use super::screen::no_color;
+use super::{Failure, open_files};
 use crate::config::Settings;
 use crate::migration::Timing;
 use crate::migration::offline::CopyError;
@@ -53,6 +53,7 @@ impl Serve {
             .complete()
             .map_err(|error| Failure::Usage(error.to_string()))?;
         log(config.log.as_deref(), "info")?;
+        open_files::raise_limit();
         let mut signals = Signals::new()?;
         let server = tokio::select! {
             started = Server::start(config, Timing::default()) => {

@@ -18,6 +18,7 @@ mod foreign;
 mod history;
 mod mariadb;
 mod migration;
+mod open_files;
 mod operator;
 mod overlay;
 mod postgres;

@@ -149,6 +149,7 @@ impl Demo {
         if std::env::var("RUST_LOG").is_ok() {
             super::serve::log(None, "off")?;
         }
+        super::open_files::raise_limit();
         let screen = Screen::new(self.json);
         let mut house = House::open(self.keep)?;
         let kept = house.dir.path().to_owned();
