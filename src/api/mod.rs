@@ -9,6 +9,7 @@ mod cluster;
 mod concurrency;
 mod dispatch;
 mod errors;
+mod greeting;
 mod hash;
 mod header;
 mod kv;
@@ -51,6 +52,8 @@ pub struct ApiConfig {
     pub members: Arc<dyn Members>,
     /// What is refused for its size.
     pub limits: Limits,
+    /// How long a client may take to say which protocol it speaks.
+    pub greeting_within: Duration,
     /// How often idle watches that asked for it are told how far they are.
     pub progress_interval: Duration,
     /// How long requests that are under way may take when the server is shut down.
@@ -66,6 +69,7 @@ impl ApiConfig {
             identity,
             members,
             limits: Limits::default(),
+            greeting_within: Duration::from_secs(30),
             progress_interval: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(5),
         }

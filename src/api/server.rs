@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::dispatch::Dispatch;
+use super::greeting::Greeting;
 use super::turns::Turns;
 use super::{ApiConfig, Context, plain};
 use crate::metrics::Metrics;
@@ -34,9 +36,14 @@ const STREAMS_MAX: u32 = 1 << 20;
 /// Streams that a client gave up before we looked at them. A client with a few hundred requests
 /// in flight gives them all up at once when its deadline passes.
 const RESET_STREAMS_MAX: usize = 4096;
-/// Clients that vanished without a word are noticed after this and [`ALIVE_WITHIN`].
+/// Clients of HTTP/2 that vanished without a word are noticed after this and [`ALIVE_WITHIN`].
 const ALIVE_EVERY: Duration = Duration::from_mins(1);
 const ALIVE_WITHIN: Duration = Duration::from_secs(20);
+/// The system asks after the others, and lets them go after a few of these without an answer. It is
+/// what listeners in Go have.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(15));
 /// How often the health service looks at the store.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// A pause when connections cannot be accepted, mostly for lack of file descriptors.
@@ -57,7 +64,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let grace = config.shutdown_grace;
+    let (grace, greeting_within) = (config.shutdown_grace, config.greeting_within);
     let context = Arc::new(Context::new(config, store, metrics));
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
@@ -70,7 +77,7 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha().map_err(io::Error::other)?);
     let dispatch = Dispatch::new(Arc::clone(&context), others);
 
-    let server = Server::new(dispatch, context.shutdown.clone());
+    let server = Server::new(dispatch, greeting_within, context.shutdown.clone());
     let _kill = server.kill.clone().drop_guard();
     tokio::select! {
         () = server.accept(&listener) => {}
@@ -93,6 +100,7 @@ pub async fn serve(
 struct Server {
     builder: Builder<Tracked>,
     dispatch: Dispatch,
+    greeting_within: Duration,
     /// Connections, and the requests on them.
     tasks: TaskTracker,
     /// Finish what is under way.
@@ -102,7 +110,7 @@ struct Server {
 }
 
 impl Server {
-    fn new(dispatch: Dispatch, drain: CancellationToken) -> Self {
+    fn new(dispatch: Dispatch, greeting_within: Duration, drain: CancellationToken) -> Self {
         let tasks = TaskTracker::new();
         let mut builder = Builder::new(Tracked(tasks.clone()));
         builder.http1().timer(TokioTimer::new());
@@ -119,6 +127,7 @@ impl Server {
         Self {
             builder,
             dispatch,
+            greeting_within,
             tasks,
             drain,
             kill: CancellationToken::new(),
@@ -146,11 +155,13 @@ impl Server {
     }
 
     fn connection(&self, stream: TcpStream) {
-        // Small answers are to leave at once. It cannot fail on a connection that is alive.
+        // Small answers are to leave at once. Neither can fail on a connection that is alive.
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+        let stream = Turns::new(Greeting::new(stream, self.greeting_within));
         let connection = self
             .builder
-            .serve_connection(TokioIo::new(Turns::new(stream)), self.dispatch.clone())
+            .serve_connection(TokioIo::new(stream), self.dispatch.clone())
             .into_owned();
         let (drain, kill) = (self.drain.clone(), self.kill.clone());
         spawn_owned(self.tasks.track_future(async move {

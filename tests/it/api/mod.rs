@@ -2,6 +2,7 @@
 //! tools expect of any gRPC server.
 
 mod client;
+mod connections;
 mod faulty;
 mod http;
 mod streams;
