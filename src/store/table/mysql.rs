@@ -32,12 +32,13 @@ const SORT_BYTES: usize = KEY_BYTES_MAX + 8;
 
 /// What every session is set to, whatever the server's own settings are. Times without a zone are
 /// taken as UTC. Without `autocommit` the first read would open a transaction that no later one sees
-/// anything new in; `sql_select_limit` cuts off whatever has no limit of its own, and its `DEFAULT` is
+/// anything new in, and with another `completion_type` the end of one may begin the next;
+/// `sql_select_limit` cuts off whatever has no limit of its own, and its `DEFAULT` is
 /// the server's setting.
 fn session() -> String {
     format!(
         "SET SESSION time_zone = '+00:00', sql_mode = 'NO_BACKSLASH_ESCAPES', autocommit = 1, \
-         sql_select_limit = 18446744073709551615, max_sort_length = {SORT_BYTES}; \
+         completion_type = 0, sql_select_limit = 18446744073709551615, max_sort_length = {SORT_BYTES}; \
          SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ"
     )
 }

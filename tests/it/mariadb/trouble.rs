@@ -10,8 +10,8 @@ use futures_util::future::join_all;
 use mysql_async::prelude::Queryable as _;
 use segue::store::sql::mysql::MysqlStore;
 use segue::store::{
-    CopyUp, Guard, NewStore as _, RecordTxn, RecordWrite, RequestError, Store, StoreError, Watch,
-    WatchItem,
+    CopyUp, Guard, NewStore as _, Read, RecordTxn, RecordWrite, RequestError, Store, StoreError,
+    Watch, WatchItem,
 };
 use segue::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Grant, KeyRange, KeyValue, LeaseId, Op,
@@ -615,4 +615,34 @@ async fn what_is_compacted_is_deleted_and_its_room_given_back() {
     );
     let read = store.range(Range::of(KeyRange::all())).await.unwrap().reply;
     assert_eq!(read.kvs.len(), KEYS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_is_set_to_do_behind_a_commit_is_not_done() {
+    let server = MariaDb::start().await;
+    for behind in ["CHAIN", "RELEASE"] {
+        let url = server.database().await;
+        run(&url, &format!("SET GLOBAL completion_type = '{behind}'")).await;
+        let store = open(&url).await;
+        let all = store.clone().guarded(Guard::None);
+        // More keys than go beside the head row in one statement, and so in a transaction.
+        let many = || -> Vec<Read> {
+            let keys = ('a'..='f').map(String::from);
+            keys.map(|key| Read::Range(Range::key(key))).collect()
+        };
+        for number in 2..6 {
+            let written = store.put(Put::new("a", "")).await.unwrap().revision;
+            assert_eq!(written, Revision(number), "{behind}");
+            let single = |_| store.range(Range::key("a"));
+            for read in join_all((0..4).map(single)).await {
+                assert_eq!(read.unwrap().revision, written, "{behind}");
+            }
+            for read in join_all((0..4).map(|_| all.snapshot(None, many()))).await {
+                assert_eq!(read.unwrap().revision, written, "{behind}");
+            }
+            for read in join_all((0..4).map(single)).await {
+                assert_eq!(read.unwrap().revision, written, "{behind}");
+            }
+        }
+    }
 }

@@ -100,10 +100,11 @@ impl Server {
     /// Has every connection from now on be set as it has to be on this kind of server.
     pub(super) fn settle(&mut self, mariadb: bool, galera: bool) {
         // Nothing is cut off or made into something similar; no statement is refused because it
-        // looks dangerous; names may be quoted as the standard has it.
+        // looks dangerous; names may be quoted as the standard has it. The end of a transaction begins
+        // no other one, in whose snapshot later reads would be, and ends no connection.
         let mut all = format!(
             "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ANSI_QUOTES', \
-             autocommit = 1, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, \
+             autocommit = 1, completion_type = 0, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, \
              max_sort_length = {SORT_BYTES}, lock_wait_timeout = 30"
         );
         if galera {
