@@ -646,3 +646,37 @@ async fn what_a_server_is_set_to_do_behind_a_commit_is_not_done() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whiteouts_among_many_pairs_are_found_in_short_steps_and_dropped_in_small_packets() {
+    const LIVE: usize = 50_000;
+    let server = MariaDb::start_with(&[
+        "--max-allowed-packet=1M",
+        "--log-output=TABLE",
+        "--slow-query-log=1",
+        "--long-query-time=0",
+    ])
+    .await;
+    let url = server.database().await;
+    let store = open(&url).await;
+    let fill = format!(
+        "INSERT INTO segue_kv SELECT CONCAT('m', seq), 2, 2, 1, 0, 1, 1, '' FROM seq_1_to_{LIVE}; \
+         INSERT INTO segue_kv SELECT CONCAT(IF(seq % 2, 'a', 'z'), REPEAT('k', 3000), seq), \
+         0, 3, 0, 0, 0, 1, NULL FROM seq_1_to_400"
+    );
+    run(&url, &fill).await;
+    store.drop_claims().await.unwrap();
+    let left = run(
+        &url,
+        "SELECT COUNT(*) FROM segue_kv UNION ALL SELECT SUM(live) FROM segue_kv",
+    )
+    .await;
+    assert_eq!(left, [LIVE.to_string(), LIVE.to_string()]);
+    let most =
+        "SELECT MAX(rows_examined) FROM mysql.slow_log WHERE sql_text LIKE 'SELECT%kv FORCE%'";
+    let most: usize = run(&url, most).await[0].parse().unwrap();
+    assert!(
+        (1..LIVE / 2).contains(&most),
+        "{most} rows in one statement"
+    );
+}

@@ -17,9 +17,8 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::Db;
-use super::cells::Sets;
 use super::error::Failure;
-use super::script::Script;
+use super::script::{Script, Scripts};
 use super::session::{Purpose, Session};
 use super::write::{Mark, write};
 use super::{fetch, text};
@@ -38,6 +37,9 @@ const LOOK_WITHIN: Duration = Duration::from_secs(40);
 
 /// How long a script may take; waiting for the lock is the longest part.
 const SCRIPT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Rows that the search for whiteouts passes in one step.
+const PASS_ROWS: i64 = 20_000;
 
 /// Before a batch is tried again.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -242,19 +244,19 @@ impl Writer {
     /// See [`crate::store::sql::backend::Backend::sweep`].
     pub(super) async fn sweep(&mut self, db: &Db) -> Result<Head> {
         let p = &db.prefix;
-        let far = Script::of(&format!(
+        let mut scripts = db.locking();
+        scripts.next(&format!(
             "SELECT l.revision FROM {p}head h JOIN {p}log l FORCE INDEX (PRIMARY) \
              ON l.revision > h.swept AND l.revision <= h.compacted WHERE h.one = 1 \
              ORDER BY l.revision LIMIT 1 OFFSET {SWEEP_ENTRIES}"
         ));
-        let mut after = None;
-        self.tidy(db, far, |sets, head| {
+        let reads = scripts.finish();
+        self.tidy(db, async |session: &mut Session| {
+            let mut sets = session.run_all(&reads, SCRIPT_WITHIN).await?;
+            sets.next()?;
+            let (head, _) = fetch::take_head(&mut sets)?;
             let (swept, far) = (head.swept, sets.first()?);
             let until = far.map_or(Ok(head.compacted.0), |row| row.int(0))?;
-            after = Some(Head {
-                swept: Revision(until),
-                ..*head
-            });
             let mut script = Script::of(&format!(
                 "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p FORCE INDEX (PRIMARY) \
                  ON p.revision = l.prev_revision AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "
@@ -266,11 +268,14 @@ impl Writer {
             script.say(" AND kind IN (").int(log_kind::DELETE);
             script.say(", ").int(log_kind::BRIEF).say(")");
             script.next(&format!("UPDATE {p}head SET swept = ")).int(until);
-            script.say(" WHERE one = 1");
-            Ok(script)
+            script.say(" WHERE one = 1").next("COMMIT");
+            session.run(&script, SCRIPT_WITHIN).await?;
+            Ok(Head {
+                swept: Revision(until),
+                ..head
+            })
         })
-        .await?;
-        after.ok_or_else(|| StoreError::Broken("a sweep was not carried out".into()))
+        .await
     }
 
     /// See [`crate::store::sql::backend::Backend::drop_whiteouts`].
@@ -278,64 +283,66 @@ impl Writer {
         let p = &db.prefix;
         // The search goes on where it stopped, or it would pass by all that is live each time.
         let from = std::mem::take(&mut self.whiteouts_from);
-        let mut some = Script::of(&format!(
-            "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE live = 0 AND `key` >= "
-        ));
-        some.bytes(&from)
-            .say(" ORDER BY `key` LIMIT ")
-            .int(DROP_WHITEOUTS);
-        let mut last = None;
-        let mut line = None;
-        self.tidy(db, some, |sets, head| {
-            line = head.line;
+        let done = self.tidy(db, async |session: &mut Session| {
+            // Nothing is locked while they are looked for: most of what is passed is live.
+            let mut far = Script::of(&format!(
+                "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE `key` >= "
+            ));
+            far.bytes(&from).say(" ORDER BY `key` LIMIT 1 OFFSET ");
+            far.int(PASS_ROWS);
+            let far = session.run(&far, SCRIPT_WITHIN).await?.first()?;
+            let far = far.map(|row| row.bytes(0)).transpose()?;
+            let mut some = Script::of(&format!(
+                "SELECT `key` FROM {p}kv FORCE INDEX (PRIMARY) WHERE live = 0 AND `key` >= "
+            ));
+            some.bytes(&from);
+            if let Some(far) = &far {
+                some.say(" AND `key` < ").bytes(far);
+            }
+            some.say(" ORDER BY `key` LIMIT ").int(DROP_WHITEOUTS);
             let mut keys = Vec::new();
-            fetch::read_into(&mut keys, sets, |row| row.bytes(0))?;
-            last = keys.last().cloned();
-            let mut script = Script::new();
-            if line.is_none() {
+            let mut sets = session.run(&some, SCRIPT_WITHIN).await?;
+            fetch::read_into(&mut keys, &mut sets, |row| row.bytes(0))?;
+
+            let locking = db.locking().finish();
+            let mut sets = session.run_all(&locking, SCRIPT_WITHIN).await?;
+            sets.next()?;
+            let (head, _) = fetch::take_head(&mut sets)?;
+            let mut scripts = Scripts::new(db.packet_full);
+            if head.line.is_none() {
                 for keys in keys.chunks(text::TOGETHER) {
-                    script.next(&format!("DELETE FROM {p}kv WHERE live = 0 AND `key` IN ("));
-                    fetch::list_keys(&mut script, keys);
+                    let script =
+                        scripts.next(&format!("DELETE FROM {p}kv WHERE live = 0 AND `key` IN ("));
+                    fetch::list_keys(script, keys);
                 }
             }
-            Ok(script)
-        })
-        .await?;
-        if line.is_some() {
-            return Err(StoreError::StaleEpoch);
-        }
-        self.whiteouts_from = last.clone().unwrap_or_default();
-        Ok(last.is_some())
+            scripts.next("COMMIT");
+            session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+            let is_full = i64::try_from(keys.len()).is_ok_and(|found| found >= DROP_WHITEOUTS);
+            let next = if is_full { keys.pop() } else { far };
+            Ok(head.line.is_none().then_some(next))
+        });
+        let next = done.await?.ok_or(StoreError::StaleEpoch)?;
+        self.whiteouts_from = next.clone().unwrap_or_default();
+        Ok(next.is_some())
     }
 
-    /// Reads something under the lock and changes something by it. Doing it twice must do no harm,
-    /// so that it needs no number.
-    async fn tidy(
+    /// Does what may be done twice, so that it needs no number.
+    async fn tidy<T>(
         &mut self,
         db: &Db,
-        read: Script,
-        mut change: impl FnMut(&mut Sets, &Head) -> Result<Script, Failure>,
-    ) -> Result<()> {
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
+    ) -> Result<T> {
         let deadline = Instant::now() + TRY_WITHIN;
         let mut session = match self.session(db, deadline).await {
             Ok(session) => session,
             Err(Missed::Failed(err)) => return Err(err),
             Err(Missed::Again(failure)) => return Err(failure.not_done(db.server.place())),
         };
-        let mut scripts = db.locking().finish();
-        scripts.push(read);
-        let done = async {
-            let mut sets = session.run_all(&scripts, SCRIPT_WITHIN).await?;
-            sets.next()?;
-            let (head, _) = fetch::take_head(&mut sets)?;
-            let mut script = change(&mut sets, &head)?;
-            script.next("COMMIT");
-            session.run(&script, SCRIPT_WITHIN).await
-        };
-        match done.await {
-            Ok(_) => {
+        match work(&mut session).await {
+            Ok(done) => {
                 self.session = Some(session);
-                Ok(())
+                Ok(done)
             }
             Err(failure) => match self.undo(db, session, failure).await {
                 Missed::Again(failure) => Err(failure.not_done(db.server.place())),
