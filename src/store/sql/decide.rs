@@ -31,11 +31,14 @@ pub(super) struct Decided {
 /// leases alive in between: the proxies were down, or the database was. Then all leases begin their
 /// time anew, as etcd's do when it has a new leader. Shorter gaps cost no lease, since none is
 /// shorter than [`crate::store::lease::MIN_TTL_S`].
+///
+/// Likewise if the clock has gone back by more: by its new time the leases would live on for as long as it
+/// went back, and longer.
 pub(super) const GAP_MS: i64 = 2000;
 
 /// Decides a batch.
 pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserved) -> Decided {
-    let renew_leases = found.now_ms - found.head.at_ms > GAP_MS;
+    let renew_leases = found.now_ms.abs_diff(found.head.at_ms) > GAP_MS.unsigned_abs();
     if renew_leases {
         for lease in &mut found.leases {
             lease.deadline_ms = found.now_ms + lease.ttl_s * 1000;
@@ -424,5 +427,39 @@ impl<K: Ord + Clone, V> Overlaid<K, V> {
             }
         }
         (written, removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_begin_anew_where_the_clock_has_jumped_either_way() {
+        let head = Head {
+            at_ms: 100_000,
+            ..Head::at(5)
+        };
+        for (now_ms, anew) in [
+            (97_999, true),
+            (98_000, false),
+            (102_000, false),
+            (102_001, true),
+        ] {
+            let found = Prefetched {
+                head,
+                now_ms,
+                rows: Vec::new(),
+                claimed: Vec::new(),
+                past: Vec::new(),
+                leases: Vec::new(),
+                records: Vec::new(),
+            };
+            let changes = decide(&[], found, &Reserved::default()).changes;
+            assert_eq!(changes.renew_leases, anew, "{now_ms}");
+            if anew {
+                assert_eq!(changes.head.at_ms, now_ms);
+            }
+        }
     }
 }

@@ -18,8 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const AT_ONCE: i64 = 1000;
 
 /// For how long nothing may be committed while there are leases, in milliseconds. Less than
-/// [`super::decide::GAP_MS`] by more than the time between two looks.
-const QUIET_MS: i64 = 1000;
+/// [`super::decide::GAP_MS`] by the time between two looks, and twice as much for a slow database.
+const QUIET_MS: u64 = 500;
 
 /// Looks for leases whose deadline has passed and has the writer end them. The writer compares the
 /// deadline again within its transaction, so a lease that was kept alive in between stays.
@@ -49,7 +49,8 @@ async fn look<B: Backend>(engine: &Engine<B>) -> Result<()> {
     let Found::Due(due) = found else {
         return Err(unanswered());
     };
-    let quiet_ms = read.now_ms - read.head.at_ms;
+    // If the clock has gone back, which a commit notes too, it is as if nothing had been committed for long.
+    let quiet_ms = read.now_ms.abs_diff(read.head.at_ms);
     let over = due.iter().filter(|lease| lease.deadline_ms <= read.now_ms);
     let over: Vec<_> = over.map(|lease| lease.id).collect();
     // Also where none is over: a commit notes that clients could have kept their leases alive.

@@ -556,3 +556,31 @@ async fn a_txn_reads_the_past_and_what_it_wrote() {
     };
     assert_eq!((&value(1)[..], &value(2)[..]), (&b"1"[..], &b"3"[..]));
 }
+
+#[tokio::test]
+async fn no_lease_lives_longer_because_the_clock_was_set_back() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    let grant = Grant {
+        id: None,
+        ttl_s: 60,
+    };
+    let id = store.grant(grant).await.unwrap().reply.id;
+    // As an hour ago, when the clock was an hour fast.
+    let conn = Connection::open(dir.path()).unwrap();
+    conn.execute_batch(
+        "BEGIN IMMEDIATE; UPDATE segue_lease SET deadline_ms = deadline_ms + 3600000; \
+         UPDATE segue_head SET at_ms = at_ms + 3600000; COMMIT",
+    )
+    .unwrap();
+    // Though nobody writes anything.
+    let started = Instant::now();
+    loop {
+        let lease = store.time_to_live(id, false).await.unwrap().reply.unwrap();
+        if lease.remaining_ttl_s <= 60 {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "{lease:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
