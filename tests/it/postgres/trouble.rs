@@ -13,7 +13,7 @@ use segue::store::{
     Guard, Line, NewStore as _, RecordTxn, Store, StoreError, Watch, WatchEnd, WatchItem,
 };
 use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, Epoch, KeyRange, Op, Put, Range,
+    Change, Compare, CompareResult, CompareTarget, Delete, Epoch, Grant, KeyRange, Op, Put, Range,
     Revision, Txn,
 };
 
@@ -104,6 +104,37 @@ async fn writes_do_not_wait_until_space_is_given_back() {
     };
     let (done, ()) = tokio::join!(store.defragment(), put);
     done.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_waited_for_a_lock_which_nothing_came_of_has_its_full_time() {
+    let url = schema().await;
+    let store = open(&url).await;
+    let other = connect(&url).await;
+    other
+        .batch_execute("BEGIN; SELECT * FROM segue_head FOR UPDATE")
+        .await
+        .unwrap();
+    let grant = store.grant(Grant {
+        id: None,
+        ttl_s: 60,
+    });
+    let release = async {
+        eventually("the batch waits for the lock", async || {
+            waiting(&url, "FOR UPDATE").await
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+        let now: i64 = run(&url, now).await[0].parse().unwrap();
+        other.batch_execute("ROLLBACK").await.unwrap();
+        now
+    };
+    let (granted, now) = tokio::join!(grant, release);
+    granted.unwrap();
+    let deadline = run(&url, "SELECT deadline_ms FROM segue_lease").await;
+    let left = deadline[0].parse::<i64>().unwrap() - now;
+    assert!(left >= 60_000, "{left} ms are left");
 }
 
 /// Whether a statement with this text waits for a lock in the schema of `url`.

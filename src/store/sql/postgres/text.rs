@@ -195,9 +195,8 @@ impl Sql {
         }
         let row = text::row_columns(&dialect, true);
         let place = if places { ", ctid" } else { "" };
-        let head_and_time = texts
-            .head
-            .replace(" FROM", &format!(", {NOW_MS}, schema_version FROM"));
+        let head_and_version = texts.head.replace(" FROM", ", schema_version FROM");
+        let with_time = |head: &str| format!("SELECT h.*, {NOW_MS} FROM ({head}) AS h");
         let set_head = format!(
             "WITH w AS (INSERT INTO {p}writer (id, batch, seen_ms) VALUES (?11, ?12, {NOW_MS}) \
              ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen_ms = excluded.seen_ms) {}",
@@ -222,7 +221,9 @@ impl Sql {
         };
         let n = |text: String| numbered(&text);
         Self {
-            lock: format!("{head_and_time} FOR UPDATE"),
+            // The time is of when the lock is held: beside the columns of the row itself it would be
+            // of before the wait, if whoever held the lock has changed nothing.
+            lock: with_time(&format!("{head_and_version} FOR UPDATE")),
             points: n(format!(
                 "{head} UNION ALL SELECT {row}, NULL, NULL, NULL, NULL, NULL, NULL FROM {p}kv \
                  WHERE \"key\" = ANY(?1::bytea[]) AND (key_rest = '' OR key_rest = ANY(?2::bytea[]))",
@@ -305,7 +306,7 @@ impl Sql {
                 .iter()
                 .map(|table| format!("VACUUM (ANALYZE) {p}{table}"))
                 .collect(),
-            head: head_and_time,
+            head: with_time(&head_and_version),
             p: p.clone(),
             texts,
         }
@@ -485,10 +486,10 @@ pub(super) const HEAD_COUNT: usize = 13;
 /// Where the place is in [`Sql::rows_by_key`].
 pub(super) const PLACE_COLUMN: usize = 8;
 
-/// Where the time is in [`Sql::head`] and [`Sql::lock`].
-pub(super) const NOW_MS_COLUMN: usize = 10;
-/// Where the version of the tables is there.
-pub(super) const VERSION_COLUMN: usize = 11;
+/// Where the version of the tables is in [`Sql::head`] and [`Sql::lock`].
+pub(super) const VERSION_COLUMN: usize = 10;
+/// Where the time is there.
+pub(super) const NOW_MS_COLUMN: usize = 11;
 
 /// Bytes of all tables with their indices, and what part of them is not dead.
 fn sizes(schema: &str, prefix: &str) -> String {

@@ -55,7 +55,7 @@ pub struct Sqlite {
     clock: Clock,
     readers: Readers,
     _checkpoints: Checkpoints,
-    /// Used by one task at a time; the lock is for the compiler and never waited for.
+    /// Used by one task at a time, and by defragmentation.
     writer: Arc<Mutex<Writer>>,
     /// Locked as long as this process has the store open.
     _lock: File,
@@ -153,8 +153,11 @@ impl Backend for Sqlite {
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
         _next: Next<'_>,
     ) -> Result<()> {
-        let now_ms = self.clock.now_ms();
-        self.with_writer(|writer| writer.transact(&self.sql, prefetch, now_ms, decide))
+        self.with_writer(|writer| {
+            // Behind the wait for a defragmentation, or leases would be shorter by it.
+            let now_ms = self.clock.now_ms();
+            writer.transact(&self.sql, prefetch, now_ms, decide)
+        })
     }
 
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {
