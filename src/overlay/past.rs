@@ -54,7 +54,7 @@ impl WithPast {
 
     /// Whether a read is one of the old store's history.
     fn is_past(&self, range: &Range) -> bool {
-        range.at.is_some_and(|at| at < self.base) && !self.is_reserved(&range.keys)
+        range.past().is_some_and(|at| at < self.base) && !self.is_reserved(&range.keys)
     }
 
     /// Reserved keys are the new store's alone.

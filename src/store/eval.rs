@@ -268,7 +268,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
 
     /// Reads keys as a request of its own: after the requests that ran so far.
     pub fn range(&self, request: &Range) -> Result<RangeReply> {
-        let Some(at) = request.at else {
+        let Some(at) = request.past() else {
             let mut gather = Gather::new(request);
             self.each(&request.keys, &mut |kv| gather.see(kv));
             return Ok(gather.reply());
@@ -531,7 +531,9 @@ pub fn check_at(at: Revision, revision: Revision, compacted: Revision) -> Result
     if at > revision {
         return Err(RequestError::FutureRevision);
     }
-    if at < compacted {
+    // Where nothing was compacted, it has come to -1 in etcd.
+    let oldest = if compacted.0 == 0 { -1 } else { compacted.0 };
+    if at.0 < oldest {
         return Err(RequestError::Compacted(compacted));
     }
     Ok(())

@@ -32,7 +32,8 @@ impl<T> Answer<T> {
 pub struct Range {
     /// Which keys.
     pub keys: KeyRange,
-    /// The revision to read at; nothing is the latest.
+    /// The revision to read at; nothing is the latest. Below 0 only in transactions, see
+    /// [`Self::past`].
     pub at: Option<Revision>,
     /// Most pairs to answer with; 0 is no limit.
     pub limit: usize,
@@ -68,6 +69,13 @@ impl Range {
     #[must_use]
     pub fn key(key: impl Into<Bytes>) -> Self {
         Self::of(KeyRange::One(key.into()))
+    }
+
+    /// The revision of the past to read at, if it is one. A transaction may name one below 0, which in etcd
+    /// is compacted like any other, but for -1 as long as nothing was compacted: then it reads the latest.
+    #[must_use]
+    pub fn past(&self) -> Option<Revision> {
+        self.at.filter(|at| at.0 > 0)
     }
 
     /// Whether a store that reads in key order may stop at the limit.

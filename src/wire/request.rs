@@ -163,7 +163,14 @@ impl TryFrom<pb::RequestOp> for Op {
 
     fn try_from(op: pb::RequestOp) -> Result<Self, Malformed> {
         Ok(match op.request.ok_or(Malformed::EmptyOperation)? {
-            Request::RequestRange(range) => Self::Range(range.try_into()?),
+            Request::RequestRange(range) => {
+                // By itself, a read at a revision below 0 is one of the latest.
+                let at = (range.revision != 0).then_some(Revision(range.revision));
+                Self::Range(Range {
+                    at,
+                    ..range.try_into()?
+                })
+            }
             Request::RequestPut(put) => Self::Put(put.into()),
             Request::RequestDeleteRange(delete) => Self::Delete(delete.into()),
             Request::RequestTxn(txn) => Self::Txn(txn.try_into()?),

@@ -235,7 +235,7 @@ fn want_range(keys: &KeyRange, reserved: &Reserved, want: &mut Prefetch) {
 pub(super) fn want_txn(txn: &Txn, reserved: &Reserved, want: &mut Prefetch) {
     txn.visit_compares(&mut |compare| want_range(&compare.keys, reserved, want));
     txn.visit(&mut |op| match op {
-        Op::Range(range) => match range.at {
+        Op::Range(range) => match range.past() {
             None => want_range(&range.keys, reserved, want),
             Some(at) => {
                 // The revision may turn out to be the present one, or one of this very batch: then

@@ -163,7 +163,7 @@ impl Random {
                 0 | 1 => {
                     let mut range = self.range();
                     // Alone it means the latest; in a transaction etcd calls it compacted, but only
-                    // once something was.
+                    // once something was, as which a migration counts.
                     range.revision = range.revision.max(0);
                     range.op()
                 }

@@ -406,6 +406,25 @@ pub(super) async fn one_bad_operation_spoils_a_transaction_alike(mut pair: Pair)
         pair.ask(txn(vec![], ops, vec![])).await;
     }
     pair.ask(missing).await;
+    // A read at a revision below 0 is one of the latest if it comes alone.
+    for compacted in [0, 2] {
+        if compacted > 0 {
+            pair.ask(compact(compacted)).await;
+        }
+        for revision in [-1, -2, i64::MIN] {
+            let below = pb::RangeRequest {
+                revision,
+                ..range("a", "z")
+            };
+            pair.ask(below.clone()).await;
+            let below = || vec![below.clone().op()];
+            pair.ask(txn(vec![], below(), vec![])).await;
+            pair.ask(txn(vec![], vec![], below())).await;
+            let nested = txn(vec![], below(), vec![]).op();
+            pair.ask(txn(vec![], vec![put("o", "1").op(), nested], vec![]))
+                .await;
+        }
+    }
     pair.ask(range("\0", "\0")).await;
 }
 
