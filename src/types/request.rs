@@ -78,12 +78,15 @@ impl Range {
         self.at.filter(|at| at.0 > 0)
     }
 
-    /// Whether a store that reads in key order may stop at the limit.
+    /// Whether a store that reads in key order may stop one pair behind the limit.
     #[must_use]
     pub fn limit_can_be_pushed_down(&self) -> bool {
-        self.sort == SortTarget::Key
-            && self.direction == Direction::Ascending
-            && self.filter == RevisionFilter::default()
+        let in_order = match self.direction {
+            Direction::Unsaid => true,
+            Direction::Ascending => self.sort == SortTarget::Key,
+            Direction::Descending => false,
+        };
+        in_order && self.filter == RevisionFilter::default()
     }
 }
 
@@ -109,6 +112,9 @@ pub enum Direction {
     Ascending,
     /// Largest first.
     Descending,
+    /// Smallest first. But as etcd has it where no order was named, a limit counts in the order of the keys:
+    /// what is sorted is as many pairs as it allows, and one more.
+    Unsaid,
 }
 
 /// How much of each pair an answer carries.

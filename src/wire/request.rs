@@ -27,9 +27,10 @@ impl TryFrom<pb::RangeRequest> for Range {
                 Target::Mod => SortTarget::Mod,
                 Target::Value => SortTarget::Value,
             },
-            direction: match order {
-                SortOrder::None | SortOrder::Ascend => Direction::Ascending,
-                SortOrder::Descend => Direction::Descending,
+            direction: match (order, target) {
+                (SortOrder::Ascend, _) | (SortOrder::None, Target::Key) => Direction::Ascending,
+                (SortOrder::None, _) => Direction::Unsaid,
+                (SortOrder::Descend, _) => Direction::Descending,
             },
             content: match (request.count_only, request.keys_only) {
                 (true, _) => Content::CountOnly,
@@ -53,7 +54,7 @@ impl From<Range> for pb::RangeRequest {
         let (key, range_end) = range.keys.to_etcd();
         let order = match (range.direction, range.sort) {
             // The order that etcd reads in: naming it would keep the limit from being pushed down.
-            (Direction::Ascending, SortTarget::Key) => SortOrder::None,
+            (Direction::Ascending, SortTarget::Key) | (Direction::Unsaid, _) => SortOrder::None,
             (Direction::Ascending, _) => SortOrder::Ascend,
             (Direction::Descending, _) => SortOrder::Descend,
         };
@@ -333,6 +334,17 @@ mod tests {
     fn a_plain_read_asks_for_no_sorting() {
         let request = pb::RangeRequest::from(Range::of(KeyRange::all()));
         assert_eq!((request.sort_order, request.sort_target), (0, 0));
+    }
+
+    #[test]
+    fn an_order_that_is_not_named_is_not_named_to_an_etcd_either() {
+        let request = pb::RangeRequest {
+            sort_target: pb::range_request::SortTarget::Value.into(),
+            ..pb::RangeRequest::from(Range::of(KeyRange::all()))
+        };
+        let read = Range::try_from(request.clone()).expect("well formed");
+        assert_eq!(read.direction, Direction::Unsaid);
+        assert_eq!(pb::RangeRequest::from(read), request);
     }
 
     #[test]

@@ -66,6 +66,7 @@ fn range() -> impl Strategy<Value = Range> {
         Direction::Ascending,
         Direction::Ascending,
         Direction::Descending,
+        Direction::Unsaid,
     ]);
     let content = proptest::sample::select(vec![
         Content::Full,

@@ -59,6 +59,9 @@ pub fn finish(request: &Range, mut kvs: Vec<KeyValue>, count: usize) -> RangeRep
         };
     }
     kvs.retain(|kv| request.filter.admits(kv));
+    if request.limit > 0 && request.limit_can_be_pushed_down() {
+        kvs.truncate(request.limit.saturating_add(1));
+    }
     sort(&mut kvs, request.sort, request.direction);
     let more = request.limit > 0 && kvs.len() > request.limit;
     if more {
@@ -74,7 +77,7 @@ pub fn finish(request: &Range, mut kvs: Vec<KeyValue>, count: usize) -> RangeRep
 
 /// Sorts pairs that come in byte order; equals stay in it, in both directions, as in etcd.
 fn sort(kvs: &mut [KeyValue], target: SortTarget, direction: Direction) {
-    let ascending = direction == Direction::Ascending;
+    let ascending = direction != Direction::Descending;
     if target == SortTarget::Key {
         if !ascending {
             kvs.reverse();

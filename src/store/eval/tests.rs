@@ -357,6 +357,15 @@ fn replies_are_filtered_sorted_and_cut_in_this_order() {
             "acbd",
             false,
         ),
+        (sorted(SortTarget::Value, Direction::Unsaid), "dbac", false),
+        (
+            Range {
+                limit: 1,
+                ..sorted(SortTarget::Value, Direction::Unsaid)
+            },
+            "b",
+            true,
+        ),
         (
             Range {
                 limit: 1,

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::backend::{Head, KnownCount};
-use crate::types::{KeyRange, Range, RangeReply, Revision};
+use crate::types::{KeyRange, Range, RangeReply, Revision, SortTarget};
 
 /// Pages that are noted: so many clients can page at a time.
 const NOTES_MAX: usize = 256;
@@ -47,7 +47,8 @@ impl Counts {
     pub(super) fn note(&self, range: &Range, head: &Head, reply: &RangeReply) {
         // What is replayed behind the present revision belongs to the latest state, not to the past.
         let replayed = range.at.is_some() && !head.serves();
-        if !reply.more || !range.limit_can_be_pushed_down() || replayed {
+        let in_order = range.sort == SortTarget::Key && range.limit_can_be_pushed_down();
+        if !reply.more || !in_order || replayed {
             return;
         }
         let last = reply.kvs.last().map_or(&Bytes::new(), |kv| &kv.key).clone();

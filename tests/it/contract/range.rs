@@ -126,6 +126,17 @@ pub async fn answers_are_sorted_by_any_target_in_both_directions(fixture: &dyn F
             }
         }
     }
+    // Where no order was named, what is sorted is what is within the limit in the order of the keys, and
+    // one pair more.
+    let request = Range {
+        sort: SortTarget::Value,
+        direction: Direction::Unsaid,
+        limit: 2,
+        ..Range::of(KeyRange::all())
+    };
+    let reply = subject.range(request).await;
+    assert_eq!(keys_of(&reply), ["c", "b"]);
+    assert_eq!((reply.more, reply.count), (true, 4));
     // Pairs that are equal stay in the order of their keys.
     subject.delete(KeyRange::all()).await;
     for key in ["c", "a", "b"] {

@@ -6,7 +6,7 @@ use segue::proto::etcdserverpb as pb;
 
 use super::Pair;
 use super::ask::Ask;
-use super::script::{IntoOp, compare, range, sorts_within_the_limit};
+use super::script::{IntoOp, compare, range};
 use super::watches::history;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 
@@ -85,9 +85,6 @@ impl Random {
         if self.one_in(3) {
             request.sort_order = self.rng.random_range(0..3);
             request.sort_target = self.rng.random_range(0..5);
-        }
-        if sorts_within_the_limit(&request) {
-            request.sort_order = 2;
         }
         if self.one_in(5) {
             request.min_mod_revision = self.revision().max(0);

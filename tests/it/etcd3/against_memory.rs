@@ -280,7 +280,11 @@ impl World {
             SortTarget::Version,
             SortTarget::Value,
         ][pick(&[0, 0, 0, 1, 2, 3, 4])];
-        let direction = [Direction::Ascending, Direction::Descending][pick(&[0, 0, 1])];
+        let direction = [
+            Direction::Ascending,
+            Direction::Descending,
+            Direction::Unsaid,
+        ][pick(&[0, 0, 1, 2])];
         let content =
             [Content::Full, Content::KeysOnly, Content::CountOnly][pick(&[0, 0, 0, 1, 2])];
         let limit = pick(&[0, 0, 1, 2, 5]);

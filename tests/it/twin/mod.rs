@@ -3,7 +3,7 @@
 //!
 //! Revisions may have gaps: at each transition, and with etcd as the new store everywhere, since
 //! copy-ups take revisions there. They are told by the changes that they belong to; what is left out is
-//! counted. Not asked is for what is knowingly different: `differential::script` names it.
+//! counted.
 
 mod lines;
 mod stores;
