@@ -18,7 +18,7 @@ use super::copier::Copier;
 use super::held::{Leases, each};
 use super::ledger::Ledger;
 use crate::store::{Guard, GuardedStore, OldStore, Result, StoreError, Watch, WatchItem};
-use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
+use crate::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
 
 /// Keys that are asked for at a time.
 const CHUNK: usize = 512;
@@ -58,8 +58,7 @@ pub async fn copy_leased(
     let keys: Vec<Bytes> = listed.into_iter().flat_map(|lease| lease.keys).collect();
     let mut queue: Vec<(Revision, Bytes)> = Vec::with_capacity(keys.len());
     for chunk in keys.chunks(CHUNK) {
-        let pairs = old.get(chunk.to_vec()).await?;
-        let found = pairs.into_iter().flatten();
+        let found = readable(old, chunk.to_vec()).await?.into_iter().flatten();
         queue.extend(found.map(|kv| (kv.create_revision, kv.key)));
     }
     let ended = ended_behind(old, base).await?;
@@ -72,7 +71,7 @@ pub async fn copy_leased(
     queue.dedup();
     for chunk in queue.chunks(CHUNK) {
         let keys: Vec<Bytes> = chunk.iter().map(|(_, key)| key.clone()).collect();
-        let found = old.get(keys.clone()).await?;
+        let found = readable(old, keys.clone()).await?;
         let as_it_was =
             |(found, key): (Option<KeyValue>, &Bytes)| found.or_else(|| ended.get(key).cloned());
         let pairs: Vec<_> = found.into_iter().zip(&keys).filter_map(as_it_was).collect();
@@ -84,6 +83,21 @@ pub async fn copy_leased(
     let pairs: Vec<_> = late.values().cloned().collect();
     copying.copy(&pairs, &late).await?;
     Ok(queue.len())
+}
+
+/// The latest state of each of `keys`; nothing also for one that cannot be read. The backfill meets it
+/// again, and tells of it: clients do not wait for what somebody has to mend in the old store.
+async fn readable(old: &Arc<dyn OldStore>, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+    match old.get(keys.clone()).await {
+        Err(StoreError::Broken(_)) => {}
+        done => return done,
+    }
+    let mut found = Vec::with_capacity(keys.len());
+    for key in keys {
+        let mut page = old.scan(KeyRange::One(key), 1, Content::Full).await?;
+        found.push(page.kvs.pop());
+    }
+    Ok(found)
 }
 
 /// Forgets in the new store what lies before `base` if the old store has. A client that compacts at the

@@ -271,7 +271,7 @@ impl OldStore for PlainTable {
         let rows = self.source.fetch(statement).await?;
         let ttl_of = |row: &Row| Some((row.key.clone()?, row.ttl_s?));
         let ttls: HashMap<Bytes, i64> = rows.iter().filter_map(ttl_of).collect();
-        let mut leases: Vec<OldLease> = rows::judge(&self.shape, rows, false)
+        let mut leases: Vec<OldLease> = rows::judge(&self.shape, rows, true)
             .filter_map(|judged| match judged {
                 Judged::Pair(kv) if kv.lease.is_some() && !self.reserved.contains(&kv.key) => {
                     Some(OldLease {

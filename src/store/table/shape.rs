@@ -137,13 +137,19 @@ impl Shape {
         Some(self.select_number(&format!("max({revision})")))
     }
 
-    /// A statement for all rows that expire, in the order of their keys and without values.
+    /// A statement for all rows that expire, in the order of their keys. Of their values they have only
+    /// whether there is one: a row without is no pair.
     pub(super) fn expiring(&self) -> Option<String> {
         let Expires { column, .. } = self.expires.as_ref()?;
         let all = self.within(&KeyRange::all());
+        let (none, empty) = (self.nothing.0, (self.bytes)(b""));
+        let value = format!(
+            "CASE WHEN {} IS NULL THEN {none} ELSE {empty} END",
+            self.value
+        );
         Some(format!(
             "{} WHERE {column} IS NOT NULL AND {all} ORDER BY 1",
-            self.select(self.nothing.0)
+            self.select(&value)
         ))
     }
 
