@@ -13,7 +13,7 @@ use super::phase::{FORMAT, Phase, State};
 use super::records::{CONTROL, Control, Outcome, STATE, SURVEY, SWITCH, Survey, Switch};
 use super::switch::KEY;
 use crate::store::{EMPTYING, GuardedStore, NewStore, OldStore, RecordTxn, StoreError};
-use crate::types::{KeyRange, Range, Reserved};
+use crate::types::{KeyRange, Range, Reserved, Revision};
 
 /// How long an old store that may not be needed is asked which one it is.
 const IDENTITY_WITHIN: Duration = Duration::from_secs(2);
@@ -135,6 +135,13 @@ pub enum OpenError {
          serve`, and end it with `segue switch` and `segue complete`"
     )]
     Live,
+    /// The old store's revisions are near their end.
+    #[error(
+        "the old store is at revision {0}, and a migration goes on from {max} at most, so that there are \
+         numbers left. Copy the keys by other means to a store that begins anew",
+        max = Revision::BASE_MAX
+    )]
+    Exhausted(Revision),
     /// The old store has no transactions.
     #[error(
         "this kind of old store cannot serve in the passthrough phase: its API has no transactions that \
@@ -232,6 +239,9 @@ async fn begin(
     }
     // Read before the line is set. Nobody is served through this member yet.
     let base = old.revision().await.map_err(of_old)?;
+    if base > Revision::BASE_MAX {
+        return Err(OpenError::Exhausted(base));
+    }
     let survey = Survey {
         expected: old.count(KeyRange::all()).await.map_err(of_old)? as u64,
         ..Survey::default()

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct Revision(pub i64);
 
 impl Revision {
+    /// The greatest one that a migration takes from an old store and goes on behind: as many again are
+    /// left for what follows.
+    pub const BASE_MAX: Self = Self(1 << 62);
+
     /// The revision after this one.
     #[must_use]
     pub fn next(self) -> Self {

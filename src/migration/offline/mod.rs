@@ -79,6 +79,7 @@ impl From<OpenError> for CopyError {
             OpenError::Store { .. } | OpenError::Format(_) => Self::Failed(text),
             OpenError::NotEmpty
             | OpenError::Fenced
+            | OpenError::Exhausted(_)
             | OpenError::OtherOldStore
             | OpenError::Offline
             | OpenError::Emptying

@@ -82,37 +82,45 @@ pub(super) fn judge(
         }
         Some(match pair(key.clone(), row, values, has_revision) {
             Ok(kv) => Judged::Pair(kv),
-            Err(why) => Judged::Reject(key, why.to_owned()),
+            Err(why) => Judged::Reject(key, why),
         })
     })
 }
 
-fn pair(key: Bytes, row: Row, values: bool, has_revision: bool) -> Result<KeyValue, &'static str> {
+fn pair(key: Bytes, row: Row, values: bool, has_revision: bool) -> Result<KeyValue, String> {
     if values && row.value.is_none() {
-        return Err("its value is NULL");
+        return Err("its value is NULL".to_owned());
     }
-    let revision = match row.revision {
-        _ if !has_revision => 1,
-        Some(revision) if revision > 0 => revision,
-        _ => return Err("its revision is not a number above 0"),
+    let revision = match row.revision.map(Revision) {
+        _ if !has_revision => Revision(1),
+        Some(revision) if is_revision(revision) => revision,
+        _ => {
+            let max = Revision::BASE_MAX;
+            return Err(format!("its revision is not a number from 1 to {max}"));
+        }
     };
     let lease = match (row.expires, row.ttl_s) {
         (false, _) => LeaseId::NONE,
         (true, Some(ttl_s)) if ttl_s <= TTL_MAX_S => lease_of(&key),
         (true, _) => {
-            return Err(
-                "the time at which it expires is none: write a timestamp, or seconds since 1970 (not milliseconds)",
-            );
+            let why = "the time at which it expires is none: write a timestamp, or seconds since 1970 \
+                       (not milliseconds)";
+            return Err(why.to_owned());
         }
     };
     Ok(KeyValue {
         value: row.value.filter(|_| values).unwrap_or_default(),
-        create_revision: Revision(revision),
-        mod_revision: Revision(revision),
+        create_revision: revision,
+        mod_revision: revision,
         version: 1,
         lease,
         key,
     })
+}
+
+/// Whether a row may have this revision: one that a migration can go on behind.
+fn is_revision(revision: Revision) -> bool {
+    (Revision(1)..=Revision::BASE_MAX).contains(&revision)
 }
 
 /// The number of the lease of a key that expires: the same whenever it is asked for, and positive.

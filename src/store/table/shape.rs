@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::store::url::Columns;
 use crate::store::{RequestError, StoreError};
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Revision};
 
 /// Ways to take one key apart into columns that are tried; more are looked for by the whole key.
 const SPLITS_MAX: usize = 32;
@@ -131,10 +131,11 @@ impl Shape {
         )
     }
 
-    /// A statement for the greatest revision.
+    /// A statement for the greatest revision of those that a row may have.
     pub(super) fn greatest_revision(&self) -> Option<String> {
         let revision = self.revision.as_ref()?;
-        Some(self.select_number(&format!("max({revision})")))
+        let taken = format!("{revision} BETWEEN 1 AND {}", Revision::BASE_MAX);
+        Some(self.select_number(&format!("max(CASE WHEN {taken} THEN {revision} END)")))
     }
 
     /// A statement for all rows that expire, in the order of their keys. Of their values they have only
