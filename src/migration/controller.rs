@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::at_base::AtBase;
 use super::backfill::Progress;
 use super::driver::Driver;
 use super::ending::COMPLETE;
@@ -177,6 +178,11 @@ impl Controller {
             new: self.plain.clone(),
             reserved: self.options.reserved.clone(),
         }))
+    }
+
+    /// The old store as pairs are read from it in this state.
+    pub(super) fn old_at_base(&self, state: &State) -> Arc<dyn OldStore> {
+        Arc::new(AtBase::new(self.old.clone(), state.base))
     }
 
     /// The old store with its fence, if it has transactions. Connects to it, if that was put off. Fails if

@@ -258,7 +258,7 @@ impl Driver {
         let overlay = (state.phase == Phase::Migration && state.stage == Stage::Open).then(|| {
             let new = shared.new.guarded(state.guard());
             let reserved = shared.options.reserved.clone();
-            let overlay = Overlay::new(shared.old.clone(), new, reserved);
+            let overlay = Overlay::new(shared.old_at_base(state), new, reserved);
             let before = shared.view.load();
             // Not that of a migration that was rolled back, which may have had the same base.
             if before.state.value.borders == state.borders {

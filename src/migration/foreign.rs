@@ -405,7 +405,7 @@ impl Watcher {
         });
         before.map(|kv| KeyValue {
             lease: LeaseId::NONE,
-            ..kv
+            ..kv.at_latest(base)
         })
     }
 

@@ -282,7 +282,7 @@ pub(super) async fn open(shared: Arc<Controller>, state: State, trouble: Arc<Tro
             // Before anything is copied up, leased keys included.
             new.claim_present().await?;
         }
-        let (old, base) = (&shared.old, state.base);
+        let (old, base) = (&shared.old_at_base(&state), state.base);
         let keys = opening::copy_leased(&shared.ledger, old, &new, base, &leases).await?;
         opening::forget_past(old, &new, base).await?;
         leases.new.renew_at_last(&*new).await?;
@@ -351,7 +351,7 @@ pub(super) async fn clear(shared: Arc<Controller>, state: State, trouble: Arc<Tr
 pub(super) async fn backfill(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
     let backfill = Backfill {
         ledger: shared.ledger.clone(),
-        old: shared.old.clone(),
+        old: shared.old_at_base(&state),
         new: shared.new.guarded(state.guard()),
         epoch: state.epoch,
         parallel: shared.options.parallel,
@@ -414,11 +414,12 @@ impl Drop for UnderWay {
 /// Answers whether there is a result for this epoch.
 async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let new = shared.new.guarded(state.guard());
+    let old = shared.old_at_base(state);
     if state.phase == Phase::Migration {
-        rejects::retry(&shared.ledger, &shared.old, &new).await?;
+        rejects::retry(&shared.ledger, &old, &new).await?;
     }
     let verification = Verification {
-        old: shared.old.clone(),
+        old,
         new,
         all_claimed: state.all_claimed,
         mirrored: if state.mirror {

@@ -10,6 +10,7 @@
 //! - [`fence`], `passthrough`: the old store alone, and how that ends.
 //! - [`opening`], [`held`]: leases and their keys; [`survey`], [`backfill`], [`copier`], [`rate`], [`rejects`]: moving
 //!   the data.
+//! - `at_base`: the pairs of the old store as all of these read them.
 //! - [`verify`]: comparing it; [`foreign`]: what others change in the old store.
 //! - [`mirror`], [`tail`], `rollback`, `clearing`: the way back; [`ending`]: the end.
 //! - [`switch`], [`fleet`]: what operators want, and who else is there; [`rehearsal`], `stalls`: what a
@@ -18,6 +19,7 @@
 //! - [`status`], [`troubles`]: all of it for people to see; [`preview`]: what is going to be, if they ask for it.
 
 pub mod asking;
+mod at_base;
 pub mod backfill;
 mod clearing;
 pub mod controller;

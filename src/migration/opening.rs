@@ -175,7 +175,8 @@ async fn ended_behind(
             Some(WatchItem::Events(batch)) => {
                 let leased = |kv: &KeyValue| kv.lease.is_some();
                 let before = batch.events.into_iter().filter_map(|event| event.prev);
-                ended.extend(before.filter(leased).map(|kv| (kv.key.clone(), kv)));
+                let before = before.filter(leased).map(|kv| kv.at_latest(base));
+                ended.extend(before.map(|kv| (kv.key.clone(), kv)));
             }
             Some(WatchItem::Epoch(_)) => {}
             Some(WatchItem::Progress(_)) => return Ok(ended),

@@ -84,3 +84,15 @@ pub struct KeyValue {
     /// The lease that the key is attached to, or [`LeaseId::NONE`].
     pub lease: LeaseId,
 }
+
+impl KeyValue {
+    /// The pair as it would be if it had last changed at `base`, in case that it did later.
+    #[must_use]
+    pub fn at_latest(self, base: Revision) -> Self {
+        Self {
+            create_revision: self.create_revision.min(base),
+            mod_revision: self.mod_revision.min(base),
+            ..self
+        }
+    }
+}
