@@ -63,6 +63,25 @@ pub enum Step {
     Overtaken,
 }
 
+/// What became of a batch: what is left of it was claimed already.
+struct Dealt {
+    copied: usize,
+    rejected: usize,
+    /// Those of the rejects that are still to be recorded.
+    rejects: Vec<Reject>,
+}
+
+impl Dealt {
+    /// Nothing of it was copied.
+    fn rejects(rejects: Vec<Reject>) -> Self {
+        Self {
+            copied: 0,
+            rejected: rejects.len(),
+            rejects,
+        }
+    }
+}
+
 /// How a refused batch is to be treated.
 enum Refusal {
     /// It is too much at once.
@@ -102,15 +121,18 @@ impl Copier {
     /// Copies all of `pairs`, which are in key order if there is a cursor, and moves the cursor
     /// behind each that was dealt with.
     pub async fn copy(&self, pairs: &[KeyValue], cursor: Option<&mut Cursor>) -> Result<Step> {
-        self.copy_with(pairs, cursor, true).await
+        let (step, _) = self.copy_with(pairs, cursor, true).await?;
+        Ok(step)
     }
 
+    /// The same, and how many were rejected.
     async fn copy_with(
         &self,
         pairs: &[KeyValue],
         mut cursor: Option<&mut Cursor>,
         mend: bool,
-    ) -> Result<Step> {
+    ) -> Result<(Step, usize)> {
+        let mut rejected = 0;
         let mut rest = pairs;
         let mut most = usize::MAX;
         while !rest.is_empty() {
@@ -122,18 +144,23 @@ impl Copier {
                     most = most.saturating_mul(2);
                     continue;
                 }
-                Ok(Step::Overtaken) => return Ok(Step::Overtaken),
+                Ok(Step::Overtaken) => return Ok((Step::Overtaken, rejected)),
                 Err(StoreError::Request(why)) => refusal(why)?,
                 Err(error) => return Err(error),
             };
             match refusal {
                 Refusal::Lease if mend => {
                     let (mended, rejects) = self.mend_leases(batch).await?;
-                    Box::pin(self.copy_with(&mended, None, false)).await?;
-                    let copied = mended.len();
+                    let (_, refused) = Box::pin(self.copy_with(&mended, None, false)).await?;
+                    let dealt = Dealt {
+                        copied: mended.len() - refused,
+                        rejected: rejects.len() + refused,
+                        rejects,
+                    };
+                    rejected += dealt.rejected;
                     let cursor = cursor.as_deref_mut();
-                    if self.pass(batch, copied, rejects, cursor).await? == Step::Overtaken {
-                        return Ok(Step::Overtaken);
+                    if self.pass(batch, dealt, cursor).await? == Step::Overtaken {
+                        return Ok((Step::Overtaken, rejected));
                     }
                     rest = &rest[batch.len()..];
                 }
@@ -157,15 +184,17 @@ impl Copier {
                         key: batch[0].key.clone(),
                         reason,
                     };
+                    rejected += 1;
+                    let dealt = Dealt::rejects(vec![reject]);
                     let cursor = cursor.as_deref_mut();
-                    if self.pass(batch, 0, vec![reject], cursor).await? == Step::Overtaken {
-                        return Ok(Step::Overtaken);
+                    if self.pass(batch, dealt, cursor).await? == Step::Overtaken {
+                        return Ok((Step::Overtaken, rejected));
                     }
                     rest = &rest[1..];
                 }
             }
         }
-        Ok(Step::Done)
+        Ok((Step::Done, rejected))
     }
 
     /// Copies `batch` and moves the cursor behind it, in one transaction.
@@ -193,18 +222,18 @@ impl Copier {
         Ok(Step::Done)
     }
 
-    /// Moves the cursor behind `batch`, of which `copied` pairs were copied and `rejects` cannot be.
+    /// Moves the cursor behind `batch`, which was dealt with.
     async fn pass(
         &self,
         batch: &[KeyValue],
-        copied: usize,
-        rejects: Vec<Reject>,
+        dealt: Dealt,
         cursor: Option<&mut Cursor>,
     ) -> Result<Step> {
-        for Reject { key, reason } in &rejects {
+        for Reject { key, reason } in &dealt.rejects {
             warn!(key = %readable(key), reason, "the new store cannot take this key");
         }
-        let writes = rejects
+        let writes = dealt
+            .rejects
             .iter()
             .map(|reject| write(Reject::record(&reject.key), reject));
         let mut txn = RecordTxn {
@@ -218,9 +247,9 @@ impl Copier {
             return Ok(Step::Done);
         };
         let mut next = advanced(&cursor.entry.value, batch);
-        next.rejected += rejects.len() as u64;
-        next.copied += copied as u64;
-        next.claimed += batch.len().saturating_sub(copied + rejects.len()) as u64;
+        next.rejected += dealt.rejected as u64;
+        next.copied += dealt.copied as u64;
+        next.claimed += batch.len().saturating_sub(dealt.copied + dealt.rejected) as u64;
         txn.expect = vec![(cursor.name.clone(), cursor.entry.version)];
         txn.writes.push(write(&cursor.name, &next));
         if !self.ledger.write_in(cursor.epoch, txn).await? {
@@ -236,7 +265,8 @@ impl Copier {
             key: key.clone(),
             reason: reason.clone(),
         });
-        self.pass(&[], 0, rejects.collect(), None).await.map(|_| ())
+        let dealt = Dealt::rejects(rejects.collect());
+        self.pass(&[], dealt, None).await.map(|_| ())
     }
 
     /// What can be copied of `batch`, some of whose leases the new store does not know, and what

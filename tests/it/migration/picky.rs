@@ -143,6 +143,12 @@ impl GuardedStore for Guarded {
     }
 
     async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {
+        // As in a database, leases are looked for before anything is written.
+        for kv in copy_up.kvs.iter().filter(|kv| kv.lease.is_some()) {
+            if self.0.time_to_live(kv.lease, false).await?.reply.is_none() {
+                return Err(RequestError::LeaseNotFound.into());
+            }
+        }
         self.1.check(&copy_up.kvs)?;
         self.0.copy_up(copy_up).await
     }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use segue::migration::OpenError;
 use segue::migration::phase::Phase;
+use segue::migration::records::Control;
 use segue::migration::switch::Request;
 use segue::store::memory::Memory;
 use segue::store::{NewStore, RequestError, StoreError};
-use segue::types::{Delete, KeyRange, LeaseId};
+use segue::types::{Delete, KeyRange, LeaseId, Put};
 
 use super::fleet::{Stores, get, grant, key, put, put_leased};
 use super::picky::{Picky, Taste};
@@ -215,6 +216,41 @@ async fn an_opening_that_was_interrupted_is_carried_on() {
     member
         .until("open", |status| status.epoch == 2 && status.stage == "open")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reject_among_keys_whose_lease_is_new_is_still_to_be_seen() {
+    let taste = Taste {
+        pairs: 1000,
+        values: true,
+        rival: None,
+        door: None,
+    };
+    let stores = Stores::to(Arc::new(Picky(Memory::new(), taste))).await;
+    stores.fill(10).await;
+    let member = stores
+        .join_as("a", |options| options.control.paused = true)
+        .await
+        .unwrap();
+    member.until("open", |status| status.stage == "open").await;
+    // Past the proxies, so that the lease is granted while its keys are copied.
+    grant(&*stores.source, 77, 600).await;
+    put_leased(&*stores.source, &key(3), 77).await;
+    let unpalatable = Put {
+        lease: Some(LeaseId(77)),
+        ..Put::new(key(4), "unpalatable")
+    };
+    stores.source.put(unpalatable).await.unwrap();
+    let go_on = |control: &mut Control| control.paused = false;
+    member.controller.steer(go_on).await.unwrap();
+    let status = member
+        .until("copied", |status| status.backfill_complete)
+        .await;
+    assert_eq!((status.rejects, status.keys_copied), (1, 9));
+    let store = member.store();
+    assert_eq!(get(&*store, &key(3)).await.unwrap().lease, LeaseId(77));
+    assert_eq!(get(&*store, &key(4)).await.unwrap().value, "unpalatable");
+    member.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
