@@ -248,24 +248,31 @@ fn describe(
         None => None,
         Some(expires) => {
             let column = of("expires", expires)?;
-            let quoted = name(column);
-            let at = match &column.of[..] {
-                "timestamp" | "timestamptz" | "date" => format!("EXTRACT(EPOCH FROM {quoted})"),
-                "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => quoted.clone(),
+            let (column, at) = match &column.of[..] {
+                "timestamp" | "timestamptz" | "date" => {
+                    // Whoever writes that it expires in all eternity means that it does not.
+                    let time = format!("NULLIF({}, 'infinity')", name(column));
+                    // Nor can PostgreSQL 13 put the other end into numbers.
+                    let at = format!("EXTRACT(EPOCH FROM GREATEST({time}, 'epoch'))");
+                    (time, at)
+                }
+                "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => {
+                    (name(column), name(column))
+                }
                 _ => return Err(wrong_type("expires", column, "a timestamp or a number")),
             };
             let now = "EXTRACT(EPOCH FROM now())::numeric";
             // GREATEST and LEAST make something of NULL.
             let whole = |number: &str| {
                 format!(
-                    "CASE WHEN {quoted} IS NOT NULL THEN CEIL(LEAST(GREATEST({number}, -1), 1e11))::bigint END"
+                    "CASE WHEN {column} IS NOT NULL THEN CEIL(LEAST(GREATEST({number}, -1), 1e11))::bigint END"
                 )
             };
             Some(Expires {
                 at: whole(&format!("{at}::numeric")),
                 ttl: whole(&format!("{at}::numeric - {now}")),
                 now: format!("CEIL({now})::bigint"),
-                column: quoted,
+                column,
             })
         }
     };
