@@ -388,8 +388,8 @@ async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
             let expected = [
                 ": 3 rows have no key: NULL or empty",
                 "null: its value is NULL",
-                "r0: its revision is not a number above 0",
-                "rn: its revision is not a number above 0",
+                "r0: its revision is not a number from 1 to 4611686018427387904",
+                "rn: its revision is not a number from 1 to 4611686018427387904",
                 "twice: more than one row has this key",
             ];
             assert_eq!(said, expected, "{kind:?} {limit}");
@@ -401,6 +401,74 @@ async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
             let page = store.scan(one(key), 1, Content::Full).await.unwrap();
             assert_eq!(page.rejects.len(), rejects, "{kind:?} {key}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_expires_and_has_no_value_is_a_reject_and_no_lease() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k varchar(50), v text, e {bigint|bigint|INTEGER});\n\
+             INSERT INTO kv VALUES ('a', '1', NULL), ('b', NULL, 4000000000), ('c', '2', 4000000000)",
+        )
+        .await;
+        let store = home.open("kv", "key=k&value=v&expires=e").await;
+        let leases = store.leases().await.unwrap();
+        assert_eq!(leases.len(), 1, "{kind:?}: {leases:?}");
+        assert_eq!(leases[0].keys, ["c"], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_revision_that_leaves_no_room_behind_it_is_a_reject() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k varchar(50) PRIMARY KEY, v text, \
+             r {bigint|bigint unsigned|INTEGER});\n\
+             INSERT INTO kv VALUES ('good', '1', 5), ('high', '1', 4611686018427387905), \
+             ('highest', '1', {9223372036854775807|18446744073709551615|9223372036854775807})",
+        )
+        .await;
+        let store = home.open("kv", "key=k&value=v&revision=r").await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+        assert_eq!(pairs(&kvs), [(&b"good"[..], &b"1"[..])], "{kind:?}");
+        assert_eq!(rejects.len(), 2, "{kind:?}");
+        for (key, why) in rejects {
+            let range = "its revision is not a number from 1 to 4611686018427387904";
+            assert_eq!(why, range, "{kind:?} {key:?}");
+        }
+        assert_eq!(store.revision().await.unwrap().0, 5, "{kind:?}");
+        home.run("UPDATE kv SET r = 4611686018427387904 WHERE k = 'good'")
+            .await;
+        assert_eq!(store.revision().await.unwrap().0, 1 << 62, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_infinite_time_of_expiry_is_none() {
+    let home = Home::new(Postgres).await;
+    for of in ["timestamptz", "timestamp", "date"] {
+        home.run(&format!(
+            "DROP TABLE IF EXISTS kv;\n\
+             CREATE TABLE kv (k text PRIMARY KEY, v text, e {of});\n\
+             INSERT INTO kv VALUES ('a', '1', 'infinity'), ('b', '2', '-infinity'), ('c', '3', NULL), \
+             ('d', '4', '2100-01-01')"
+        ))
+        .await;
+        let store = home.open("kv", "key=k&value=v&expires=e").await;
+        let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
+        assert_eq!(rejects, [], "{of}");
+        let found: Vec<_> = kvs
+            .iter()
+            .map(|kv| (&kv.key[..], kv.lease.is_some()))
+            .collect();
+        let expected: [(&[u8], bool); 3] = [(b"a", false), (b"c", false), (b"d", true)];
+        assert_eq!(found, expected, "{of}");
+        assert_eq!(store.leases().await.unwrap().len(), 1, "{of}");
+        assert_eq!(store.count(KeyRange::all()).await.unwrap(), 3, "{of}");
+        assert!(store.mark(None).await.unwrap().is_some(), "{of}");
     }
 }
 

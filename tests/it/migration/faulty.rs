@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use segue::migration::OpenError;
+use segue::migration::status::Status;
 use segue::store::foreign::{Bookmark, ForeignBatch, ForeignChanges};
 use segue::store::memory::Memory;
 use segue::store::{AsOld, NewStore as _, OldLease, OldStore, Page, Result, StoreError};
-use segue::types::{Content, KeyRange, KeyValue, Revision};
+use segue::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
 
-use super::fleet::{Stores, key, put};
+use super::fleet::{Stores, get, grant, key, put, put_leased};
 use crate::support::eventually;
 
 /// The faults.
@@ -22,7 +24,13 @@ struct Faults {
     reads: AtomicBool,
     /// It cannot tell of foreign changes.
     foreign: AtomicBool,
+    /// [`UNREADABLE`] cannot be read, though it is named as a lease's.
+    pair: AtomicBool,
+    /// Its revisions are at their end.
+    exhausted: AtomicBool,
 }
+
+const UNREADABLE: usize = 3;
 
 struct Faulty {
     inner: AsOld,
@@ -36,10 +44,17 @@ impl OldStore for Faulty {
     }
 
     async fn revision(&self) -> Result<Revision> {
+        if self.faults.exhausted.load(Ordering::SeqCst) {
+            return Ok(Revision(i64::MAX - 1));
+        }
         self.inner.revision().await
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+        if self.faults.pair.load(Ordering::SeqCst) && keys.iter().any(|one| *one == key(UNREADABLE))
+        {
+            return Err(StoreError::Broken("a key cannot be read".into()));
+        }
         self.inner.get(keys).await
     }
 
@@ -48,7 +63,13 @@ impl OldStore for Faulty {
             !self.faults.reads.load(Ordering::SeqCst),
             "a fault, on purpose"
         );
-        self.inner.scan(keys, limit, content).await
+        let mut page = self.inner.scan(keys, limit, content).await?;
+        if self.faults.pair.load(Ordering::SeqCst) {
+            let unreadable = page.kvs.extract_if(.., |kv| kv.key == key(UNREADABLE));
+            let reject = |kv: KeyValue| (kv.key, "it cannot be read".to_owned());
+            page.rejects.extend(unreadable.map(reject));
+        }
+        Ok(page)
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
@@ -146,4 +167,40 @@ async fn an_old_store_that_cannot_tell_of_foreign_changes_any_more_is_told_of() 
     trouble("its history is gone").await;
     faults.foreign.store(false, Ordering::SeqCst);
     trouble("").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leased_key_that_cannot_be_read_is_a_reject_and_the_migration_opens() {
+    let (stores, faults) = faulty().await;
+    grant(&*stores.source, 77, 600).await;
+    for number in [UNREADABLE, UNREADABLE + 1] {
+        put_leased(&*stores.source, &key(number), 77).await;
+    }
+    faults.pair.store(true, Ordering::SeqCst);
+    let member = stores.join("a").await.unwrap();
+    let copied = |status: &Status| status.stage == "open" && status.backfill_complete;
+    let status = member.until("copied", copied).await;
+    assert_eq!(status.rejects, 1);
+    let rejects = member.controller.rejects().await.unwrap();
+    assert_eq!(rejects[0].key, key(UNREADABLE));
+    let found = get(&*member.store(), &key(UNREADABLE + 1)).await.unwrap();
+    assert_eq!(found.lease, LeaseId(77));
+    // Once it can be read it is copied, with its lease.
+    faults.pair.store(false, Ordering::SeqCst);
+    member.controller.verify();
+    member.until_verified().await;
+    let found = get(&*member.store(), &key(UNREADABLE)).await.unwrap();
+    assert_eq!(found.lease, LeaseId(77));
+    member.kill().await;
+}
+
+#[tokio::test]
+async fn a_migration_that_revisions_would_run_out_in_does_not_begin() {
+    let (stores, faults) = faulty().await;
+    faults.exhausted.store(true, Ordering::SeqCst);
+    let error = stores.join("a").await.err().expect("it is refused");
+    let text = error.to_string();
+    assert!(matches!(error, OpenError::Exhausted(_)), "{text}");
+    assert!(text.contains("9223372036854775806"), "{text}");
+    assert!(stores.new.is_empty().await.unwrap());
 }

@@ -10,6 +10,7 @@ mod leases;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 mod picky;
 mod rehearsal;
+mod repaired;
 mod returned;
 mod rival;
 mod rollback;
