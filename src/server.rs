@@ -13,7 +13,7 @@ use crate::admin::{self, Facts};
 use crate::api::{self, ApiConfig, Identity, Member, Members};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::migration::ending;
+use crate::migration::ending::{self, Quiet};
 use crate::migration::joining::refuse_emptying;
 use crate::migration::later::Opener;
 use crate::migration::ledger::Ledger;
@@ -27,6 +27,10 @@ use crate::types::Reserved;
 
 /// How long requests and jobs that are under way may take when the server is shut down.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// So many times as often as a member looks at its records, a proxy that serves a store alone looks whether it
+/// still does: a copy of a few keys takes no longer than half a second.
+const LOOKS: u32 = 2;
 
 /// Why the server cannot start. Nothing was written to any store.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +133,10 @@ pub struct Server {
     pub controller: Option<Arc<Controller>>,
     tasks: Tasks,
     stores: Stores,
+    /// What the new store holds while it is served alone.
+    quiet: Quiet,
+    /// Between two looks whether it still is.
+    look: Duration,
     /// The stores are closed with the proxy: it has opened them itself.
     closes: bool,
 }
@@ -172,9 +180,15 @@ impl Server {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
         };
-        let old = match stores.old.clone() {
-            Some(old) => Some(old),
-            None => old_of_settled(&stores.new).await?,
+        let (old, quiet) = if let Some(old) = stores.old.clone() {
+            (Some(old), Quiet::after_migration())
+        } else {
+            // Before the store is looked at, so that nothing begins in between.
+            let quiet = Quiet::now(&stores.new).await.map_err(of_new)?;
+            match old_of_settled(&stores.new).await? {
+                Some(old) => (Some(old), Quiet::after_migration()),
+                None => (None, quiet),
+            }
         };
         let controller = if let Some(old) = old {
             let options = Options {
@@ -245,6 +259,8 @@ impl Server {
             controller,
             tasks,
             stores,
+            quiet,
+            look: timing.look / LOOKS,
             closes: false,
         })
     }
@@ -266,9 +282,18 @@ impl Server {
         };
         tokio::select! {
             () = gone => ending::GONE.into(),
+            () = self.not_alone() => ending::BEGUN.into(),
             what = self.tasks.astray() => ending::astray(&what),
             what = self.stores.astray() => ending::astray(&what),
         }
+    }
+
+    /// Returns when something begins in the store that this proxy serves alone, be it behind a migration.
+    async fn not_alone(&self) {
+        if let Some(controller) = &self.controller {
+            controller.wait_until(|view| view.over).await;
+        }
+        self.quiet.ends(&self.stores.new, self.look).await;
     }
 
     /// The phase as this proxy knows it.

@@ -1,5 +1,6 @@
 //! The migration as a whole: members of a fleet in this process, over stores in memory.
 
+mod alone;
 mod ending;
 mod faulty;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
