@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -147,6 +148,14 @@ pub fn spawn_owned<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
     tokio::spawn(task)
+}
+
+/// The same from where something is dropped, for what ends by itself soon. That may be outside of any
+/// runtime, when the program ends: then nothing is done.
+pub fn spawn_from_drop(task: impl Future<Output = ()> + Send + 'static) {
+    if Handle::try_current().is_ok() {
+        spawn_owned(task);
+    }
 }
 
 /// A task's entry in the list of those that run, gone when the task has ended, was aborted or

@@ -1,15 +1,19 @@
 //! Tables that an application has made itself, as old store, in every database.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use segue::overlay::Overlay;
 use segue::store::memory::Memory;
 use segue::store::{NewStore as _, OldStore, Store as _};
+use segue::tasks::spawn_owned;
 use segue::types::{Content, KeyRange, KeyValue, Range, Reserved, Txn};
 
 use crate::contract::dsl::{delete_op, guard, line, set_line};
 use crate::support::segue::{Segue, run};
 use crate::support::tables::Kind::{MariaDb, Postgres, Sqlite};
 use crate::support::tables::{ALL, Home};
+use crate::support::wait::{eventually, within};
 
 /// Everything in a range, page by page.
 async fn all(
@@ -559,6 +563,46 @@ async fn revisions_and_leases_come_from_their_columns() {
     let (kvs, rejects) = all(&*store, KeyRange::all(), 10).await;
     assert_eq!((kvs.len(), rejects.len()), (0, 2));
     assert!(rejects[1].1.contains("not milliseconds"), "{rejects:?}");
+}
+
+#[tokio::test]
+async fn a_server_does_not_work_on_for_a_read_that_nobody_waits_for() {
+    for kind in [Postgres, MariaDb] {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k {text|varchar(80)} PRIMARY KEY, v text);\n\
+             CREATE VIEW slow AS SELECT k, v FROM kv \
+             WHERE k <> 'slow' OR {pg_sleep(600) IS NULL|SLEEP(600) = 2}",
+        )
+        .await;
+        let store = home.open("slow", "key=k&value=v").await;
+        home.run("INSERT INTO kv VALUES ('slow', ''), ('quick', '')")
+            .await;
+        // As many as there are connections.
+        let scans: Vec<_> = (0..4)
+            .map(|_| {
+                let store = store.clone();
+                spawn_owned(async move { store.scan(KeyRange::all(), 10, Content::Full).await })
+            })
+            .collect();
+        eventually("scans are under way", async || match home.asleep().await {
+            4 => Ok(()),
+            count => Err(count),
+        })
+        .await;
+        for scan in &scans {
+            scan.abort();
+        }
+        let soon = Duration::from_secs(20);
+        let quick = store.get(vec!["quick".into()]);
+        let found = tokio::time::timeout(soon, quick).await.unwrap().unwrap();
+        assert!(found[0].is_some(), "{kind:?}");
+        let left = within(soon, async || match home.asleep().await {
+            0 => Ok(()),
+            count => Err(count),
+        });
+        left.await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use mysql_async::{OptsBuilder, SslOpts};
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use tokio::time::timeout;
+use tracing::debug;
 
 use crate::store::url::{Database, Host, Secret, Tls};
 use crate::store::{Result, tls};
@@ -15,6 +18,9 @@ const PACKET_BYTES_MAX: usize = 1 << 30;
 
 /// How long the server lets a connection be idle, in seconds: they are used until they break.
 const IDLE_S: usize = 28_800;
+
+/// How long it may take to end a connection by another one.
+const KILL_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a connection is made with. Statements are not kept prepared.
 pub(in crate::store) async fn options(database: &Database) -> Result<OptsBuilder> {
@@ -40,4 +46,20 @@ pub(in crate::store) async fn options(database: &Database) -> Result<OptsBuilder
         options = options.ssl_opts(Some(tls));
     }
     Ok(options)
+}
+
+/// Has the server end a connection, by its number, and what it does there: it does not notice by itself that
+/// nobody waits for it any more.
+pub(in crate::store) async fn kill(options: Opts, number: u32) {
+    let killing = async {
+        let mut conn = Conn::new(options).await?;
+        conn.query_drop(format!("KILL {number}")).await?;
+        conn.disconnect().await
+    };
+    match timeout(KILL_WITHIN, killing).await {
+        Ok(Ok(())) => {}
+        // It may have ended.
+        Ok(Err(err)) => debug!("a connection was not ended: {err}"),
+        Err(_) => debug!("a connection was not ended within {KILL_WITHIN:?}"),
+    }
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, NoTls};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
@@ -113,6 +113,19 @@ impl Login {
         // The driver's own deadline is for the way there alone, not for what is said there.
         let connected = timeout(CONNECT_WITHIN, connecting).await;
         Ok(connected.map_err(|_| Refused::Silent)??)
+    }
+
+    /// Has the server cancel what it does in a session: when this is done it has been told so. Answers
+    /// whether it was.
+    pub(in crate::store) async fn cancel(&self, session: CancelToken) -> bool {
+        let telling = async {
+            match &self.tls {
+                None => session.cancel_query(NoTls).await,
+                Some(tls) => session.cancel_query(tls.clone()).await,
+            }
+        };
+        let told = timeout(CONNECT_WITHIN, telling).await;
+        matches!(told, Ok(Ok(())))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Tables in MySQL and MariaDB.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Error, Opts, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
@@ -16,6 +16,7 @@ use super::rows::Row;
 use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, wrong_type};
 use crate::store::url::{Columns, Database};
 use crate::store::{RequestError, Result, StoreError, StoreUrl, login};
+use crate::tasks::spawn_from_drop;
 
 /// How long making a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -48,7 +49,27 @@ pub(super) struct Server {
     opts: Opts,
     place: String,
     idle: Mutex<Vec<Conn>>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+}
+
+/// A connection with a statement under way. If nobody waits for it any more, the server is told to end both;
+/// it would work on for nothing. Only then is the turn over.
+struct Asked {
+    conn: Option<Conn>,
+    opts: Opts,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            let (opts, turn) = (self.opts.clone(), self.turn.take());
+            spawn_from_drop(async move {
+                login::mysql::kill(opts, conn.id()).await;
+                drop((conn, turn));
+            });
+        }
+    }
 }
 
 pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shape, Server)> {
@@ -66,7 +87,7 @@ impl Server {
             opts: login::mysql::options(database).await?.into(),
             place: StoreUrl::Mysql(database.clone()).to_string(),
             idle: Mutex::default(),
-            turns: Semaphore::new(CONNECTIONS),
+            turns: Arc::new(Semaphore::new(CONNECTIONS)),
         })
     }
 
@@ -125,9 +146,15 @@ impl Server {
 #[async_trait]
 impl Source for Server {
     async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
-        let turn = self.turns.acquire().await;
-        let _turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
-        let mut conn = self.conn().await?;
+        let turn = self.turns.clone().acquire_owned().await;
+        let turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
+        let conn = self.conn().await?;
+        let mut asked = Asked {
+            conn: None,
+            opts: self.opts.clone(),
+            turn: Some(turn),
+        };
+        let conn = asked.conn.insert(conn);
         let odd = || StoreError::Broken(format!("{}: an odd answer", self.place));
         let fetching = async {
             let mut rows = conn
@@ -144,7 +171,9 @@ impl Source for Server {
             Ok(fetched) => fetched?,
             Err(_) => return Err(self.silent(FETCH_WITHIN)),
         }
-        self.give_back(conn);
+        if let Some(conn) = asked.conn.take() {
+            self.give_back(conn);
+        }
         Ok(())
     }
 }

@@ -1,13 +1,13 @@
 //! Tables in PostgreSQL.
 
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -22,6 +22,7 @@ use super::shape::{
 use crate::store::login::postgres::{CONNECT_WITHIN, Login, Refused, told};
 use crate::store::url::{Columns, Database};
 use crate::store::{RequestError, Result, StoreError, StoreUrl};
+use crate::tasks::spawn_from_drop;
 
 /// How long a statement may take: a pass over a large table takes its time. The server ends it somewhat
 /// earlier, if it can.
@@ -36,10 +37,30 @@ const SESSION: &str = "SET statement_timeout = '10min'; SET default_transaction_
 
 /// A server, and the connections to it that nobody uses at the moment.
 pub(super) struct Server {
-    login: Login,
+    login: Arc<Login>,
     place: String,
     idle: Mutex<Vec<Client>>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+}
+
+/// A session with a statement under way. If nobody waits for it any more, the server is told to cancel it; it
+/// would work on for nothing. Only then is the turn over.
+struct Asked {
+    client: Option<Client>,
+    login: Arc<Login>,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
+            let (login, turn) = (self.login.clone(), self.turn.take());
+            spawn_from_drop(async move {
+                login.cancel(client.cancel_token()).await;
+                drop((client, turn));
+            });
+        }
+    }
 }
 
 pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shape, Server)> {
@@ -54,10 +75,10 @@ pub(super) async fn open(database: &Database, columns: &Columns) -> Result<(Shap
 impl Server {
     async fn new(database: &Database) -> Result<Self> {
         Ok(Self {
-            login: Login::new(database).await?,
+            login: Arc::new(Login::new(database).await?),
             place: StoreUrl::Postgres(database.clone()).to_string(),
             idle: Mutex::default(),
-            turns: Semaphore::new(CONNECTIONS),
+            turns: Arc::new(Semaphore::new(CONNECTIONS)),
         })
     }
 
@@ -116,8 +137,8 @@ impl Server {
 #[async_trait]
 impl Source for Server {
     async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
-        let turn = self.turns.acquire().await;
-        let _turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
+        let turn = self.turns.clone().acquire_owned().await;
+        let turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
         let client = self.client().await?;
         let read = |row: &tokio_postgres::Row| {
             let bytes = |at| {
@@ -132,6 +153,12 @@ impl Source for Server {
                 expires: row.try_get::<_, i32>(4)? != 0,
             })
         };
+        let mut asked = Asked {
+            client: None,
+            login: self.login.clone(),
+            turn: Some(turn),
+        };
+        let client = asked.client.insert(client);
         let fetching = async {
             let none = std::iter::empty::<(i64, Type)>();
             let rows = client.query_typed_raw(&statement, none).await;
@@ -146,7 +173,9 @@ impl Source for Server {
         };
         let fetched = timeout(FETCH_WITHIN, fetching).await;
         fetched.unwrap_or_else(|_| Err(self.silent(FETCH_WITHIN)))?;
-        self.give_back(client);
+        if let Some(client) = asked.client.take() {
+            self.give_back(client);
+        }
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use segue::store::{
     CopyUp, Guard, NewStore as _, Read, RecordTxn, RecordWrite, RequestError, Store, StoreError,
     Watch, WatchItem,
 };
+use segue::tasks::spawn_owned;
 use segue::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Grant, KeyRange, KeyValue, LeaseId, Op,
     Put, Range, Revision, Txn,
@@ -21,6 +22,7 @@ use segue::types::{
 use super::open;
 use crate::support::link::{Cut, Link, Signs};
 use crate::support::mariadb::{database, run};
+use crate::support::wait::within;
 use crate::support::{MariaDb, eventually};
 
 /// A batch is known by its row in the table of processes; whatever is answered then, it has happened.
@@ -82,6 +84,47 @@ async fn a_commit_that_nobody_can_be_asked_about_is_no_clean_failure_and_watches
             assert_eq!(answer.revision, Revision(3));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_clients_gave_up_are_in_nobodys_way() {
+    let url = database().await;
+    let store = open(&url).await;
+    store.put(Put::new("a", "")).await.unwrap();
+    let mut other = mysql_async::Conn::from_url(&url).await.unwrap();
+    other
+        .query_drop("LOCK TABLES segue_kv WRITE")
+        .await
+        .unwrap();
+    let under_way = async || {
+        let waiting = "SELECT CAST(count(*) AS CHAR) FROM information_schema.processlist \
+                       WHERE db = DATABASE() AND state LIKE '%metadata lock%'";
+        run(&url, waiting).await[0].parse::<usize>().unwrap()
+    };
+    // More than there are connections.
+    let lists: Vec<_> = (0..12)
+        .map(|_| {
+            let store = store.clone();
+            spawn_owned(async move { store.range(Range::of(KeyRange::all())).await })
+        })
+        .collect();
+    eventually("lists are under way", async || {
+        let count = under_way().await;
+        if count >= 6 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    for list in &lists {
+        list.abort();
+    }
+    // The server would end them after half a minute.
+    let left = within(Duration::from_secs(15), async || match under_way().await {
+        0 => Ok(()),
+        count => Err(count),
+    });
+    left.await.unwrap();
+    other.query_drop("UNLOCK TABLES").await.unwrap();
+    let read = store.range(Range::of(KeyRange::all())).await.unwrap();
+    assert_eq!(read.reply.count, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use segue::store::sql::postgres::PostgresStore;
 use segue::store::{
     Guard, Line, NewStore as _, RecordTxn, Store, StoreError, Watch, WatchEnd, WatchItem,
 };
+use segue::tasks::spawn_owned;
 use segue::types::{
     Change, Compare, CompareResult, CompareTarget, Delete, Epoch, Grant, KeyRange, Op, Put, Range,
     Revision, Txn,
@@ -19,7 +20,8 @@ use segue::types::{
 
 use super::open;
 use crate::support::link::{Cut, Link, Signs};
-use crate::support::postgres::{connect, run, schema};
+use crate::support::postgres::{connect, run, schema, schema_of};
+use crate::support::wait::within;
 use crate::support::{Postgres, eventually};
 
 /// The name of the channel that hears of a batch is sent before its commit and with it.
@@ -137,12 +139,59 @@ async fn a_lease_that_waited_for_a_lock_which_nothing_came_of_has_its_full_time(
     assert!(left >= 60_000, "{left} ms are left");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_clients_gave_up_are_in_nobodys_way() {
+    let url = schema().await;
+    let store = open(&url).await;
+    store.put(Put::new("quick", "")).await.unwrap();
+    store.put(Put::new("slow", "")).await.unwrap();
+    run(
+        &url,
+        "ALTER TABLE segue_kv RENAME TO all_kv; CREATE VIEW segue_kv AS SELECT * FROM all_kv \
+         WHERE \"key\" <> 'slow' OR pg_sleep(600) IS NULL",
+    )
+    .await;
+    let under_way = async || {
+        let sleep = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+             AND query LIKE '%{}%'",
+            schema_of(&url)
+        );
+        run(&url, &sleep).await[0].parse::<usize>().unwrap()
+    };
+    // More than there are connections.
+    let lists: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            spawn_owned(async move { store.range(Range::of(KeyRange::all())).await })
+        })
+        .collect();
+    eventually("lists are under way", async || {
+        let count = under_way().await;
+        if count >= 3 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    for list in &lists {
+        list.abort();
+    }
+    // The server would end them after a minute.
+    let soon = Duration::from_secs(20);
+    let quick = store.range(Range::of(KeyRange::prefix("quick")));
+    let read = tokio::time::timeout(soon, quick).await.unwrap().unwrap();
+    assert_eq!(read.reply.count, 1);
+    let left = within(soon, async || match under_way().await {
+        0 => Ok(()),
+        count => Err(count),
+    });
+    left.await.unwrap();
+}
+
 /// Whether a statement with this text waits for a lock in the schema of `url`.
 async fn waiting(url: &str, text: &str) -> Result<(), String> {
     let waits = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
          AND query LIKE '%{}%' AND query LIKE '%{text}%'",
-        crate::support::postgres::schema_of(url)
+        schema_of(url)
     );
     let found = run(url, &waits).await;
     if found == ["1"] {

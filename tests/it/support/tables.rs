@@ -76,6 +76,27 @@ impl Home {
         }
     }
 
+    /// How many statements there sleep, in a server.
+    pub async fn asleep(&self) -> usize {
+        let rows = match self.kind {
+            Postgres => {
+                let schema = postgres::schema_of(&self.url);
+                let asleep = format!(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+                     AND query LIKE '%{schema}%'"
+                );
+                postgres::run(&self.url, &asleep).await
+            }
+            MariaDb => {
+                let asleep = "SELECT CAST(count(*) AS CHAR) FROM information_schema.processlist \
+                              WHERE db = DATABASE() AND state = 'User sleep'";
+                mariadb::run(&self.url, asleep).await
+            }
+            Sqlite => panic!("nothing sleeps in a file"),
+        };
+        rows[0].parse().unwrap()
+    }
+
     /// Where a file of this name can be.
     pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()

@@ -5,7 +5,8 @@
 //! way the next one gathers. Everything else goes by other lanes, so that no short read waits for a
 //! long one.
 //!
-//! A read whose connection breaks is read again on another one.
+//! A read whose connection breaks is read again on another one. One that nobody waits for any more is ended,
+//! and with it its connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -64,8 +65,10 @@ pub(super) struct Readers {
 
 struct Job {
     snapshot: Snapshot,
-    reply: oneshot::Sender<Result<Read>>,
+    reply: Reply,
 }
+
+type Reply = oneshot::Sender<Result<Read>>;
 
 type Queue = Arc<Mutex<mpsc::Receiver<Job>>>;
 
@@ -136,45 +139,65 @@ impl Lane {
                     jobs.push(next);
                 }
             }
-            jobs.retain(|job| !job.reply.is_closed());
-            if !jobs.is_empty() {
-                self.serve(jobs, together > 1).await;
-            }
+            let (snapshots, replies) = jobs
+                .into_iter()
+                .filter(|job| !job.reply.is_closed())
+                .map(|job| (job.snapshot, job.reply))
+                .unzip();
+            self.serve(snapshots, replies, together > 1).await;
         }
         debug!("a reader has ended");
     }
 
-    async fn serve(&mut self, jobs: Vec<Job>, points: bool) {
-        let deadline = Instant::now() + TRY_WITHIN;
-        let mut tries = 0;
-        let answers = loop {
-            tries += 1;
-            match self.attempt(&jobs, points, deadline).await {
-                Err(Failure::Lost(why)) if tries < TRIES && Instant::now() < deadline => {
-                    debug!("a read is tried again: {why}");
-                }
-                answers => break answers,
+    /// Reads for all who wait, until it is done or none of them waits any more.
+    async fn serve(&mut self, snapshots: Vec<Snapshot>, mut replies: Vec<Reply>, points: bool) {
+        let all_gone = async {
+            for reply in &mut replies {
+                reply.closed().await;
             }
+        };
+        let answers = tokio::select! {
+            biased;
+            () = all_gone => return,
+            answers = self.read(&snapshots, points) => answers,
         };
         match answers {
             Ok(answers) => {
-                for (job, answer) in jobs.into_iter().zip(answers) {
+                for (reply, answer) in replies.into_iter().zip(answers) {
                     // Whoever asked and went away needs no answer, here and below.
-                    job.reply.send(answer).ok();
+                    reply.send(answer).ok();
                 }
             }
             Err(failure) => {
                 let err = failure.not_done(self.db.server.place());
-                for job in jobs {
-                    job.reply.send(Err(err.clone())).ok();
+                for reply in replies {
+                    reply.send(Err(err.clone())).ok();
                 }
+            }
+        }
+    }
+
+    async fn read(
+        &mut self,
+        snapshots: &[Snapshot],
+        points: bool,
+    ) -> Result<Vec<Result<Read>>, Failure> {
+        let deadline = Instant::now() + TRY_WITHIN;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.attempt(snapshots, points, deadline).await {
+                Err(Failure::Lost(why)) if tries < TRIES && Instant::now() < deadline => {
+                    debug!("a read is tried again: {why}");
+                }
+                answers => return answers,
             }
         }
     }
 
     async fn attempt(
         &mut self,
-        jobs: &[Job],
+        snapshots: &[Snapshot],
         points: bool,
         deadline: Instant,
     ) -> Result<Vec<Result<Read>>, Failure> {
@@ -183,11 +206,11 @@ impl Lane {
             _ => self.db.server.reach(Purpose::Read, deadline).await?,
         };
         let done = if points {
-            read_points(&self.db, &mut session, jobs).await
+            read_points(&self.db, &mut session, snapshots).await
         } else {
-            let mut answers = Vec::with_capacity(jobs.len());
-            for job in jobs {
-                answers.push(read_snapshot(&self.db, &mut session, &job.snapshot).await?);
+            let mut answers = Vec::with_capacity(snapshots.len());
+            for snapshot in snapshots {
+                answers.push(read_snapshot(&self.db, &mut session, snapshot).await?);
             }
             Ok(answers)
         };
@@ -204,15 +227,15 @@ impl Lane {
     }
 }
 
-/// Reads single keys for all of `jobs` from one snapshot. Each was asked for before it was taken.
+/// Reads single keys for all of `snapshots` from one. Each was asked for before it was taken.
 async fn read_points(
     db: &Db,
     session: &mut Session,
-    jobs: &[Job],
+    snapshots: &[Snapshot],
 ) -> Result<Vec<Result<Read>>, Failure> {
-    let mut keys: Vec<Bytes> = jobs
+    let mut keys: Vec<Bytes> = snapshots
         .iter()
-        .flat_map(|job| &job.snapshot.queries)
+        .flat_map(|snapshot| &snapshot.queries)
         .filter_map(|query| match query {
             Query::Rows(rows) => Some(&rows.parts),
             _ => None,
@@ -241,9 +264,9 @@ async fn read_points(
         .into_iter()
         .map(|row| (row.kv.key.clone(), row))
         .collect();
-    let answers = jobs.iter().map(|job| {
-        job.snapshot.admit(&head)?;
-        let found = job.snapshot.queries.iter().map(|query| match query {
+    let answers = snapshots.iter().map(|snapshot| {
+        snapshot.admit(&head)?;
+        let found = snapshot.queries.iter().map(|query| match query {
             Query::Rows(want) => chosen(want, &rows),
             _ => Found::Any(false),
         });

@@ -14,6 +14,7 @@ use super::schema::KEY_BYTES_MAX;
 use super::script::Script;
 use crate::store::url::Database;
 use crate::store::{Result, StoreUrl, login};
+use crate::tasks::spawn_from_drop;
 
 /// How long a server may take to answer a new connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -171,10 +172,13 @@ impl Server {
                 conn,
                 since: now,
                 used_at: now,
+                kill: None,
+                is_asked: false,
             };
             let Settings {
                 all, read, write, ..
             } = &self.settings;
+            let is_read = purpose == Purpose::Read;
             let purpose = match purpose {
                 Purpose::Read => read,
                 Purpose::Write => write,
@@ -185,6 +189,7 @@ impl Server {
                 script.say(purpose);
                 session.run(&script, CONNECT_WITHIN).await?;
             }
+            session.kill = is_read.then(|| self.opts.clone());
             Ok(session)
         };
         let Ok(connected) = timeout(CONNECT_WITHIN, connecting).await else {
@@ -223,6 +228,21 @@ pub(super) struct Session {
     since: Instant,
     /// When it was answered last.
     used_at: Instant,
+    /// How another connection is made that ends this one, if that is to be done when nobody waits any more for
+    /// what is under way here: a read that nobody wants. How a write ends is the server's matter.
+    kill: Option<Opts>,
+    /// A script is under way.
+    is_asked: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_asked
+            && let Some(opts) = self.kill.take()
+        {
+            spawn_from_drop(login::mysql::kill(opts, self.conn.id()));
+        }
+    }
 }
 
 impl Session {
@@ -236,9 +256,11 @@ impl Session {
     ///
     /// After [`Failure::Lost`], and when the future was dropped, the session must not be used again.
     pub(super) async fn run(&mut self, script: &Script, within: Duration) -> Result<Sets, Failure> {
+        self.is_asked = true;
         let Ok(done) = timeout(within, self.exchange(script)).await else {
             return Err(Failure::Lost(format!("no answer within {within:?}")));
         };
+        self.is_asked = false;
         self.used_at = Instant::now();
         done.map_err(|err| Failure::of(&err))
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use futures_util::FutureExt as _;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Error, Row, Statement};
 
 use crate::store::sql::rows::Columns;
 
@@ -30,6 +31,8 @@ pub(super) struct Conn {
     /// Carries its messages.
     carrier: AbortHandle,
     statements: Mutex<HashMap<String, Statement>>,
+    /// Questions whose asker has not heard the answer, be it that he went away.
+    unheard: AtomicUsize,
 }
 
 /// A statement with its parameters.
@@ -74,11 +77,39 @@ impl Conn {
             client,
             carrier,
             statements: Mutex::default(),
+            unheard: AtomicUsize::new(0),
         }
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Whether something was asked of it to which nobody has heard the answer. When nobody waits for it any
+    /// more, it may be under way all the same.
+    pub(super) fn is_asked(&self) -> bool {
+        self.unheard.load(Ordering::Relaxed) > 0
+    }
+
+    /// By which the server is told to cancel what it does there.
+    pub(super) fn cancel_token(&self) -> CancelToken {
+        self.client.cancel_token()
+    }
+
+    /// Ends the transaction, if there is one. When it is answered, so is all that was asked before, and the
+    /// connection is as good as new.
+    pub(super) async fn roll_back(&self) -> Result<(), Error> {
+        self.run("ROLLBACK").await?;
+        self.unheard.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes that something is asked until `work` has heard the answer.
+    async fn heard<T>(&self, work: impl Future<Output = T>) -> T {
+        self.unheard.fetch_add(1, Ordering::Relaxed);
+        let done = work.await;
+        self.unheard.fetch_sub(1, Ordering::Relaxed);
+        done
     }
 
     /// Ends it, whatever is under way there.
@@ -98,7 +129,8 @@ impl Conn {
 
     /// The same, for as long as a statement may take.
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
-        self.until(Instant::now() + SILENT_WITHIN, work).await
+        let work = self.until(Instant::now() + SILENT_WITHIN, work);
+        self.heard(work).await
     }
 
     /// Runs one statement.
@@ -192,7 +224,8 @@ impl Flight<'_> {
         let queries = self.statements.iter().zip(&params);
         let client = &self.conn.client;
         let queries = queries.map(|(statement, params)| client.query(statement, params));
-        in_order(queries, SILENT_WITHIN, || self.conn.end()).await
+        let answers = in_order(queries, SILENT_WITHIN, || self.conn.end());
+        self.conn.heard(answers).await
     }
 }
 

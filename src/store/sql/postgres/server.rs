@@ -167,6 +167,11 @@ impl Server {
         self.login.log_in(hears).await
     }
 
+    /// Has what is under way on a connection be cancelled. See [`Login::cancel`].
+    pub(super) async fn cancel(&self, conn: &Conn) -> bool {
+        self.login.cancel(conn.cancel_token()).await
+    }
+
     /// Why there is no connection, and what to do.
     fn no_connection(&self, why: &Refused) -> StoreError {
         match why {
