@@ -300,6 +300,12 @@ pub type Next<'a> = Pin<&'a mut (dyn Future<Output = Arc<Prefetch>> + Send)>;
 pub const CLAIMS_MAX: usize = 2048;
 
 impl Prefetch {
+    /// Whether it is so little that it is fetched in no time.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.spans.is_empty() && self.past.is_empty() && self.attached.is_empty()
+    }
+
     /// Whether a span of [`Self::claims`] may have more keys than these, which were found there.
     #[must_use]
     pub fn has_more_claims(&self, claimed: &[Bytes]) -> bool {
@@ -407,6 +413,23 @@ impl Snapshot {
             at: None,
             queries,
         }
+    }
+
+    /// Whether it reads so little that it should never wait for one that reads much.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        let small = |query: &Query| match query {
+            Query::Rows(rows) => {
+                let one = |part: &KeyRange| matches!(part, KeyRange::One(_));
+                rows.parts.iter().all(one)
+                    || rows.limit.is_some_and(|limit| limit <= 16) && !rows.count
+            }
+            Query::Prefetch(want) => want.is_small(),
+            Query::Lease { keys, .. } => !keys,
+            Query::Any | Query::Sizes => true,
+            Query::Leases | Query::Due(_) | Query::Records(_) | Query::Log(_) => false,
+        };
+        self.at.is_none() && self.queries.len() <= 4 && self.queries.iter().all(small)
     }
 
     /// Whether the snapshot may be read from a store whose head row is `head`.

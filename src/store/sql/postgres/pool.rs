@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -37,6 +37,9 @@ struct Lender {
     server: Arc<Server>,
     idle: Mutex<Vec<Conn>>,
     permits: Arc<Semaphore>,
+    /// For large reads, who need one of these as well: one fewer, so that small reads always find a
+    /// connection.
+    permits_of_large: Arc<Semaphore>,
 }
 
 /// A connection that goes back to the pool when it is dropped.
@@ -46,9 +49,15 @@ struct Lender {
 /// reader would wait for what nobody wants any more.
 pub(super) struct Lent {
     lender: Arc<Lender>,
-    conn: Option<(Conn, OwnedSemaphorePermit)>,
+    conn: Option<(Conn, Permit)>,
     /// A transaction was begun, which ends with the loan.
     in_transaction: bool,
+}
+
+/// The right to have a connection.
+struct Permit {
+    _one: OwnedSemaphorePermit,
+    _of_large: Option<OwnedSemaphorePermit>,
 }
 
 impl Pool {
@@ -58,17 +67,32 @@ impl Pool {
                 server,
                 idle: Mutex::default(),
                 permits: Arc::new(Semaphore::new(READERS_MAX)),
+                permits_of_large: Arc::new(Semaphore::new(READERS_MAX - 1)),
             }),
         }
     }
 
-    /// A connection; waits until one is free.
-    pub(super) async fn lend(&self) -> Result<Lent> {
+    /// A connection for a read, which may be a small one; waits until one is free.
+    pub(super) async fn lend(&self, small: bool) -> Result<Lent> {
         let Lender {
-            server, permits, ..
+            server,
+            permits,
+            permits_of_large,
+            ..
         } = &*self.lender;
-        let permit = timeout(LENT_WITHIN, permits.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
+        let permitted = async {
+            let of_large = if small {
+                None
+            } else {
+                Some(permits_of_large.clone().acquire_owned().await?)
+            };
+            let permit = permits.clone().acquire_owned().await?;
+            Ok::<_, AcquireError>(Permit {
+                _one: permit,
+                _of_large: of_large,
+            })
+        };
+        let Ok(Ok(permit)) = timeout(LENT_WITHIN, permitted).await else {
             return Err(StoreError::Unavailable(format!(
                 "PostgreSQL at {}: no connection was free within {LENT_WITHIN:?}",
                 server.name()

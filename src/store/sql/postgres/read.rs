@@ -129,7 +129,7 @@ impl Reader {
             .collect();
         keys.sort_unstable();
         keys.dedup();
-        let lent = self.pool.lend().await?;
+        let lent = self.pool.lend(true).await?;
         let answers = lent.conn()?.query(by_key(&self.sql.points, &keys)).await?;
         let Answered {
             head, now_ms, rows, ..
@@ -161,7 +161,7 @@ impl Reader {
         let text = text_of(want, span, snapshot.at);
         // A page that comes out full needs the count of the rest, unless that is known.
         let mut counted = want.count && want.limit.is_some() && want.known.is_none();
-        let lent = self.pool.lend().await?;
+        let lent = self.pool.lend(snapshot.is_small()).await?;
         loop {
             let step = span_step(
                 self.sql.span_with_head(text, counted),
@@ -202,7 +202,7 @@ impl Reader {
 
     /// Reads anything, in a transaction.
     async fn read_all(&self, snapshot: &Snapshot) -> Result<Read, Failed> {
-        let mut lent = self.pool.lend().await?;
+        let mut lent = self.pool.lend(snapshot.is_small()).await?;
         let conn = lent.transaction()?;
         let begun = conn
             .flight(&[Step::of(BEGIN), Step::of(&self.sql.head)])

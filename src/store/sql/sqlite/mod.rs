@@ -42,7 +42,8 @@ const LOCK_WITHIN: Duration = Duration::from_secs(2);
 /// the other columns need.
 const PAIR_BYTES_MAX: usize = 1_000_000_000 - 1024;
 
-/// Connections that read. More do not help: readers of few rows are bound by the processor.
+/// Connections that read, at most, besides the one that is left for small reads. More do not help: readers
+/// of few rows are bound by the processor.
 const READERS_MAX: usize = 4;
 
 /// Statements that each connection keeps ready. There are about fifty.
@@ -104,7 +105,7 @@ impl Sqlite {
         conn.execute(&sql.texts.renew_leases, [clock.now_ms()])
             .map_err(|err| opening(&what, err))?;
         let count = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let conns = (0..count.clamp(2, READERS_MAX))
+        let conns = (0..=count.clamp(2, READERS_MAX))
             .map(|_| connect(path, &what, READER_CACHE_KIB))
             .collect::<Result<_>>()?;
         let readers = Readers::start(conns, &sql, clock)
@@ -187,7 +188,7 @@ impl Backend for Sqlite {
     }
 
     async fn defragment(&self) -> Result<()> {
-        // Whoever wants to write waits for it, as long as it takes: there is one lock for the whole file.
+        // Whoever wants to write waits for it, as long as he may: there is one lock for the whole file.
         let writer = Arc::clone(&self.writer);
         let done = tokio::task::spawn_blocking(move || held(&writer).defragment()).await;
         done.map_err(|err| StoreError::Broken(err.to_string()))?

@@ -557,6 +557,7 @@ async fn a_txn_reads_the_past_and_what_it_wrote() {
     assert_eq!((&value(1)[..], &value(2)[..]), (&b"1"[..], &b"3"[..]));
 }
 
+
 #[tokio::test]
 async fn no_lease_lives_longer_because_the_clock_was_set_back() {
     let dir = Dir::new();
@@ -583,4 +584,69 @@ async fn no_lease_lives_longer_because_the_clock_was_set_back() {
         assert!(started.elapsed() < Duration::from_secs(20), "{lease:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A store with a key, whose list of leases has no end.
+async fn endless(dir: &Dir) -> Arc<SqlStore<Sqlite>> {
+    let options = Options {
+        expire_leases: false,
+        ..Options::default()
+    };
+    let store = open(dir.path(), options).await.unwrap();
+    put(&store, "a", "1").await;
+    run(
+        dir,
+        "ALTER TABLE segue_lease RENAME TO all_leases; CREATE VIEW segue_lease AS \
+         WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) \
+         SELECT id, 1 AS ttl_s, 1 AS deadline_ms FROM n WHERE id < 0",
+    );
+    store
+}
+
+fn run(dir: &Dir, text: &str) {
+    let conn = Connection::open(dir.path()).unwrap();
+    conn.busy_timeout(LOCK_WITHIN).unwrap();
+    conn.execute_batch(text).unwrap();
+}
+
+/// Reads that never end by themselves.
+fn lists(store: &Arc<SqlStore<Sqlite>>) -> Vec<tokio::task::JoinHandle<()>> {
+    let list = |_| {
+        let store = store.clone();
+        crate::tasks::spawn_owned(async move { drop(store.leases().await) })
+    };
+    (0..8).map(list).collect()
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn small_reads_do_not_wait_for_large_ones() {
+    let dir = Dir::new();
+    let store = endless(&dir).await;
+    let lists = lists(&store);
+    for _ in 0..20 {
+        let read = tokio::time::timeout(SOON, store.range(Range::key("a"))).await;
+        assert_eq!(read.unwrap().unwrap().reply.count, 1);
+    }
+    for list in &lists {
+        list.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_read_ends_when_nobody_waits_for_it_any_more() {
+    let dir = Dir::new();
+    let store = endless(&dir).await;
+    for list in lists(&store) {
+        // They are begun, as many as can be.
+        store.range(Range::key("a")).await.unwrap();
+        list.abort();
+    }
+    run(
+        &dir,
+        "DROP VIEW segue_lease; ALTER TABLE all_leases RENAME TO segue_lease",
+    );
+    let read = tokio::time::timeout(SOON, store.leases()).await;
+    assert_eq!(read.unwrap().unwrap().reply, []);
 }
