@@ -92,6 +92,10 @@ pub(super) fn status(error: &StoreError) -> Status {
             tracing::debug!(%why, "a request found the store unavailable");
             (Code::Unavailable, NO_LEADER)
         }
+        StoreError::Late(why) => {
+            tracing::debug!(%why, "a request was not begun in time");
+            (Code::Unavailable, TIMED_OUT)
+        }
         StoreError::Unknown(why) => {
             tracing::debug!(%why, "the outcome of a request is unknown");
             (Code::Unavailable, TIMED_OUT)
@@ -166,6 +170,12 @@ mod tests {
                 StoreError::Unavailable("gone".into()),
                 Code::Unavailable,
                 "etcdserver: no leader",
+            ),
+            (
+                StoreError::Late("too much".into()),
+                Write,
+                Code::Unavailable,
+                "etcdserver: request timed out",
             ),
             (
                 StoreError::Unknown("broken pipe".into()),

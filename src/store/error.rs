@@ -18,6 +18,9 @@ pub enum StoreError {
     /// The store cannot be reached or is not ready. It did not happen: safe to retry.
     #[error("{0}")]
     Unavailable(String),
+    /// The store did not come to it in time. It did not happen: safe to retry.
+    #[error("{0}")]
+    Late(String),
     /// The store did not answer in time or the connection broke after the request was sent.
     /// It may have happened: must not be repeated blindly, nor reported as a clean failure.
     #[error("{0}")]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::backend::{Changes, Head, Lease, LogEntry, LogKind, Logged, Prefetched, Row};
 use super::replay;
 use super::table::Table;
-use super::work::{Done, Request, Work};
+use super::work::{Done, Request, Work, late};
 use crate::store::eval::{Outcome, Working};
 use crate::store::{
     CopyUp, FENCE, HOLD, Record, RecordTxn, RecordWrite, Replay, RequestError, Result,
@@ -36,7 +36,7 @@ pub(super) struct Decided {
 /// went back, and longer.
 pub(super) const GAP_MS: i64 = 2000;
 
-/// Decides a batch.
+/// Decides a batch. What nobody waits for any more is left out.
 pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserved) -> Decided {
     let renew_leases = found.now_ms.abs_diff(found.head.at_ms) > GAP_MS.unsigned_abs();
     if renew_leases {
@@ -65,7 +65,11 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
     };
     let mut done = Vec::with_capacity(batch.len());
     for request in batch {
-        let admitted = head.admit(request.guard);
+        let admitted = if request.begin() {
+            head.admit(request.guard)
+        } else {
+            Err(late())
+        };
         done.push(admitted.and_then(|()| batch_of.run(&request.work)));
     }
     let let_go = was_held && !batch_of.is_held();

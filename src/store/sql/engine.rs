@@ -165,13 +165,13 @@ impl<B: Backend> Committer<B> {
                         Err(err) => Some(Err(err)),
                     };
                     let [request] = alone;
-                    request.reply.send(done.unwrap_or_else(gone)).ok();
+                    request.answer(done.unwrap_or_else(gone));
                 }
             }
             Err(err) => {
                 error!(requests = batch.len(), "a batch of writes failed: {err}");
                 for request in batch {
-                    request.reply.send(Err(err.clone())).ok();
+                    request.answer(Err(err.clone()));
                 }
             }
         }
@@ -187,6 +187,12 @@ impl<B: Backend> Committer<B> {
     ) -> Result<(Vec<Result<Done>>, Head)> {
         let want = |claims| Arc::new(want(batch, &self.reserved, claims));
         let by_span = begun.unwrap_or_else(|| want(Claims::BySpan));
+        if !by_span.is_small() {
+            // To fetch what they need may take longer than they may wait to be begun.
+            for request in batch {
+                request.begin();
+            }
+        }
         let mut decided = self.transact(batch, &by_span, next).await?;
         if decided.is_none() {
             // Nothing was committed. But a try whose commit was lost may have begun the next batch.
@@ -247,8 +253,7 @@ pub(super) async fn answer(mut answers: Receiver<Answers>) {
 
 fn give(batch: Vec<Request>, done: Vec<Result<Done>>) {
     for (request, done) in batch.into_iter().zip(done) {
-        // Whoever asked and went away again needs no answer.
-        request.reply.send(done).ok();
+        request.answer(done);
     }
 }
 
@@ -258,7 +263,7 @@ fn gone<T>() -> Result<T> {
 
 fn refuse(job: Job) {
     match job {
-        Job::Request(request) => drop(request.reply.send(gone())),
+        Job::Request(request) => request.answer(gone()),
         Job::DropWhiteouts(reply) => drop(reply.send(gone())),
     }
 }
@@ -276,7 +281,8 @@ mod tests {
     use crate::store::sql::sqlite::Sqlite;
     use crate::store::sql::{Options, SqlStore};
     use crate::store::{NewStore, Store as _};
-    use crate::types::{Put, Range, Revision};
+    use crate::tasks::spawn_owned;
+    use crate::types::{KeyRange, Put, Range, Revision};
 
     /// What goes wrong with the next batch.
     #[derive(Clone, Copy)]
@@ -285,12 +291,15 @@ mod tests {
         Crash,
         /// It meets a fault in the program.
         Fault,
+        /// The database does not answer until it is told to go on.
+        Silence,
     }
 
     /// A database that meets with a mishap once.
     struct Unlucky {
         inner: Sqlite,
         mishap: Mutex<Option<Mishap>>,
+        go_on: Arc<Notify>,
     }
 
     impl Backend for Unlucky {
@@ -312,6 +321,10 @@ mod tests {
             match mishap {
                 None => return self.inner.transact(prefetch, decide, next).await,
                 Some(Mishap::Fault) => panic!("on purpose"),
+                Some(Mishap::Silence) => {
+                    self.go_on.notified().await;
+                    return self.inner.transact(prefetch, decide, next).await;
+                }
                 Some(Mishap::Crash) => {}
             }
             let mut glimpse = |mut found: Prefetched| {
@@ -353,8 +366,16 @@ mod tests {
         let backend = Unlucky {
             inner: Sqlite::open(&dir.join("store.db"), "segue_", true).unwrap(),
             mishap: Mutex::new(Some(mishap)),
+            go_on: Arc::default(),
         };
         SqlStore::start(backend, Options::default()).await.unwrap()
+    }
+
+    /// Waits until a batch has met with its mishap.
+    async fn begins(store: &SqlStore<Unlucky>) {
+        while store.engine.backend.mishap.lock().unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
@@ -385,5 +406,57 @@ mod tests {
             again.put(Put::new("a", "")).await.unwrap().revision,
             Revision(2)
         );
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = unlucky(Mishap::Silence, dir.path()).await;
+        let put = |key: &'static str| {
+            let store = store.clone();
+            spawn_owned(async move { store.put(Put::new(key, "")).await })
+        };
+        // One is begun, the others wait behind it.
+        let begun = put("begun");
+        begins(&store).await;
+        let (waits, stays) = (put("waits"), put("stays"));
+        while store.engine.queue.capacity() + 2 > store.engine.queue.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        begun.abort();
+        waits.abort();
+        begun.await.unwrap_err();
+        waits.await.unwrap_err();
+        store.engine.backend.go_on.notify_one();
+        assert_eq!(stays.await.unwrap().unwrap().revision, Revision(2));
+        let read = store.range(Range::of(KeyRange::all())).await.unwrap();
+        assert_eq!((read.revision, read.reply.count), (Revision(2), 1));
+    }
+
+    #[tokio::test]
+    async fn no_more_bytes_wait_for_the_database_than_there_is_room_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = unlucky(Mishap::Silence, dir.path()).await;
+        let room = &store.engine.room;
+        let all = room.available_permits();
+        room.forget_permits(all - 100);
+        let put = |kib: usize| {
+            let store = store.clone();
+            let put = Put::new("a", vec![0; kib << 10]);
+            spawn_owned(async move { store.put(put).await })
+        };
+        let begun = put(60);
+        begins(&store).await;
+        let waits = put(60);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            store.engine.queue.capacity(),
+            store.engine.queue.max_capacity()
+        );
+        store.engine.backend.go_on.notify_one();
+        begun.await.unwrap().unwrap();
+        waits.await.unwrap().unwrap();
     }
 }

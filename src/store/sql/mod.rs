@@ -39,11 +39,12 @@ mod work;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use self::backend::{Backend, Found, Query, Read, Snapshot};
 use self::height::Height;
-use self::work::{Done, Job, Request, Work};
+use self::work::{Asker, Done, Job, Request, Work, late, lost};
 use super::feed::Feed;
 use super::{Guard, RequestError, Result, StoreError, lease};
 use crate::tasks::Tasks;
@@ -51,6 +52,13 @@ use crate::types::Reserved;
 
 /// Requests that wait for the writer, at most; more wait for room.
 const QUEUE_LEN: usize = 4096;
+
+/// Bytes of all requests that wait or are carried out, at most, in KiB; more wait for room.
+const QUEUE_KIB: u32 = 256 << 10;
+
+/// A request of a client that was not begun within so long is not done any more. It is the time that etcd gives
+/// a request: five seconds, and twice what an election takes.
+const BEGUN_WITHIN: Duration = Duration::from_secs(7);
 
 /// How long a store waits for its tasks when it is closed. A batch takes milliseconds; what takes
 /// longer is a server that is away.
@@ -109,6 +117,8 @@ struct Engine<B> {
     feed: Arc<Feed>,
     reserved: Reserved,
     queue: mpsc::Sender<Job>,
+    /// For the bytes of requests, in KiB.
+    room: Arc<Semaphore>,
     enough: Arc<queue::Enough>,
     height: Arc<Height>,
     min_lease_ttl_s: i64,
@@ -162,6 +172,7 @@ impl<B: Backend> SqlStore<B> {
             feed,
             reserved: options.reserved,
             queue,
+            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             enough,
             height,
             min_lease_ttl_s: options.min_lease_ttl_s,
@@ -204,22 +215,39 @@ impl<B: Backend> Engine<B> {
         if let Some(reason) = refused {
             return Err(RequestError::Unacceptable(reason).into());
         }
-        let job = |reply| Job::Request(Request { guard, work, reply });
-        self.ask(job).await
+        let until = work.is_of_client().then(|| Instant::now() + BEGUN_WITHIN);
+        let sent = self.enqueue(guard, work);
+        let asker = match until {
+            Some(until) => timeout_at(until, sent).await.map_err(|_| late())??,
+            None => sent.await?,
+        };
+        asker.answer(until).await
     }
 
-    /// Puts a job into the writer's queue and waits for the answer.
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+    /// Puts a request into the writer's queue, when there is room.
+    async fn enqueue(&self, guard: Guard, work: Work) -> Result<Asker> {
+        // What is in a request besides keys and values is in the KiB that each has.
+        let kib = u32::try_from(work.size() / 1024 + 1).unwrap_or(QUEUE_KIB);
+        let room = self.room.clone().acquire_many_owned(kib.min(QUEUE_KIB));
+        let room = room.await.map_err(|_| closed())?;
+        let (request, asker) = Request::new(guard, work, room);
+        self.send(Job::Request(request)).await?;
+        Ok(asker)
+    }
+
+    /// Has the writer drop some whiteouts; answers whether there may be more.
+    async fn drop_whiteouts(&self) -> Result<bool> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.queue.send(job(reply)).await;
-        sent.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
+        self.send(Job::DropWhiteouts(reply)).await?;
+        answer.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Puts a job into the writer's queue.
+    async fn send(&self, job: Job) -> Result<()> {
+        self.queue.send(job).await.map_err(|_| closed())?;
         let waiting = self.queue.max_capacity() - self.queue.capacity();
         self.enough.waiting(waiting);
-        answer.await.unwrap_or_else(|_| {
-            Err(StoreError::Unknown(
-                "the writer ended in the middle of a request".into(),
-            ))
-        })
+        Ok(())
     }
 
     /// Reads from one snapshot.
@@ -242,6 +270,10 @@ impl<B: Backend> Engine<B> {
             None => Err(unanswered()),
         }
     }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store is closed".into())
 }
 
 /// A backend, or the writer, answered something else than what it was asked.

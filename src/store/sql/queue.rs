@@ -74,7 +74,11 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
+    /// Takes a request, unless nobody waits for it any more.
     pub(super) fn push(&mut self, request: Request) {
+        if !request.is_wanted() {
+            return;
+        }
         self.bytes += request.work.size();
         self.requests.push(request);
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::backend::{Backend, Found, Head, Logged, Query, Row, Rows, Snapshot};
 use super::reading::Reading;
-use super::work::{Done, Job, Work};
+use super::work::{Done, Work};
 use super::{SqlStore, unanswered};
 use crate::store::eval::finish;
 use crate::store::{
@@ -258,7 +258,7 @@ impl<B: Backend> NewStore for SqlStore<B> {
     }
 
     async fn drop_claims(&self) -> Result<()> {
-        while self.engine.ask(Job::DropWhiteouts).await? {}
+        while self.engine.drop_whiteouts().await? {}
         Ok(())
     }
 

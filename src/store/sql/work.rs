@@ -1,13 +1,19 @@
 //! What waits for the writer, and what a batch of it needs to have fetched.
 
+use std::sync::{Arc, OnceLock};
+
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::backend::Prefetch;
-use crate::store::{CopyUp, FENCE, Guard, HOLD, RecordTxn, RecordWrite, Replay, Replayed, Result};
+use crate::store::{
+    CopyUp, FENCE, Guard, HOLD, RecordTxn, RecordWrite, Replay, Replayed, Result, StoreError,
+};
 use crate::types::range::successor;
 use crate::types::{
-    Answer, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn, TxnReply,
+    Answer, CompareTarget, Granted, KeyRange, KeyValue, LeaseId, Op, Reserved, Revision, Txn,
+    TxnReply,
 };
 
 /// One entry of the writer's queue.
@@ -22,7 +28,87 @@ pub(super) enum Job {
 pub(super) struct Request {
     pub(super) guard: Guard,
     pub(super) work: Work,
-    pub(super) reply: oneshot::Sender<Result<Done>>,
+    reply: oneshot::Sender<Result<Done>>,
+    fate: Arc<OnceLock<Fate>>,
+    /// For its bytes.
+    _room: OwnedSemaphorePermit,
+}
+
+/// Whether a request that has waited for long is carried out after all. Whoever comes first decides it, the
+/// writer or the one who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Begun,
+    GivenUp,
+}
+
+/// Who waits for a request.
+pub(super) struct Asker {
+    answer: oneshot::Receiver<Result<Done>>,
+    fate: Arc<OnceLock<Fate>>,
+}
+
+impl Request {
+    /// With the one who waits for it.
+    pub(super) fn new(guard: Guard, work: Work, room: OwnedSemaphorePermit) -> (Self, Asker) {
+        let (reply, answer) = oneshot::channel();
+        let fate = Arc::default();
+        let asker = Asker {
+            answer,
+            fate: Arc::clone(&fate),
+        };
+        let request = Self {
+            guard,
+            work,
+            reply,
+            fate,
+            _room: room,
+        };
+        (request, asker)
+    }
+
+    /// Whether anybody waits for it. If not, it must not be done: a client that was told nothing asks again,
+    /// perhaps elsewhere, and what he asked for first would come behind that.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
+    /// To be called before it is decided, as often as that is, or before; answers whether it may be done.
+    pub(super) fn begin(&self) -> bool {
+        self.is_wanted() && *self.fate.get_or_init(|| Fate::Begun) == Fate::Begun
+    }
+
+    /// Tells what became of it.
+    pub(super) fn answer(self, done: Result<Done>) {
+        // Whoever asked and went away again needs no answer.
+        self.reply.send(done).ok();
+    }
+}
+
+impl Asker {
+    /// What became of the request. What has not been begun until then is not done any more.
+    pub(super) async fn answer(mut self, until: Option<Instant>) -> Result<Done> {
+        if let Some(until) = until {
+            match timeout_at(until, &mut self.answer).await {
+                Ok(answer) => return answer.unwrap_or_else(|_| Err(lost())),
+                Err(_) if *self.fate.get_or_init(|| Fate::GivenUp) == Fate::GivenUp => {
+                    return Err(late());
+                }
+                Err(_) => {}
+            }
+        }
+        self.answer.await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+/// The writer did not come to it.
+pub(super) fn late() -> StoreError {
+    StoreError::Late("too much waits for the database, or it does not answer".into())
+}
+
+/// The writer has gone.
+pub(super) fn lost() -> StoreError {
+    StoreError::Unknown("the writer ended in the middle of a request".into())
 }
 
 /// What is to be done.
@@ -79,7 +165,20 @@ impl Work {
         }
     }
 
-    /// About how many bytes it writes.
+    /// Whether a client asked for it, who does not wait for long. The proxy's own work has the time that it
+    /// takes.
+    pub(super) fn is_of_client(&self) -> bool {
+        match self {
+            Self::Txn { .. }
+            | Self::Grant { .. }
+            | Self::Revoke(_)
+            | Self::KeepAlive(_)
+            | Self::Compact(_) => true,
+            Self::CopyUp(_) | Self::Expire(_) | Self::Records(_) | Self::Replay(_) => false,
+        }
+    }
+
+    /// About how many bytes of keys and values are in it.
     pub(super) fn size(&self) -> usize {
         let of_kvs = |kvs: &[KeyValue]| {
             kvs.iter()
@@ -90,8 +189,17 @@ impl Work {
             Self::Txn { copies, txn } => {
                 let mut size = of_kvs(copies);
                 txn.visit(&mut |op| {
-                    if let Op::Put(put) = op {
-                        size += put.key.len() + put.value.as_ref().map_or(0, Bytes::len);
+                    size += match op {
+                        Op::Put(put) => put.key.len() + put.value.as_ref().map_or(0, Bytes::len),
+                        Op::Range(range) => range.keys.start().len(),
+                        Op::Delete(delete) => delete.keys.start().len(),
+                        Op::Txn(_) => 0,
+                    };
+                });
+                txn.visit_compares(&mut |compare| {
+                    size += compare.keys.start().len();
+                    if let CompareTarget::Value(value) = &compare.target {
+                        size += value.len();
                     }
                 });
                 size
@@ -252,4 +360,53 @@ pub(super) fn want_txn(txn: &Txn, reserved: &Reserved, want: &mut Prefetch) {
         Op::Delete(delete) => want_range(&delete.keys, reserved, want),
         Op::Txn(_) => {}
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    async fn request() -> (Request, Asker) {
+        let room = Arc::new(Semaphore::new(1));
+        let room = room.acquire_owned().await.unwrap();
+        Request::new(Guard::None, Work::KeepAlive(LeaseId(1)), room)
+    }
+
+    fn done() -> Result<Done> {
+        Ok(Done::Records(true))
+    }
+
+    #[tokio::test]
+    async fn what_is_not_begun_in_time_is_not_done() {
+        let (request, asker) = request().await;
+        let told = asker.answer(Some(Instant::now())).await;
+        assert!(matches!(told, Err(StoreError::Late(_))), "{told:?}");
+        assert!(!request.begin() && !request.is_wanted());
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_in_time_is_waited_for() {
+        let (request, asker) = request().await;
+        assert!(request.begin());
+        let answer = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            // It is decided again where a commit did not happen.
+            assert!(request.begin());
+            request.answer(done());
+        };
+        let (told, ()) = tokio::join!(asker.answer(Some(Instant::now())), answer);
+        assert!(matches!(told, Ok(Done::Records(true))), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_begun() {
+        let (request, asker) = request().await;
+        assert!(request.is_wanted() && request.begin());
+        drop(asker);
+        assert!(!request.is_wanted() && !request.begin());
+    }
 }

@@ -128,7 +128,7 @@ async fn reads_that_clients_gave_up_are_in_nobodys_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_somebody_holds_for_long_is_waited_for() {
+async fn a_lock_that_somebody_holds_for_long_is_waited_for_but_not_by_clients() {
     let url = database().await;
     let store = open(&url).await;
     let mut other = mysql_async::Conn::from_url(&url).await.unwrap();
@@ -136,8 +136,8 @@ async fn a_lock_that_somebody_holds_for_long_is_waited_for() {
         .query_drop("START TRANSACTION; SELECT * FROM segue_head FOR UPDATE")
         .await
         .unwrap();
-    // Longer than the server lets a statement wait.
-    let held = Duration::from_secs(7);
+    // Longer than the server lets a statement wait, and than a client waits.
+    let held = Duration::from_secs(8);
     let begun = Instant::now();
     let release = async {
         tokio::time::sleep(held).await;
@@ -146,9 +146,23 @@ async fn a_lock_that_somebody_holds_for_long_is_waited_for() {
     // Reads do not wait.
     let read = store.range(Range::key("a")).await.unwrap();
     assert!(begun.elapsed() < held && read.reply.kvs.is_empty());
-    let (answer, ()) = tokio::join!(store.put(Put::new("a", "")), release);
-    assert_eq!(answer.unwrap().revision, Revision(2));
-    assert!(begun.elapsed() >= held);
+    let record = RecordWrite {
+        name: "r".into(),
+        value: Some("".into()),
+    };
+    let txn = RecordTxn {
+        writes: vec![record],
+        ..RecordTxn::default()
+    };
+    let put = async {
+        let told = store.put(Put::new("a", "")).await;
+        assert!(matches!(told, Err(StoreError::Late(_))), "{told:?}");
+        assert!(begun.elapsed() < held);
+    };
+    let (written, (), ()) = tokio::join!(store.write_records(txn), put, release);
+    assert!(written.unwrap() && begun.elapsed() >= held);
+    let read = store.range(Range::key("a")).await.unwrap();
+    assert_eq!((read.revision, read.reply.count), (Revision(1), 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
