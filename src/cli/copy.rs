@@ -15,7 +15,7 @@ use crate::migration::offline::{Act, CopyError, Found, Offline, Progress, Receip
 use crate::migration::phase::Phase;
 use crate::migration::records::Control;
 use crate::server::{self, Stores};
-use crate::store::{StoreError, StoreUrl, open_old};
+use crate::store::{PageSize, StoreError, StoreUrl, open_old};
 use crate::tasks::Tasks;
 use crate::types::{Content, KeyRange, Reserved};
 
@@ -337,7 +337,9 @@ async fn remark_on_empty(config: &Config) -> String {
     let reserved = Reserved::new(config.reserved_prefix.clone());
     let holds_keys = async {
         let old = open_old(&over_v2, &reserved).await?;
-        let page = old.scan(KeyRange::all(), 1, Content::KeysOnly).await?;
+        let page = old
+            .scan(KeyRange::all(), PageSize::pairs(1), Content::KeysOnly)
+            .await?;
         Ok::<_, StoreError>(page.last_key().is_some())
     };
     // Most etcds do not serve that API any more.

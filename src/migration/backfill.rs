@@ -6,14 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::copier::{Copier, Cursor, Step, weight};
+use super::copier::{Copier, Cursor, Step};
 use super::ledger::{Entry, Ledger, write};
 use super::phase::Phase;
 use super::rate::Brake;
@@ -21,8 +20,8 @@ use super::reach::{FIRST_PAGE, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
 use super::troubles::Trouble;
-use crate::store::{GuardedStore, OldStore, Page, RecordTxn, Result, StoreError};
-use crate::types::{Content, Epoch, KeyRange};
+use crate::store::{GuardedStore, OldStore, Page, PageSize, RecordTxn, Result, StoreError};
+use crate::types::{Content, Epoch, KeyRange, KeyValue};
 
 /// How long to wait after a store has failed: twice as long each time, up to the second figure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -52,8 +51,6 @@ struct Worker {
     copier: Copier,
     brake: Brake,
     control: watch::Receiver<Control>,
-    /// Pairs in the next page, by the size of those in the last one.
-    page: AtomicUsize,
 }
 
 enum Finished {
@@ -72,7 +69,6 @@ impl Backfill {
             epoch: self.epoch,
             brake: Brake::default(),
             control: self.control.clone(),
-            page: AtomicUsize::new(FIRST_PAGE),
         });
         let found = Arc::new(Notify::new());
         let mut busy = BTreeSet::new();
@@ -172,13 +168,14 @@ impl Backfill {
 impl Worker {
     /// Copies a shard from its frontier to its end, or until another has taken it over.
     async fn copy(&self, mut cursor: Cursor) -> Result<()> {
-        let mut ahead = Some(self.read(cursor.entry.value.rest()).await?);
+        let mut size = FIRST_PAGE;
+        let mut ahead = Some(self.read(cursor.entry.value.rest(), &mut size).await?);
         while let Some((page, next)) = ahead.take() {
             // The next page is on its way while this one is written. It may be old when its turn
             // comes: what has changed by then is claimed.
             let read = async {
                 match next {
-                    Some(rest) => self.read(rest).await.map(Some),
+                    Some(rest) => self.read(rest, &mut size).await.map(Some),
                     None => Ok(None),
                 }
             };
@@ -191,20 +188,22 @@ impl Worker {
         self.close(cursor).await
     }
 
-    /// A page, and what is to be read after it.
-    async fn read(&self, rest: KeyRange) -> Result<(Page, Option<KeyRange>)> {
+    /// A page, and what is to be read after it. `size` is the page's, and then that of the next one.
+    async fn read(&self, rest: KeyRange, size: &mut PageSize) -> Result<(Page, Option<KeyRange>)> {
         if rest.is_empty() {
             return Ok((Page::default(), None));
         }
-        let limit = self.page.load(Ordering::Relaxed);
-        let most = match self.control.borrow().rate_keys {
-            Some(rate) => limit.min(usize::try_from(rate).unwrap_or(limit).max(1)),
-            None => limit,
+        let rate = self.control.borrow().rate_keys;
+        let rate = rate.map_or(usize::MAX, |rate| {
+            usize::try_from(rate).unwrap_or(usize::MAX)
+        });
+        let most = PageSize {
+            pairs: size.pairs.min(rate.max(1)),
+            ..*size
         };
         let page = self.old.scan(rest.clone(), most, Content::Full).await?;
         let next = page.rest(&rest)?;
-        let limit = adapted(limit, page.kvs.iter());
-        self.page.store(limit, Ordering::Relaxed);
+        *size = adapted(*size, page.kvs.iter());
         Ok((page, next))
     }
 
@@ -217,7 +216,7 @@ impl Worker {
         let mut rest = &page.kvs[..];
         while !rest.is_empty() {
             let batch = self.copier.batch(rest);
-            self.wait_for_turn(batch.len(), batch.iter().map(weight).sum())
+            self.wait_for_turn(batch.len(), batch.iter().map(KeyValue::weight).sum())
                 .await;
             if self.copier.copy(batch, Some(cursor)).await? == Step::Overtaken {
                 return Ok(Step::Overtaken);
@@ -334,6 +333,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use async_trait::async_trait;
     use bytes::Bytes;
 
@@ -343,7 +344,7 @@ mod tests {
     use crate::migration::troubles::Troubles;
     use crate::store::memory::Memory;
     use crate::store::{AsOld, Guard, NewStore, OldLease};
-    use crate::types::{KeyValue, Revision};
+    use crate::types::Revision;
 
     /// A new store with a migration from an empty one, whose survey has found these shards.
     async fn surveyed(shards: &[Shard]) -> (Arc<dyn NewStore>, Ledger, State) {
@@ -407,10 +408,10 @@ mod tests {
             self.0.get(keys).await
         }
 
-        async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+        async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
             let reads = self.1.fetch_add(1, Ordering::SeqCst);
             assert_ne!(reads, 0, "a fault, on purpose");
-            self.0.scan(keys, limit, content).await
+            self.0.scan(keys, size, content).await
         }
 
         async fn count(&self, keys: KeyRange) -> Result<usize> {

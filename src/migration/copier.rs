@@ -112,7 +112,7 @@ impl Copier {
         let most = pairs.len().div_ceil(pairs.len().div_ceil(most).max(1));
         let mut bytes = 0;
         let fit = pairs.iter().take(most).take_while(|kv| {
-            bytes += weight(kv);
+            bytes += kv.weight();
             bytes <= BATCH_BYTES
         });
         &pairs[..fit.count().clamp(1.min(pairs.len()), pairs.len())]
@@ -362,14 +362,8 @@ fn advanced(shard: &Shard, batch: &[KeyValue]) -> Shard {
     if let Some(last) = batch.last() {
         next.frontier = successor(&last.key);
     }
-    next.bytes += batch.iter().map(weight).sum::<usize>() as u64;
+    next.bytes += batch.iter().map(KeyValue::weight).sum::<usize>() as u64;
     next
-}
-
-/// Bytes of a pair that count.
-#[must_use]
-pub fn weight(kv: &KeyValue) -> usize {
-    kv.key.len() + kv.value.len()
 }
 
 fn refusal(why: RequestError) -> Result<Refusal> {

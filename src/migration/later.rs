@@ -10,7 +10,9 @@ use tokio::sync::OnceCell;
 
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::mark::Mark;
-use crate::store::{NewStore, OldLease, OldStore, Page, Result, StoreError, Watch, Watching};
+use crate::store::{
+    NewStore, OldLease, OldStore, Page, PageSize, Result, StoreError, Watch, Watching,
+};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
 /// Opens the old store.
@@ -72,8 +74,8 @@ impl OldStore for OldLater {
         self.store().await?.get(keys).await
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        self.store().await?.scan(keys, limit, content).await
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        self.store().await?.scan(keys, size, content).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
@@ -104,7 +106,7 @@ impl OldStore for OldLater {
         self.store().await?.mark(before).await
     }
 
-    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
-        self.store().await?.scan_reserved(keys, limit).await
+    async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
+        self.store().await?.scan_reserved(keys, size).await
     }
 }

@@ -8,25 +8,35 @@
 
 use bytes::Bytes;
 
-use super::copier::weight;
-use crate::store::Page;
+use crate::store::{Page, PageSize};
 use crate::types::{KeyRange, KeyValue};
 
-/// Pairs in the first page, before their size is known.
-pub(super) const FIRST_PAGE: usize = 128;
-/// Bytes that a page should have.
-const PAGE_BYTES: usize = 2 << 20;
+/// The first page of a walk, before it is known how large its pairs are.
+pub(super) const FIRST_PAGE: PageSize = PageSize {
+    pairs: 128,
+    bytes: PageSize::BYTES,
+};
+/// Bytes that a page should have, so that it seldom comes to be cut.
+const PAGE_BYTES: usize = PageSize::BYTES / 2;
 /// Most pairs per page. etcd goes over its whole range for every page, so small ones are slow.
 const PAGE_KEYS: usize = 8192;
 
-/// How many pairs the next page may have, behind one of `limit` pairs at most that had these.
-pub(super) fn adapted<'a>(limit: usize, kvs: impl Iterator<Item = &'a KeyValue>) -> usize {
-    let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| (count + 1, bytes + weight(kv)));
+/// How large the next page of the same walk may be, behind one of this size that had these pairs. Only
+/// the bytes are a bound; pairs are for a store that would look at too many otherwise, or cannot be told
+/// of bytes, so their number grows slowly.
+pub(super) fn adapted<'a>(size: PageSize, kvs: impl Iterator<Item = &'a KeyValue>) -> PageSize {
+    let (count, bytes) = kvs.fold((0, 0), |(count, bytes), kv| {
+        (count + 1, bytes + kv.weight())
+    });
     if count == 0 {
-        return limit;
+        return size;
     }
     let mean = (bytes / count).max(1);
-    (PAGE_BYTES / mean).clamp(1, PAGE_KEYS).min(limit * 8)
+    let pairs = (PAGE_BYTES / mean).clamp(1, PAGE_KEYS);
+    PageSize {
+        pairs: pairs.min(size.pairs.saturating_mul(2)),
+        ..size
+    }
 }
 
 /// The next range should have so many times the keys of the page before.

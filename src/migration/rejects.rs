@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::copier::Copier;
 use super::ledger::Ledger;
 use super::records::{REJECTS, Reject};
-use crate::store::{GuardedStore, OldStore, Result};
+use crate::store::{GuardedStore, OldStore, PageSize, Result};
 use crate::types::{Content, KeyRange};
 
 /// Goes through all rejects and forgets those that are none any more: the key is gone from the old
@@ -20,7 +20,9 @@ pub async fn retry(
     let mut left = 0;
     for (name, entry) in ledger.list::<Reject>(REJECTS).await? {
         let key = KeyRange::One(entry.value.key.clone());
-        let page = old.scan(key.clone(), 1, Content::Full).await?;
+        let page = old
+            .scan(key.clone(), PageSize::pairs(1), Content::Full)
+            .await?;
         if page.rejects.is_empty() {
             // Records the reject anew, in a new version, if the pair still cannot be taken.
             copier.copy(&page.kvs, None).await?;

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::ledger::{Entry, Ledger, write};
 use super::reach::{PAGES, Reach};
 use super::records::{SHARDS, SURVEY, Shard, Survey};
-use crate::store::{OldStore, RecordTxn, Result, StoreError};
+use crate::store::{OldStore, PageSize, RecordTxn, Result, StoreError};
 use crate::types::{Content, Epoch};
 
 /// Keys in the first shards. Later ones grow with the store, so that there are never many.
@@ -62,7 +62,8 @@ async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> R
     let mut surveyed = 0;
     while surveyed < wanted && !survey.done {
         let limit = ((wanted - surveyed) / usize::from(PAGES)).clamp(SAMPLE, PAGE);
-        let page = old.scan(reach.range(), limit, Content::KeysOnly).await?;
+        let size = PageSize::pairs(limit);
+        let page = old.scan(reach.range(), size, Content::KeysOnly).await?;
         surveyed += page.kvs.len() + page.rejects.len();
         // What is left of the range is taken as it is, unless the range was far too long.
         let left = page.left.filter(|left| surveyed + left <= 2 * wanted);

@@ -15,9 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::mirror;
 use super::reach::{FIRST_PAGE, Reach, adapted};
 use super::records::readable;
-use crate::store::{Claim, GuardedStore, NewStore, OldStore, Page, Result};
-use crate::types::range::successor;
-use crate::types::{Content, Epoch, KeyRange, KeyValue, Range, Revision};
+use crate::store::{Claim, GuardedStore, NewStore, OldStore, Page, PageSize, Result};
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Revision};
 
 /// Findings that are listed one by one; all are counted.
 const LISTED: usize = 100;
@@ -113,8 +112,8 @@ impl Verification {
         progress: &(dyn Fn(&Report) + Sync),
     ) -> Result<Report> {
         let mut reach = Reach::from(Bytes::new());
-        let mut limits = (FIRST_PAGE, FIRST_PAGE);
-        while self.step(&mut reach, &mut limits, &mut report).await? {
+        let mut sizes = (FIRST_PAGE, FIRST_PAGE);
+        while self.step(&mut reach, &mut sizes, &mut report).await? {
             progress(&report);
         }
         progress(&report);
@@ -127,7 +126,7 @@ impl Verification {
     async fn step(
         &self,
         reach: &mut Reach,
-        limits: &mut (usize, usize),
+        sizes: &mut (PageSize, PageSize),
         report: &mut Report,
     ) -> Result<bool> {
         // Before the old store is read, and the new one after it: what was replayed by then and has
@@ -137,28 +136,21 @@ impl Verification {
             None => None,
         };
         let span = reach.range();
-        let mut page = self.old.scan(span.clone(), limits.0, Content::Full).await?;
-        limits.0 = adapted(limits.0, page.kvs.iter());
+        let mut page = self.old.scan(span.clone(), sizes.0, Content::Full).await?;
+        sizes.0 = adapted(sizes.0, page.kvs.iter());
         let old_end = page.stop()?;
-        // Stores count what a range holds besides its first page: none is left longer than need be.
-        let page_span = match &old_end {
+        let upto = |end: &Option<Bytes>| match end {
             Some(end) => KeyRange::span(span.start().clone(), Some(end.clone())),
             None => span.clone(),
         };
-        let new_end = self.end_of_page(&page_span, limits.1).await?;
-        let end = match (old_end, new_end) {
-            (Some(old), Some(new)) => Some(old.min(new)),
-            (old, new) => old.or(new),
-        };
-        let part = match &end {
-            Some(end) => KeyRange::span(span.start().clone(), Some(end.clone())),
-            None => span,
-        };
+        // The new store may hold more there than can be held, and so cut it once more.
+        let (claims, new_end) = self.new.first_claims(upto(&old_end), sizes.1).await?;
+        sizes.1 = adapted(sizes.1, claims.iter().filter_map(Claim::live));
+        let end = new_end.or(old_end);
+        let part = upto(&end);
         let more = reach.go_on(&page, end);
         page.kvs.retain(|kv| part.contains(&kv.key));
         page.rejects.retain(|(key, _)| part.contains(key));
-        let claims = self.new.claims(part, usize::MAX).await?;
-        limits.1 = adapted(limits.1, claims.iter().filter_map(Claim::live));
         if self.all_claimed {
             // Both are in key order.
             let claimed = |key: &Bytes| {
@@ -172,19 +164,6 @@ impl Verification {
         }
         compare(&page, &claims, replayed, report);
         Ok(more)
-    }
-
-    /// Where a page of `limit` live keys of the new store ends, if it does not reach the end of
-    /// `span`. Claims cannot be read page by page, so the span is cut to what can be held.
-    async fn end_of_page(&self, span: &KeyRange, limit: usize) -> Result<Option<Bytes>> {
-        let request = Range {
-            limit,
-            content: Content::KeysOnly,
-            ..Range::of(span.clone())
-        };
-        let reply = self.new.range(request).await?.reply;
-        let last = reply.kvs.last().filter(|_| reply.more);
-        Ok(last.map(|kv| successor(&kv.key)))
     }
 }
 

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::store::memory::Memory;
     use crate::store::old::AsOld;
-    use crate::store::{CopyUp, Line, NewStore, RecordTxn};
+    use crate::store::{CopyUp, Line, NewStore, PageSize, RecordTxn};
     use crate::types::Epoch;
 
     const BASE: Revision = Revision(5);
@@ -424,7 +424,7 @@ mod tests {
         async fn get(&self, _: Vec<bytes::Bytes>) -> Result<Vec<Option<crate::types::KeyValue>>> {
             Err(unavailable())
         }
-        async fn scan(&self, _: KeyRange, _: usize, _: Content) -> Result<crate::store::Page> {
+        async fn scan(&self, _: KeyRange, _: PageSize, _: Content) -> Result<crate::store::Page> {
             Err(unavailable())
         }
         async fn count(&self, _: KeyRange) -> Result<usize> {

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use super::{Overlay, merge};
-use crate::store::{Claim, Read, Result, eval, exactly, miscounted};
+use crate::store::{Claim, PageSize, Read, Result, eval, exactly, miscounted};
 use crate::types::{Answer, Content, KeyRange, KeyValue, Range, RangeReply, SortTarget};
 
 /// Pairs that are asked of the old store at once with their values, and without.
@@ -182,7 +182,10 @@ impl Overlay {
             } else {
                 (PAGE_KEYS, Content::KeysOnly)
             };
-            let page = self.old.scan(keys.clone(), limit, content).await?;
+            let page = self
+                .old
+                .scan(keys.clone(), PageSize::pairs(limit), content)
+                .await?;
             left = page.rest(&keys)?;
             if *budget > 0 {
                 *budget = budget.saturating_sub(page.kvs.len());

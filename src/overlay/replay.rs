@@ -98,7 +98,7 @@ mod tests {
     use crate::store::memory::Memory;
     use crate::store::old::AsOld;
     use crate::store::watch::tests::slow_watch;
-    use crate::store::{Guard, Line, NewStore as _, OldLease, OldStore, Page, RecordTxn};
+    use crate::store::{Guard, Line, NewStore as _, OldLease, OldStore, Page, PageSize, RecordTxn};
     use crate::types::{Content, Delete, Epoch, KeyRange, KeyValue, Put, Reserved};
 
     #[tokio::test]
@@ -128,8 +128,8 @@ mod tests {
         async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
             self.0.get(keys).await
         }
-        async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-            self.0.scan(keys, limit, content).await
+        async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+            self.0.scan(keys, size, content).await
         }
         async fn count(&self, keys: KeyRange) -> Result<usize> {
             self.0.count(keys).await

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::Overlay;
-use crate::store::{CopyUp, RequestError, Result, StoreError};
+use crate::store::{CopyUp, PageSize, RequestError, Result, StoreError};
 use crate::types::{Answer, Content, KeyRange, KeyValue, LeaseId, Op, Txn, TxnReply};
 
 /// Pairs of the old store that are read and copied up at once where a transaction touches a range.
@@ -105,7 +105,8 @@ impl Overlay {
     async fn copy_up_gap(&self, gap: KeyRange) -> Result<()> {
         let mut left = Some(gap);
         while let Some(keys) = left {
-            let page = self.old.scan(keys.clone(), PAGE, Content::Full).await?;
+            let size = PageSize::pairs(PAGE);
+            let page = self.old.scan(keys.clone(), size, Content::Full).await?;
             left = page.rest(&keys)?;
             self.copy_up(page.kvs).await?;
         }

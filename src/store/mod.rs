@@ -11,6 +11,7 @@ pub mod etcd2;
 pub mod etcd3;
 pub mod eval;
 pub mod feed;
+mod fewer;
 pub mod foreign;
 mod gather;
 pub mod lease;
@@ -29,8 +30,8 @@ pub mod watch;
 use async_trait::async_trait;
 
 use crate::types::{
-    Answer, Delete, DeleteReply, Grant, Granted, LeaseId, LeaseStatus, Op, Put, PutReply, Range,
-    RangeReply, Reply, Revision, Txn, TxnReply,
+    Answer, Content, Delete, DeleteReply, Grant, Granted, KeyRange, LeaseId, LeaseStatus, Op, Put,
+    PutReply, Range, RangeReply, Reply, Revision, Txn, TxnReply,
 };
 
 pub use error::{RequestError, Result, StoreError};
@@ -38,7 +39,7 @@ pub use new::{
     Claim, CopyUp, EMPTYING, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read,
     ReadReply, Record, RecordTxn, RecordWrite, Replay, Replayed, exactly, miscounted,
 };
-pub use old::{AsOld, OldLease, OldStore, Page};
+pub use old::{AsOld, OldLease, OldStore, Page, PageSize};
 pub use open::{open_new, open_old};
 pub use url::StoreUrl;
 pub use watch::{Watch, WatchEnd, WatchItem, Watching};
@@ -55,6 +56,19 @@ pub trait Store: Send + Sync + 'static {
     /// Fails with [`RequestError::Compacted`] below the compacted revision (reading exactly at it is
     /// allowed) and with [`RequestError::FutureRevision`] above the current one.
     async fn range(&self, request: Range) -> Result<Answer<RangeReply>>;
+
+    /// The first pairs of `keys`, in byte order and as they are now; see [`OldStore::scan`].
+    ///
+    /// Of a store that cannot be told about bytes, all pairs are held until the page is cut.
+    async fn page(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        let range = Range {
+            limit: size.pairs.max(1),
+            content,
+            ..Range::of(keys)
+        };
+        let reply = self.range(range).await?.reply;
+        Ok(Page::of(reply.kvs, reply.count, size))
+    }
 
     /// Runs a transaction. One that changes nothing takes no revision.
     ///

@@ -7,8 +7,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 
-use super::{Result, Store, StoreError, Watch, WatchItem};
-use crate::types::{Answer, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply};
+use super::fewer::{self, UNMEASURED_PAIRS};
+use super::{PageSize, Result, Store, StoreError, Watch, WatchItem};
+use crate::types::range::successor;
+use crate::types::{
+    Answer, Content, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply,
+};
 
 /// A store that a migration can go to.
 ///
@@ -247,6 +251,35 @@ pub trait GuardedStore: Store {
         let read = Read::Claims { keys, values };
         let [claims] = exactly(self.snapshot(None, vec![read]).await?.reply)?;
         claims.into_claims()
+    }
+
+    /// The first of what the store has decided about `keys`, with values, and the first key behind that if
+    /// it is not all: `size` is for whiteouts, too. Where no claims are asked for at once that end in the
+    /// middle, as here, bytes are not held to: there are few, and half as many whenever that fails.
+    async fn first_claims(
+        &self,
+        keys: KeyRange,
+        size: PageSize,
+    ) -> Result<(Vec<Claim>, Option<Bytes>)> {
+        let keys = &keys;
+        let first = |most: usize| async move {
+            let request = Range {
+                limit: most,
+                content: Content::KeysOnly,
+                ..Range::of(keys.clone())
+            };
+            let reply = self.range(request).await?.reply;
+            let last = reply.kvs.last().filter(|_| reply.more);
+            let end = last.map(|kv| successor(&kv.key));
+            let part = match &end {
+                Some(end) => KeyRange::span(keys.start().clone(), Some(end.clone())),
+                None => keys.clone(),
+            };
+            Ok((self.claims(part, usize::MAX).await?, end))
+        };
+        let answers = || async { self.status().await.is_ok() };
+        let mut most = size.pairs.clamp(1, UNMEASURED_PAIRS);
+        fewer::until_it_fits(&mut most, first, answers).await
     }
 
     /// Copies up `copies`, each only if its key is unclaimed, then runs `txn`. Copies that were

@@ -29,10 +29,21 @@ pub trait OldStore: Send + Sync + 'static {
     /// The latest state of each of `keys`, in their order; nothing for one that does not exist.
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>>;
 
-    /// The first pairs of `keys` in byte order, in one snapshot per page. A page ends after `limit`
-    /// pairs (at least 1), or earlier where the store finds it large enough.
+    /// The first pairs of `keys` in byte order, in one snapshot per page. A page ends with the pair with
+    /// which `size` is reached, or earlier where the store finds it large enough.
     /// With [`Content::CountOnly`] the page has no pairs; see [`Self::count`].
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page>;
+    ///
+    /// Stores hold no more than such a page in memory for it, as far as they can be told:
+    ///
+    /// | store | how it holds to the bytes |
+    /// | --- | --- |
+    /// | memory | its pages are parts of what it holds anyhow |
+    /// | SQL | the database adds the sizes up before it hands out values; SQLite reads no further |
+    /// | table | rows come as they are read; the connection is closed upon the rest |
+    /// | etcd v2 | a page ends there, but a directory can only be read as a whole |
+    /// | etcd v3 | it knows numbers of pairs only, of which it gets few: as many as seem to fit from those \
+    ///   before them, at most twice as many as before, and half as many when it fails |
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page>;
 
     /// How many keys are in the range now; exact where the store can say it cheaply, else an
     /// estimate, good enough for progress.
@@ -75,8 +86,8 @@ pub trait OldStore: Send + Sync + 'static {
 
     /// A page of keys under the reserved prefix, without values: those that [`Self::scan`] hides in a wider
     /// range. `keys` lie within it.
-    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
-        self.scan(keys, limit, Content::KeysOnly).await
+    async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
+        self.scan(keys, size, Content::KeysOnly).await
     }
 
     /// The same store with its fence: for clients until the migration begins, under
@@ -95,6 +106,41 @@ pub trait OldStore: Send + Sync + 'static {
     }
 }
 
+/// How much a page of a scan may have. It has one pair in any case, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageSize {
+    /// It ends after so many pairs.
+    pub pairs: usize,
+    /// It ends with the pair with which so many bytes are reached: of keys, and of values where they
+    /// are answered.
+    pub bytes: usize,
+}
+
+impl PageSize {
+    /// Bytes of a page that was given none: a copy of it has to fit into memory several times over.
+    pub const BYTES: usize = 4 << 20;
+
+    /// So many pairs, if they are not too large.
+    #[must_use]
+    pub fn pairs(pairs: usize) -> Self {
+        Self {
+            pairs,
+            bytes: Self::BYTES,
+        }
+    }
+
+    /// How many of `kvs` are in a page.
+    fn cut(self, kvs: &[KeyValue]) -> usize {
+        let mut before = 0;
+        let fit = kvs.iter().take(self.pairs.max(1)).take_while(|kv| {
+            let fits = before < self.bytes.max(1);
+            before += kv.weight();
+            fits
+        });
+        fit.count()
+    }
+}
+
 /// Part of a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
@@ -110,6 +156,19 @@ pub struct Page {
 }
 
 impl Page {
+    /// The first of `kvs`, with which a range of `count` keys begins.
+    #[must_use]
+    pub fn of(mut kvs: Vec<KeyValue>, count: usize, size: PageSize) -> Self {
+        kvs.truncate(size.cut(&kvs));
+        let left = count.saturating_sub(kvs.len());
+        Self {
+            more: left > 0 && !kvs.is_empty(),
+            left: Some(left),
+            kvs,
+            rejects: Vec::new(),
+        }
+    }
+
     /// The first key of the page, be it a pair's or a reject's.
     #[must_use]
     pub fn first_key(&self) -> Option<&Bytes> {
@@ -219,19 +278,8 @@ impl OldStore for AsOld {
         Ok(kvs)
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        let range = Range {
-            limit: limit.max(1),
-            content,
-            ..Range::of(keys)
-        };
-        let reply = self.store.range(range).await?.reply;
-        Ok(Page {
-            left: Some(reply.count.saturating_sub(reply.kvs.len())),
-            kvs: reply.kvs,
-            more: reply.more,
-            rejects: Vec::new(),
-        })
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        self.store.page(keys, size, content).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
@@ -310,7 +358,10 @@ mod tests {
         let mut rest = Some(KeyRange::prefix("k"));
         let mut seen = Vec::new();
         while let Some(keys) = rest.take() {
-            let page = old.scan(keys.clone(), 3, Content::Full).await.unwrap();
+            let page = old
+                .scan(keys.clone(), PageSize::pairs(3), Content::Full)
+                .await
+                .unwrap();
             rest = page.rest(&keys).unwrap();
             seen.extend(page.kvs.into_iter().map(|kv| kv.value));
         }

@@ -95,4 +95,10 @@ impl KeyValue {
             ..self
         }
     }
+
+    /// Bytes of the pair that count where sizes are bounded.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
 }

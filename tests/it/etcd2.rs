@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use http::Method;
 use segue::store::etcd2::Etcd2;
-use segue::store::{OldStore, RequestError, StoreError, StoreUrl};
+use segue::store::{OldStore, PageSize, RequestError, StoreError, StoreUrl};
 use segue::types::{Content, KeyRange, KeyValue, LeaseId, Reserved, Revision};
 
+use crate::contract::page::{holds_to_sizes, uneven};
 use crate::support::{Etcd, V2, eventually};
 
 async fn open(url: &str) -> Result<Etcd2, StoreError> {
@@ -24,7 +25,7 @@ async fn read(
     let (mut kvs, mut rejects) = (Vec::new(), Vec::new());
     loop {
         let page = store
-            .scan(keys.clone(), limit, Content::Full)
+            .scan(keys.clone(), PageSize::pairs(limit), Content::Full)
             .await
             .unwrap();
         assert!(page.kvs.len() <= limit);
@@ -48,6 +49,18 @@ fn texts(kvs: &[KeyValue]) -> Vec<&str> {
     kvs.iter()
         .map(|kv| std::str::from_utf8(&kv.key).unwrap())
         .collect()
+}
+
+#[tokio::test]
+async fn a_page_ends_where_its_bytes_are_reached() {
+    let etcd = Etcd::start_v2().await;
+    let v2 = V2::of(&etcd);
+    let pairs = uneven("/a/");
+    for (key, value) in &pairs {
+        v2.put(key, std::str::from_utf8(value).unwrap()).await;
+    }
+    let store = open(&etcd.v2_url()).await.unwrap();
+    holds_to_sizes(&store, &pairs).await;
 }
 
 #[tokio::test]
@@ -116,7 +129,11 @@ async fn every_range_of_a_tree_comes_in_the_byte_order_of_its_keys() {
         }
     }
     let one = store
-        .scan(KeyRange::One("/a/b".into()), 5, Content::KeysOnly)
+        .scan(
+            KeyRange::One("/a/b".into()),
+            PageSize::pairs(5),
+            Content::KeysOnly,
+        )
         .await
         .unwrap();
     assert_eq!(texts(&one.kvs), ["/a/b"]);
@@ -133,7 +150,7 @@ async fn an_empty_store_has_an_index_and_nothing_else() {
     let etcd = Etcd::start_v2().await;
     let store = open(&etcd.v2_url()).await.unwrap();
     let page = store
-        .scan(KeyRange::all(), 10, Content::Full)
+        .scan(KeyRange::all(), PageSize::pairs(10), Content::Full)
         .await
         .unwrap();
     assert!(page.kvs.is_empty() && page.rejects.is_empty() && !page.more);
@@ -227,7 +244,7 @@ async fn a_time_to_live_becomes_a_lease() {
     // However a key is read, it carries its lease.
     let keys: Vec<_> = leases.iter().map(|lease| lease.keys[0].clone()).collect();
     let got = store.get(keys).await.unwrap();
-    let below = store.scan(KeyRange::prefix("/d/"), 10, Content::Full);
+    let below = store.scan(KeyRange::prefix("/d/"), PageSize::pairs(10), Content::Full);
     let below = below.await.unwrap().kvs;
     assert_eq!(below.len(), 3);
     for kv in got.iter().flatten().chain(&below) {

@@ -5,11 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use segue::overlay::Overlay;
 use segue::store::memory::Memory;
-use segue::store::{NewStore as _, OldStore, Store as _};
+use segue::store::{NewStore as _, OldStore, PageSize, Store as _};
 use segue::tasks::spawn_owned;
 use segue::types::{Content, KeyRange, KeyValue, Range, Reserved, Txn};
 
 use crate::contract::dsl::{delete_op, guard, line, set_line};
+use crate::contract::page::{holds_to_sizes, uneven};
 use crate::support::segue::{Segue, run};
 use crate::support::tables::Kind::{MariaDb, Postgres, Sqlite};
 use crate::support::tables::{ALL, Home};
@@ -25,7 +26,7 @@ async fn all(
     let mut rest = Some(keys);
     while let Some(keys) = rest.take() {
         let page = store
-            .scan(keys.clone(), limit, Content::Full)
+            .scan(keys.clone(), PageSize::pairs(limit), Content::Full)
             .await
             .unwrap();
         rest = page.rest(&keys).unwrap();
@@ -116,13 +117,32 @@ async fn text_comes_in_byte_order_and_is_told_apart_by_bytes_whatever_its_collat
         assert_eq!(store.count(range).await.unwrap(), expected);
         assert_eq!(
             store
-                .scan(KeyRange::One("b".into()), 1, Content::Full)
+                .scan(KeyRange::One("b".into()), PageSize::pairs(1), Content::Full)
                 .await
                 .unwrap()
                 .kvs
                 .len(),
             1
         );
+    }
+}
+
+#[tokio::test]
+async fn a_page_ends_where_its_bytes_are_reached() {
+    for kind in ALL {
+        let home = Home::new(kind).await;
+        home.run(
+            "CREATE TABLE kv (k {text|varchar(80)|TEXT} PRIMARY KEY, v {text|mediumtext|TEXT})",
+        )
+        .await;
+        let pairs = uneven("k");
+        for (key, value) in &pairs {
+            let value = std::str::from_utf8(value).unwrap();
+            home.run(&format!("INSERT INTO kv VALUES ('{key}', '{value}')"))
+                .await;
+        }
+        let store = home.open("kv", "key=k&value=v").await;
+        holds_to_sizes(&*store, &pairs).await;
     }
 }
 
@@ -402,7 +422,10 @@ async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
         // Asked for one by one they say the same.
         let one = |key: &str| KeyRange::One(Bytes::copy_from_slice(key.as_bytes()));
         for (key, rejects) in [("", 1), ("twice", 1), ("good", 0)] {
-            let page = store.scan(one(key), 1, Content::Full).await.unwrap();
+            let page = store
+                .scan(one(key), PageSize::pairs(1), Content::Full)
+                .await
+                .unwrap();
             assert_eq!(page.rejects.len(), rejects, "{kind:?} {key}");
         }
     }

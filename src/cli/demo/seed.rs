@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 
 use super::ledger::Facts;
 use super::stage::{Props, dice, size, value};
-use crate::store::{OldStore, Store};
+use crate::store::{OldStore, PageSize, Store};
 use crate::types::{Content, Delete, Grant, KeyRange, LeaseId, Put};
 
 /// What every key of the demo's own data begins with.
@@ -225,9 +225,11 @@ impl Survey {
         };
         let mut rest = Some(KeyRange::all());
         while let Some(keys) = rest {
-            let page = old.scan(keys.clone(), PAGE, Content::Full).await?;
+            let page = old
+                .scan(keys.clone(), PageSize::pairs(PAGE), Content::Full)
+                .await?;
             for kv in &page.kvs {
-                survey.bytes += (kv.key.len() + kv.value.len()) as u64;
+                survey.bytes += kv.weight() as u64;
                 survey.leased += usize::from(kv.lease.is_some());
                 survey.keys.insert(kv.key.clone(), Facts::from(kv));
             }

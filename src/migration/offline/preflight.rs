@@ -9,7 +9,7 @@ use crate::migration::ledger::Ledger;
 use crate::migration::phase::{FORMAT, Phase, State};
 use crate::migration::records::{MEMBERS, Member, STATE, readable};
 use crate::migration::switch::KEY;
-use crate::store::{Guard, NewStore, OldStore, Result, StoreError};
+use crate::store::{Guard, NewStore, OldStore, PageSize, Result, StoreError};
 use crate::types::{Content, KeyRange, Range, Reserved};
 use tokio::time::Instant;
 
@@ -163,7 +163,9 @@ pub(super) async fn probe(
             "the old store cannot be read: {error}. Nothing was written, and nothing was deleted"
         ))
     };
-    let page = old.scan(KeyRange::all(), PAGE, Content::Full).await;
+    let page = old
+        .scan(KeyRange::all(), PageSize::pairs(PAGE), Content::Full)
+        .await;
     let page = page.map_err(unreadable)?;
     old.leases().await.map_err(unreadable)?;
     let (count, named) = hidden(old, reserved).await.map_err(unreadable)?;
@@ -193,7 +195,9 @@ async fn hidden(old: &Arc<dyn OldStore>, reserved: &Reserved) -> Result<(u64, Ve
     let (mut count, mut named) = (0, Vec::new());
     let mut rest = Some(reserved.range().clone());
     while let Some(keys) = rest.take() {
-        let page = old.scan_reserved(keys.clone(), PAGE).await?;
+        let page = old
+            .scan_reserved(keys.clone(), PageSize::pairs(PAGE))
+            .await?;
         rest = page.rest(&keys)?;
         let pairs = page.kvs.iter().map(|kv| &kv.key);
         let all = pairs.chain(page.rejects.iter().map(|(key, _)| key));

@@ -34,7 +34,7 @@ use tokio::sync::Mutex;
 
 use super::foreign::{Bookmark, ForeignChanges};
 use super::url::Cluster;
-use super::{OldLease, OldStore, Page, Result};
+use super::{OldLease, OldStore, Page, PageSize, Result};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
 
 use census::Census;
@@ -45,10 +45,6 @@ use walk::{Parked, Walk};
 /// Point reads in flight: as many as etcd merges into a few writes of its log, through which
 /// quorum reads go.
 const READS: usize = 32;
-
-/// A page ends at this size: pairs are small as a rule, and a copy of a page has to fit into memory
-/// several times over.
-const PAGE_BYTES: usize = 4 << 20;
 
 /// A page ends after this many rejects, once it has a pair that the next one can go on from.
 const PAGE_REJECTS: usize = 1000;
@@ -113,7 +109,7 @@ impl Etcd2 {
     async fn page(
         &self,
         keys: KeyRange,
-        limit: usize,
+        size: PageSize,
         content: Content,
         shown: impl Fn(&[u8]) -> bool + Send + Sync,
     ) -> Result<Page> {
@@ -126,17 +122,17 @@ impl Etcd2 {
             .take(&keys)
             .unwrap_or_else(|| Walk::new(self.tree.clone(), keys));
         let mut bytes = 0;
-        while page.kvs.len() < limit.max(1)
-            && bytes < PAGE_BYTES
+        while page.kvs.len() < size.pairs.max(1)
+            && bytes < size.bytes.max(1)
             && (page.rejects.len() < PAGE_REJECTS || page.kvs.is_empty())
         {
             match walk.next().await? {
                 Some(child) if !shown(child.key()) => {}
                 Some(Child::Pair { mut kv, .. }) => {
-                    bytes += kv.key.len() + kv.value.len();
                     if content == Content::KeysOnly {
                         kv.value = Bytes::new();
                     }
+                    bytes += kv.weight();
                     page.kvs.push(kv);
                 }
                 Some(Child::Reject { key, reason }) => page.rejects.push((key, reason)),
@@ -171,12 +167,12 @@ impl OldStore for Etcd2 {
             .await
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        self.page(keys, limit, content, |key| self.shows(key)).await
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        self.page(keys, size, content, |key| self.shows(key)).await
     }
 
-    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
-        self.page(keys, limit, Content::KeysOnly, |_| true).await
+    async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
+        self.page(keys, size, Content::KeysOnly, |_| true).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

@@ -41,6 +41,7 @@ const TEXTS: &[(&str, RequestError)] = &[
     ),
     ("request is too large", RequestError::TooLarge),
     ("message larger than max", RequestError::TooLarge),
+    ("message length too large", RequestError::TooLarge),
     ("mvcc: database space exceeded", RequestError::NoSpace),
 ];
 

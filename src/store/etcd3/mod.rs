@@ -40,6 +40,7 @@ mod names;
 mod numbers;
 mod old;
 mod ops;
+mod pace;
 mod present;
 mod reads;
 mod records;

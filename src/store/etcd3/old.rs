@@ -10,27 +10,27 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::client::Client;
 use super::names::Names;
 use super::numbers::Numbers;
+use super::pace::Paces;
 use super::reads::Reads;
 use super::records::{StoredLine, line_compare};
 use super::view::{READS_PER_TXN, View, header_revision, range_op, range_request, range_response};
 use super::{Etcd3, Shared};
 use crate::proto::etcdserverpb as pb;
+use crate::store::fewer;
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::url::Cluster;
 use crate::store::{
-    Guard, NewStore, OldLease, OldStore, Page, RequestError, Result, StoreError, Watch, Watching,
+    Guard, NewStore, OldLease, OldStore, Page, PageSize, RequestError, Result, StoreError, Watch,
+    Watching,
 };
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
-/// Pairs that a page has at most. etcd counts the rest of the range for every page, so few large pages
-/// take less of its time than many small ones.
+/// Keys that a page without values has at most. etcd counts the rest of the range for every page, so few
+/// large pages take less of its time than many small ones.
 const PAGE_KEYS_MAX: usize = 10_000;
-/// What a page should weigh at most. etcd cannot be told, so the next page's number of pairs follows
-/// from the size of the last one's.
-const PAGE_BYTES: usize = 4 << 20;
-/// So many more pairs may be in a page of keys alone: etcd reads their values all the same.
+/// So many more keys than pairs may be in a page: etcd reads their values all the same.
 const KEYS_ONLY: usize = 8;
-/// Pairs of the first page, before any size is known.
+/// Pairs per page that are taken to fit before any size is known.
 const FIRST_PAGE_KEYS: usize = 500;
 /// How often something is read again because the line has changed.
 const TRIES_MAX: usize = 20;
@@ -45,7 +45,8 @@ pub struct OldEtcd3 {
     shared: Arc<Shared>,
     /// What the line said when it was read last.
     seen: Mutex<Arc<Seen>>,
-    /// Pairs per page that fit the size of the pairs that were seen last.
+    paces: Paces,
+    /// Pairs per page that fit the size of the pairs that were seen last, whoever has seen them.
     page_keys: AtomicUsize,
 }
 
@@ -135,6 +136,7 @@ impl OldEtcd3 {
             shared,
             client,
             names,
+            paces: Paces::default(),
             page_keys: AtomicUsize::new(FIRST_PAGE_KEYS),
         })
     }
@@ -207,15 +209,40 @@ impl OldEtcd3 {
         }))
     }
 
-    /// How many pairs the next page may have, from what the last one weighed.
-    fn learn_size(&self, kvs: &[KeyValue]) {
+    /// How many pairs a page from `start` on may have.
+    fn fit(&self, start: &Bytes, size: PageSize, content: Content) -> usize {
+        let most = match content {
+            Content::Full => self.paces.at(start),
+            Content::KeysOnly => {
+                let fit = self.page_keys.load(Ordering::Relaxed) * KEYS_ONLY;
+                fit.min(PAGE_KEYS_MAX)
+            }
+            Content::CountOnly => 1,
+        };
+        most.min(size.pairs).max(1)
+    }
+
+    /// Notes what the pairs of a page from `start` on weighed, of which `asked` were asked for.
+    fn learn_size(&self, start: &Bytes, asked: usize, kvs: &[KeyValue], size: PageSize) {
         if kvs.is_empty() {
             return;
         }
-        let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        let per_pair = bytes / kvs.len() + 1;
-        let keys = (PAGE_BYTES / per_pair).clamp(1, PAGE_KEYS_MAX);
+        self.paces.note(start, asked, kvs, size.bytes);
+        let weight: usize = kvs.iter().map(KeyValue::weight).sum();
+        let keys = (PageSize::BYTES / (weight / kvs.len() + 1)).clamp(1, PAGE_KEYS_MAX);
         self.page_keys.store(keys, Ordering::Relaxed);
+    }
+
+    /// Pairs of a range, as soon as the line has stood still for so long.
+    async fn some(&self, range: Range) -> Result<RangeReply> {
+        let request = pb::RangeRequest::from(range);
+        let mut tries = 0;
+        loop {
+            match self.pairs(&self.seen(), request.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => self.look_again(error, &mut tries).await?,
+            }
+        }
     }
 }
 
@@ -271,16 +298,7 @@ impl OldStore for OldEtcd3 {
         }
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        let limit = match content {
-            Content::Full => limit.min(self.page_keys.load(Ordering::Relaxed)),
-            Content::KeysOnly => {
-                let fit = self.page_keys.load(Ordering::Relaxed) * KEYS_ONLY;
-                limit.min(fit).min(PAGE_KEYS_MAX)
-            }
-            Content::CountOnly => limit,
-        }
-        .max(1);
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
         let mut parts = self.names.visible(&keys).into_iter();
         let Some(part) = parts.next() else {
             return Ok(Page::default());
@@ -289,22 +307,20 @@ impl OldStore for OldEtcd3 {
         // the part before is empty then.
         let mut range = part;
         loop {
-            let request = Range {
-                limit,
-                content,
-                ..Range::of(range)
+            let start = range.start().clone();
+            let mut most = self.fit(&start, size, content);
+            let some = |limit| {
+                self.some(Range {
+                    limit,
+                    content,
+                    ..Range::of(range.clone())
+                })
             };
-            let request = pb::RangeRequest::from(request);
-            let mut tries = 0;
-            let reply = loop {
-                match self.pairs(&self.seen(), request.clone()).await {
-                    Ok(reply) => break reply,
-                    Err(error) => self.look_again(error, &mut tries).await?,
-                }
-            };
+            let answers = || async { self.look().await.is_ok() };
+            let reply = fewer::until_it_fits(&mut most, some, answers).await?;
             let kvs = reply.kvs;
             if content == Content::Full {
-                self.learn_size(&kvs);
+                self.learn_size(&start, most, &kvs, size);
             }
             let rest = parts.next();
             if !kvs.is_empty() || rest.is_none() {

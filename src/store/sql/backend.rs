@@ -480,6 +480,10 @@ pub struct Rows {
     pub whiteouts: bool,
     /// At most so many rows, the first ones; nothing is all. 0 is good for a count.
     pub limit: Option<usize>,
+    /// Stop with the row with which so many bytes are reached, of keys and of values as far as they
+    /// come; nothing is all. Where rows of several parts are read at once, each may come that far. Not
+    /// of the past, and not where only the first rows come with values.
+    pub bytes: Option<usize>,
     /// So many live rows from the first come with their values; the rest without.
     pub values: usize,
     /// Count the live rows of all parts, whatever the limit.

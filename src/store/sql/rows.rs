@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::backend::{Found, Head, Lease, LogScan, Logged, Row};
+use super::backend::{Found, Head, Lease, LogScan, Logged, Row, Rows};
 use super::tables::{LEASED, log_kind};
 use crate::store::{Line, Record};
 use crate::types::range::successor;
@@ -233,11 +233,28 @@ pub(super) struct Taken {
     pub(super) rows: Vec<Row>,
     /// Rows that are still wanted.
     pub(super) left: usize,
+    /// Bytes that are still wanted.
+    bytes: usize,
     /// Live rows that are still wanted with their values.
     pub(super) values: usize,
 }
 
 impl Taken {
+    /// None so far of those that `want` wants.
+    pub(super) fn new(want: &Rows) -> Self {
+        Self {
+            rows: Vec::new(),
+            left: want.limit.unwrap_or(usize::MAX),
+            bytes: want.bytes.unwrap_or(usize::MAX),
+            values: want.values,
+        }
+    }
+
+    /// Whether no more are wanted. If they are, there are no more.
+    pub(super) fn is_full(&self) -> bool {
+        self.left == 0 || self.bytes == 0
+    }
+
     pub(super) fn take(&mut self, mut row: Row, with_value: bool) {
         self.left -= 1;
         if !with_value {
@@ -246,6 +263,7 @@ impl Taken {
         if with_value && row.live {
             self.values -= 1;
         }
+        self.bytes = self.bytes.saturating_sub(row.kv.weight());
         self.rows.push(row);
     }
 }

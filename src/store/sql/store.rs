@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::backend::{Backend, Found, Head, Logged, Query, Row, Rows, Snapshot};
 use super::reading::Reading;
@@ -10,12 +11,13 @@ use super::work::{Done, Work};
 use super::{SqlStore, unanswered};
 use crate::store::eval::finish;
 use crate::store::{
-    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
-    RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
+    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Page, PageSize, Read, ReadReply, Record,
+    RecordTxn, Replay, RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
 };
+use crate::types::range::successor;
 use crate::types::{
-    Answer, Content, Grant, Granted, KeyValue, LeaseId, LeaseStatus, Range, RangeReply, Reserved,
-    Revision, SortTarget, Txn, TxnReply,
+    Answer, Content, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Range, RangeReply,
+    Reserved, Revision, SortTarget, Txn, TxnReply,
 };
 
 /// Pairs in one copy-up or replay, at most: what one transaction should hold up the others for.
@@ -40,6 +42,28 @@ impl<B: Backend> Store for SqlStore<B> {
             revision: head.revision,
             reply,
         })
+    }
+
+    /// The database is told about bytes, too.
+    async fn page(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        let request = Range {
+            limit: size.pairs.max(1),
+            content,
+            ..Range::of(keys)
+        };
+        let counts = &self.engine.counts;
+        let rows = Rows {
+            bytes: Some(size.bytes.max(1)),
+            known: counts.known(&request),
+            ..rows_of(&request, &self.engine.reserved)
+        };
+        let (head, mut found) = self.read(None, vec![Query::Rows(rows)]).await?;
+        let found = found.pop().ok_or_else(unanswered)?;
+        let mut reply = finished(&request, found)?;
+        // The bytes may have ended it before the limit did.
+        reply.more = reply.kvs.len() < reply.count;
+        counts.note(&request, &head, &reply);
+        Ok(Page::of(reply.kvs, reply.count, size))
     }
 
     async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
@@ -146,6 +170,7 @@ impl<B: Backend> GuardedStore for SqlStore<B> {
                 parts: reserved.visible(keys),
                 whiteouts: true,
                 limit: None,
+                bytes: None,
                 values: *values,
                 count: false,
                 known: None,
@@ -170,6 +195,34 @@ impl<B: Backend> GuardedStore for SqlStore<B> {
                 .map(reply)
                 .collect::<Result<_>>()?,
         })
+    }
+
+    async fn first_claims(
+        &self,
+        keys: KeyRange,
+        size: PageSize,
+    ) -> Result<(Vec<Claim>, Option<Bytes>)> {
+        let (most, bytes) = (size.pairs.max(1), size.bytes.max(1));
+        let rows = Rows {
+            parts: self.engine.reserved.visible(&keys),
+            whiteouts: true,
+            // One more than is wanted tells whether there are more.
+            limit: Some(most.saturating_add(1)),
+            bytes: Some(bytes),
+            values: usize::MAX,
+            count: false,
+            known: None,
+        };
+        let (_, mut found) = self.read(None, vec![Query::Rows(rows)]).await?;
+        let Some(Found::Rows { mut rows, .. }) = found.pop() else {
+            return Err(unanswered());
+        };
+        let weight: usize = rows.iter().map(|row| row.kv.weight()).sum();
+        let cut = rows.len() > most || weight >= bytes;
+        rows.truncate(most);
+        let end = rows.last().filter(|_| cut);
+        let end = end.map(|row| successor(&row.kv.key));
+        Ok((rows.into_iter().map(claim).collect(), end))
     }
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
@@ -324,6 +377,7 @@ pub(super) fn rows_of(range: &Range, reserved: &Reserved) -> Rows {
         parts: reserved.visible(&range.keys),
         whiteouts: false,
         limit,
+        bytes: None,
         values,
         count: true,
         known: None,

@@ -14,6 +14,7 @@
 //! happens before the very first walk is left to the verification, which compares what was copied.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow::Continue;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -169,15 +170,18 @@ impl Lookout {
         let prints = &mut self.prints;
         let mut rows: u64 = 0;
         let mut take = |row: Row| {
-            let Some(key) = row.key.clone() else { return };
+            let Some(key) = row.key.clone() else {
+                return Continue(());
+            };
             if table.reserved.contains(&key) {
-                return;
+                return Continue(());
             }
             rows += 1;
             let whole = row.clone();
             let judged = rows::judge(&table.shape, [row], true).next();
             let pair = matches!(judged, Some(Judged::Pair(_)));
             prints.see(&key, &whole, pair, KEYS_MAX);
+            Continue(())
         };
         let walked = table.source.each(table.shape.walk(), &mut take).await;
         let took = begun.elapsed();

@@ -26,6 +26,7 @@ mod shape;
 mod sqlite;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -38,10 +39,10 @@ use self::shape::Shape;
 use super::foreign::{Bookmark, ForeignChanges};
 use super::mark::Mark;
 use super::url::{Table, Within};
-use super::{OldLease, OldStore, Page, Result, StoreError};
+use super::{OldLease, OldStore, Page, PageSize, Result, StoreError};
 use crate::types::{Content, KeyRange, KeyValue, Reserved, Revision};
 
-/// Most rows of a page, whatever is asked for: they are held in memory.
+/// Most rows of a page, whatever is asked for and however small they are: they are held in memory.
 const PAGE_ROWS: usize = 10_000;
 /// Keys that are looked up in one statement.
 const GET_KEYS: usize = 64;
@@ -49,16 +50,24 @@ const GET_KEYS: usize = 64;
 /// What is different from database to database once the table is known.
 #[async_trait]
 trait Source: Send + Sync + 'static {
-    /// Runs a statement with the five columns of a [`Row`], and hands the rows over as they come.
-    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()>;
+    /// Runs a statement with the five columns of a [`Row`], and hands the rows over as they come, until
+    /// `take` breaks off: what is left is not read then.
+    async fn each(&self, statement: String, take: Take<'_>) -> Result<()>;
 
     /// The same, but answers all rows.
     async fn fetch(&self, statement: String) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        self.each(statement, &mut |row| rows.push(row)).await?;
+        let mut take = |row| {
+            rows.push(row);
+            Continue(())
+        };
+        self.each(statement, &mut take).await?;
         Ok(rows)
     }
 }
+
+/// Takes a row, and says whether it wants another one.
+type Take<'a> = &'a mut (dyn FnMut(Row) -> ControlFlow<()> + Send);
 
 /// An existing table as an old store.
 #[derive(Clone)]
@@ -124,17 +133,28 @@ impl PlainTable {
         Ok(judged.map(|one| (one.key().clone(), one)).collect())
     }
 
-    /// The first rows in key order, and whether there are more behind them.
-    async fn first(&self, keys: &KeyRange, limit: usize, values: bool) -> Result<(Vec<Row>, bool)> {
+    /// The first rows in key order, and whether there may be more behind them: then the last one is one
+    /// more than is wanted, which says whether the key before it is whole.
+    async fn first(
+        &self,
+        keys: &KeyRange,
+        size: PageSize,
+        values: bool,
+    ) -> Result<(Vec<Row>, bool)> {
         if let KeyRange::One(key) = keys {
             let mut rows = self.candidates(std::slice::from_ref(key)).await?;
             rows.retain(|row| row.key.as_ref() == Some(key));
             return Ok((rows, false));
         }
-        // One more than asked for says whether the last key is whole.
-        let statement = self.shape.page(keys, limit + 1, values);
-        let rows = self.source.fetch(statement).await?;
-        let more = rows.len() > limit;
+        let statement = self.shape.page(keys, size.pairs + 1, values);
+        let (mut rows, mut bytes, mut more) = (Vec::new(), 0, false);
+        let mut take = |row: Row| {
+            more = rows.len() == size.pairs || bytes >= size.bytes;
+            bytes += row.weight();
+            rows.push(row);
+            if more { Break(()) } else { Continue(()) }
+        };
+        self.source.each(statement, &mut take).await?;
         Ok((rows, more))
     }
 
@@ -180,7 +200,7 @@ impl PlainTable {
     async fn page(
         &self,
         keys: KeyRange,
-        limit: usize,
+        size: PageSize,
         content: Content,
         hidden: impl Fn(&[u8]) -> bool + Send + Sync,
     ) -> Result<Page> {
@@ -189,11 +209,14 @@ impl PlainTable {
             return Ok(page);
         }
         page.rejects.extend(self.left_out(&keys).await?);
-        let limit = limit.clamp(1, PAGE_ROWS);
+        let size = PageSize {
+            pairs: size.pairs.clamp(1, PAGE_ROWS),
+            bytes: size.bytes.max(1),
+        };
         let values = content == Content::Full;
         let mut rest = Some(keys);
         while let Some(keys) = rest.take() {
-            let (mut rows, more) = self.first(&keys, limit, values).await?;
+            let (mut rows, more) = self.first(&keys, size, values).await?;
             if more {
                 rows::drop_last_key(&mut rows);
             }
@@ -250,13 +273,13 @@ impl OldStore for PlainTable {
         keys.iter().map(answer).collect()
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        self.page(keys, limit, content, |key| self.reserved.contains(key))
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        self.page(keys, size, content, |key| self.reserved.contains(key))
             .await
     }
 
-    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
-        self.page(keys, limit, Content::KeysOnly, |_| false).await
+    async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
+        self.page(keys, size, Content::KeysOnly, |_| false).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {
@@ -299,11 +322,14 @@ impl OldStore for PlainTable {
         };
         let mut mark = Mark::since(since_s);
         let mut take = |row: Row| {
-            let Some(key) = row.key.as_ref() else { return };
+            let Some(key) = row.key.as_ref() else {
+                return Continue(());
+            };
             if !self.reserved.contains(key) {
                 let until_s = row.ttl_s.filter(|_| row.expires);
                 mark.add(prints::whole(key, &row), until_s);
             }
+            Continue(())
         };
         self.source.each(self.shape.walk(), &mut take).await?;
         mark.taken(self.now_s().await?);

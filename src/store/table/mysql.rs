@@ -11,9 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
-use super::Source;
 use super::rows::Row;
 use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, wrong_type};
+use super::{Source, Take};
 use crate::store::url::{Columns, Database};
 use crate::store::{RequestError, Result, StoreError, StoreUrl, login};
 use crate::tasks::spawn_from_drop;
@@ -145,7 +145,7 @@ impl Server {
 
 #[async_trait]
 impl Source for Server {
-    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
+    async fn each(&self, statement: String, take: Take<'_>) -> Result<()> {
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
         let conn = self.conn().await?;
@@ -162,16 +162,17 @@ impl Source for Server {
                 .await
                 .map_err(|err| self.failed(&err))?;
             while let Some(row) = rows.next().await.map_err(|err| self.failed(&err))? {
-                take(read(row.unwrap()).ok_or_else(odd)?);
+                if take(read(row.unwrap()).ok_or_else(odd)?).is_break() {
+                    return Ok(false);
+                }
                 consume_budget().await;
             }
-            Ok::<_, StoreError>(())
+            Ok::<_, StoreError>(true)
         };
-        match timeout(FETCH_WITHIN, fetching).await {
-            Ok(fetched) => fetched?,
-            Err(_) => return Err(self.silent(FETCH_WITHIN)),
-        }
-        if let Some(conn) = asked.conn.take() {
+        let fetched = timeout(FETCH_WITHIN, fetching).await;
+        let whole = fetched.unwrap_or_else(|_| Err(self.silent(FETCH_WITHIN)))?;
+        // The rows that are left would have to be read before anything else can be asked for.
+        if let Some(conn) = asked.conn.take_if(|_| whole) {
             self.give_back(conn);
         }
         Ok(())

@@ -14,11 +14,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
-use super::Source;
 use super::rows::Row;
 use super::shape::{
     Column, Expires, Lookup, Shape, find, hex, no_table, quoted, unacceptable, wrong_type,
 };
+use super::{Source, Take};
 use crate::store::login::postgres::{CONNECT_WITHIN, Login, Refused, told};
 use crate::store::url::{Columns, Database};
 use crate::store::{RequestError, Result, StoreError, StoreUrl};
@@ -136,7 +136,7 @@ impl Server {
 
 #[async_trait]
 impl Source for Server {
-    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
+    async fn each(&self, statement: String, take: Take<'_>) -> Result<()> {
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|err| StoreError::Unavailable(err.to_string()))?;
         let client = self.client().await?;
@@ -166,14 +166,19 @@ impl Source for Server {
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|err| self.failed(&err))?;
                 let row = read(&row);
-                take(row.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))?);
+                let row =
+                    row.map_err(|err| StoreError::Broken(format!("{}: {err}", self.place)))?;
+                if take(row).is_break() {
+                    return Ok(false);
+                }
                 consume_budget().await;
             }
-            Ok::<_, StoreError>(())
+            Ok::<_, StoreError>(true)
         };
         let fetched = timeout(FETCH_WITHIN, fetching).await;
-        fetched.unwrap_or_else(|_| Err(self.silent(FETCH_WITHIN)))?;
-        if let Some(client) = asked.client.take() {
+        let whole = fetched.unwrap_or_else(|_| Err(self.silent(FETCH_WITHIN)))?;
+        // The rows that are left would have to come in before anything else is answered.
+        if let Some(client) = asked.client.take_if(|_| whole) {
             self.give_back(client);
         }
         Ok(())

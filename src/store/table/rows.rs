@@ -23,6 +23,14 @@ pub(super) struct Row {
     pub(super) expires: bool,
 }
 
+impl Row {
+    /// Bytes of its key, and of its value if that was asked for.
+    pub(super) fn weight(&self) -> usize {
+        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        len(&self.key) + len(&self.value)
+    }
+}
+
 /// What became of the rows of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Judged {

@@ -10,17 +10,19 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::mpsc;
 
-use super::Source;
 use super::rows::Row;
 use super::shape::{Column, Expires, Lookup, Shape, find, hex, no_table, quoted, unacceptable};
+use super::{Source, Take};
 use crate::store::url::Columns;
 use crate::store::{Result, StoreError};
 
 /// How long a statement waits for another program that writes to the file.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// Rows that come from the thread that reads at a time, and how many times as many may wait.
+/// Rows that come from the thread that reads at a time, bytes with which they are enough however few they
+/// are, and how many times as many may wait.
 const PART_ROWS: usize = 256;
+const PART_BYTES: usize = 1 << 20;
 const PARTS: usize = 4;
 
 /// The connections that nobody uses at the moment.
@@ -95,12 +97,14 @@ fn failed(err: &rusqlite::Error) -> StoreError {
 
 #[async_trait]
 impl Source for File {
-    async fn each(&self, statement: String, take: &mut (dyn FnMut(Row) + Send)) -> Result<()> {
+    async fn each(&self, statement: String, take: Take<'_>) -> Result<()> {
         let (send, mut parts) = mpsc::channel(PARTS);
         let fetching = self.with(move |conn| fetch(conn, &statement, &send));
-        let taking = async {
+        let taking = async move {
             while let Some(part) = parts.recv().await {
-                Vec::into_iter(part).for_each(&mut *take);
+                if Vec::into_iter(part).try_for_each(&mut *take).is_break() {
+                    return;
+                }
             }
         };
         let (fetched, ()) = tokio::join!(fetching, taking);
@@ -132,11 +136,16 @@ fn fetch(
             expires: row.get(4)?,
         })
     })?;
-    let mut part = Vec::new();
+    let (mut part, mut bytes) = (Vec::new(), 0);
     for row in rows {
-        part.push(row?);
-        if part.len() == PART_ROWS && send.blocking_send(std::mem::take(&mut part)).is_err() {
-            return Ok(());
+        let row = row?;
+        bytes += row.weight();
+        part.push(row);
+        if part.len() == PART_ROWS || bytes >= PART_BYTES {
+            bytes = 0;
+            if send.blocking_send(std::mem::take(&mut part)).is_err() {
+                return Ok(());
+            }
         }
     }
     // Who does not wait any more does not miss them.

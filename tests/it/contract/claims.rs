@@ -1,6 +1,6 @@
 //! What a new store leaves behind while a migration runs.
 
-use segue::store::{Claim, Guard, Line, Read, ReadReply, StoreError};
+use segue::store::{Claim, Guard, Line, PageSize, Read, ReadReply, StoreError};
 use segue::types::{CompareResult, CompareTarget, Epoch, KeyRange, Put, Revision};
 
 use super::NewFixture;
@@ -84,6 +84,32 @@ pub async fn claims_come_with_as_many_values_as_asked_for(fixture: &dyn NewFixtu
     ] {
         let claims = claims(&*subject.handle, None, KeyRange::all(), values).await;
         assert_eq!(claims, expected, "{values} values");
+    }
+}
+
+pub async fn claims_come_in_pages_of_which_none_is_too_large(fixture: &dyn NewFixture) {
+    let subject = NewSubject::of(fixture).await;
+    let large = "v".repeat(5_000);
+    for number in 0..20 {
+        let value = if number < 10 { "v" } else { &large };
+        subject.store.put(&format!("a{number:02}"), value).await;
+    }
+    subject.store.delete(span("a03", "a06")).await;
+    subject.copy_up(vec![old("b", "copied")]).await;
+    let guarded = &subject.handle;
+    let expected = guarded.claims(KeyRange::all(), usize::MAX).await.unwrap();
+    for (pairs, bytes) in [(1, 1 << 20), (4, 1 << 20), (100, 12_000), (100, 1 << 20)] {
+        let mut rest = Some(KeyRange::all());
+        let mut seen = Vec::new();
+        while let Some(keys) = rest {
+            let size = PageSize { pairs, bytes };
+            let (claims, end) = guarded.first_claims(keys, size).await.unwrap();
+            let live: Vec<_> = claims.iter().filter_map(Claim::live).collect();
+            assert!(live.len() <= pairs, "{size:?}");
+            rest = end.map(|end| KeyRange::span(end, None));
+            seen.extend(claims);
+        }
+        assert_eq!(seen, expected, "{pairs} {bytes}");
     }
 }
 

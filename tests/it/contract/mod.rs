@@ -19,6 +19,7 @@ pub mod delete;
 pub mod fence;
 pub mod lease;
 pub mod line;
+pub mod page;
 pub mod put;
 pub mod range;
 pub mod records;
@@ -166,6 +167,7 @@ macro_rules! new_store_contract {
                     revoking_and_expiry_leave_whiteouts
                     a_whiteout_is_lifted_by_a_put_and_no_key_to_clients
                     claims_come_with_as_many_values_as_asked_for
+                    claims_come_in_pages_of_which_none_is_too_large
                     reserved_keys_are_hidden_from_claims_that_cross_them
                     dropping_claims_removes_whiteouts_and_keeps_keys
                     keys_that_were_there_before_win
@@ -217,11 +219,14 @@ macro_rules! new_store_contract {
 }
 pub(crate) use new_store_contract;
 
-/// Runs what an old store needs so that a migration can be rolled back.
+/// Runs what an old store needs: pages that fit, and what lets a migration be rolled back.
 macro_rules! old_store_contract {
     ($name:ident, $fixture:expr) => {
         mod $name {
             crate::contract::behaviours! { $fixture;
+                page {
+                    a_page_ends_with_the_pair_with_which_its_bytes_are_reached
+                }
                 replay {
                     replayed_keys_have_the_numbers_they_came_with
                     a_replay_of_a_stale_position_does_nothing

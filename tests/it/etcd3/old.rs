@@ -1,6 +1,6 @@
 //! etcd as the store that the data comes from.
 
-use segue::store::{Guard, Line, OldStore, RecordTxn, StoreUrl, open_old};
+use segue::store::{Guard, Line, OldStore, PageSize, RecordTxn, StoreUrl, open_old};
 use segue::types::{
     Content, Delete, Epoch, Grant, KeyRange, LeaseId, Op, Put, Reserved, Revision, Txn,
 };
@@ -57,7 +57,10 @@ async fn every_key_is_scanned_once_in_order_with_its_numbers() {
         let mut rest = Some(KeyRange::all());
         let mut pages = 0;
         while let Some(keys) = rest {
-            let page = old.scan(keys.clone(), limit, Content::Full).await.unwrap();
+            let page = old
+                .scan(keys.clone(), PageSize::pairs(limit), Content::Full)
+                .await
+                .unwrap();
             assert!(page.kvs.len() <= limit && page.rejects.is_empty());
             rest = match page.kvs.last() {
                 Some(last) if page.more => keys.after(&last.key),
@@ -87,7 +90,7 @@ async fn every_key_is_scanned_once_in_order_with_its_numbers() {
     assert_eq!((attached[0].id, attached[0].ttl_s), (LeaseId(77), 600));
     assert_eq!(attached[0].keys, ["a0000"]);
     let bare = old
-        .scan(KeyRange::all(), 5, Content::KeysOnly)
+        .scan(KeyRange::all(), PageSize::pairs(5), Content::KeysOnly)
         .await
         .unwrap();
     assert!(bare.more && bare.kvs.iter().all(|kv| kv.value.is_empty()));

@@ -11,7 +11,7 @@ use segue::migration::OpenError;
 use segue::migration::status::Status;
 use segue::store::foreign::{Bookmark, ForeignBatch, ForeignChanges};
 use segue::store::memory::Memory;
-use segue::store::{AsOld, NewStore as _, OldLease, OldStore, Page, Result, StoreError};
+use segue::store::{AsOld, NewStore as _, OldLease, OldStore, Page, PageSize, Result, StoreError};
 use segue::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
 
 use super::fleet::{Stores, get, grant, key, put, put_leased};
@@ -58,12 +58,12 @@ impl OldStore for Faulty {
         self.inner.get(keys).await
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
         assert!(
             !self.faults.reads.load(Ordering::SeqCst),
             "a fault, on purpose"
         );
-        let mut page = self.inner.scan(keys, limit, content).await?;
+        let mut page = self.inner.scan(keys, size, content).await?;
         if self.faults.pair.load(Ordering::SeqCst) {
             let unreadable = page.kvs.extract_if(.., |kv| kv.key == key(UNREADABLE));
             let reject = |kv: KeyValue| (kv.key, "it cannot be read".to_owned());

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use segue::store::foreign::{Bookmark, ForeignBatch, ForeignChange, ForeignChanges};
 use segue::store::memory::Memory;
-use segue::store::{AsOld, NewStore as _, OldLease, OldStore, Page, Result};
+use segue::store::{AsOld, NewStore as _, OldLease, OldStore, Page, PageSize, Result};
 use segue::types::{Change, Content, Event, KeyRange, KeyValue, Revision};
 use tokio::sync::watch;
 
@@ -37,8 +37,8 @@ impl OldStore for Meddled {
         self.inner.get(keys).await
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        self.inner.scan(keys, limit, content).await
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        self.inner.scan(keys, size, content).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use segue::migration::opening::forget_past;
 use segue::overlay::{Overlay, WithPast};
 use segue::store::{
-    CopyUp, Guard, GuardedStore, Line, NewStore, OldStore, RecordTxn, RecordWrite, Store,
+    CopyUp, Guard, GuardedStore, Line, NewStore, OldStore, PageSize, RecordTxn, RecordWrite, Store,
     StoreError, Watch, WatchItem,
 };
 use segue::types::{
@@ -259,7 +259,7 @@ impl Migration {
         let span = KeyRange::span(cursor, None);
         let page = self
             .old
-            .scan(span.clone(), keys, Content::Full)
+            .scan(span.clone(), PageSize::pairs(keys), Content::Full)
             .await
             .unwrap();
         let next = page

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use segue::overlay::Overlay;
 use segue::store::memory::Memory;
 use segue::store::{
-    AsOld, Guard, Line, NewStore as _, OldLease, OldStore, Page, RecordTxn, Result, Store,
+    AsOld, Guard, Line, NewStore as _, OldLease, OldStore, Page, PageSize, RecordTxn, Result, Store,
 };
 use segue::types::{Content, Epoch, KeyRange, KeyValue, Put, Range, Reserved, Revision};
 
@@ -43,9 +43,9 @@ impl OldStore for Mirrored {
         self.inner.get(keys).await
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
         self.other_member_writes().await;
-        self.inner.scan(keys, limit, content).await
+        self.inner.scan(keys, size, content).await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

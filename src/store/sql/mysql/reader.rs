@@ -281,18 +281,14 @@ async fn read_points(
 
 /// What a query for single keys finds among rows.
 fn chosen(want: &Rows, rows: &HashMap<Bytes, Row>) -> Found {
-    let mut taken = Taken {
-        rows: Vec::new(),
-        left: want.limit.unwrap_or(usize::MAX),
-        values: want.values,
-    };
+    let mut taken = Taken::new(want);
     let mut count = 0;
     for part in &want.parts {
         let Some(row) = rows.get(part.start()) else {
             continue;
         };
         count += usize::from(want.count && row.live);
-        if taken.left > 0 && (row.live || want.whiteouts) {
+        if !taken.is_full() && (row.live || want.whiteouts) {
             let with_value = taken.values > 0;
             taken.take(row.clone(), with_value);
         }

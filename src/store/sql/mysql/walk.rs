@@ -4,7 +4,7 @@
 use super::cells::Sets;
 use super::error::Failure;
 use super::fetch::{ask_past, read_into, take_past};
-use super::script::Scripts;
+use super::script::{Script, Scripts};
 use super::text;
 use crate::store::sql::backend::{Found, Head, Row, Rows};
 use crate::store::sql::rows::{Columns as _, Taken, row_of};
@@ -28,11 +28,7 @@ impl<'a> Walk<'a> {
         Self {
             want,
             at,
-            taken: Taken {
-                rows: Vec::new(),
-                left: want.limit.unwrap_or(usize::MAX),
-                values: want.values,
-            },
+            taken: Taken::new(want),
             rest: want.parts.clone(),
             count: None,
             round: 0,
@@ -50,7 +46,7 @@ impl<'a> Walk<'a> {
     }
 
     fn reads(&self) -> bool {
-        self.taken.left > 0 && !self.rest.is_empty()
+        !self.taken.is_full() && !self.rest.is_empty()
     }
 
     /// The count is not asked for where the rows tell it, or somebody believes to know it.
@@ -78,10 +74,19 @@ impl<'a> Walk<'a> {
             if let Some(at) = self.at {
                 ask_past(scripts, p, &self.rest, at, limit, values, whiteouts);
             } else {
+                let wanted = |script: &mut Script| {
+                    text::in_parts(script, "", &self.rest);
+                    if !whiteouts {
+                        script.say(" AND live = 1");
+                    }
+                };
+                if let Some(bytes) = self.want.bytes {
+                    ask_last(scripts, p, wanted, limit, values, bytes);
+                }
                 let script = scripts.next(&text::select_rows(p, values));
-                text::in_parts(script, "", &self.rest);
-                if !whiteouts {
-                    script.say(" AND live = 1");
+                wanted(script);
+                if self.want.bytes.is_some() {
+                    script.say(" AND `key` <= @segue_last");
                 }
                 script.say(" ORDER BY `key`");
                 text::limit(script, limit);
@@ -127,7 +132,7 @@ impl<'a> Walk<'a> {
     pub(super) fn finish(self, at: Option<Revision>, head: &Head) -> Option<Found> {
         let count = if !self.want.count {
             0
-        } else if self.taken.left > 0 {
+        } else if !self.taken.is_full() {
             self.taken.rows.iter().filter(|row| row.live).count()
         } else if let Some(known) = self.want.known.and_then(|known| known.holds(at, head)) {
             known
@@ -139,6 +144,34 @@ impl<'a> Walk<'a> {
             count,
         })
     }
+}
+
+/// Asks for the key of the row with which `bytes` are reached, or of the last one, which takes a look at
+/// the sizes alone.
+fn ask_last(
+    scripts: &mut Scripts,
+    p: &str,
+    wanted: impl Fn(&mut Script),
+    limit: Option<usize>,
+    values: bool,
+    bytes: usize,
+) {
+    let value = if values {
+        " + COALESCE(LENGTH(value), 0)"
+    } else {
+        ""
+    };
+    let script = scripts.next("SELECT COALESCE(MIN(IF(bytes >= ");
+    script.int(i64::try_from(bytes).unwrap_or(i64::MAX));
+    script.say(&format!(
+        ", `key`, NULL)), MAX(`key`)) INTO @segue_last FROM \
+         (SELECT `key`, SUM(size) OVER (ORDER BY `key`) AS bytes FROM \
+         (SELECT `key`, LENGTH(`key`){value} AS size FROM {p}kv FORCE INDEX (PRIMARY) WHERE "
+    ));
+    wanted(script);
+    script.say(" ORDER BY `key`");
+    text::limit(script, limit);
+    script.say(") found) summed");
 }
 
 /// What is left of `parts` behind a row.

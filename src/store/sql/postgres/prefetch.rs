@@ -19,7 +19,14 @@ pub(super) fn steps<'a>(sql: &Sql, want: &'a Prefetch) -> Vec<Step<'a>> {
     }
     for span in &want.claims {
         let text = RowsText::of(span, false, true, Values::None);
-        steps.push(span_step(sql.span(text), span, Some(CLAIMS_MAX), None, 0));
+        steps.push(span_step(
+            sql.span(text),
+            span,
+            Some(CLAIMS_MAX),
+            None,
+            0,
+            None,
+        ));
     }
     if !want.attached.is_empty() {
         let ids: Vec<i64> = want.attached.iter().map(|id| id.0).collect();
@@ -37,11 +44,11 @@ pub(super) fn steps<'a>(sql: &Sql, want: &'a Prefetch) -> Vec<Step<'a>> {
     }
     for span in &want.spans {
         let text = RowsText::of(span, false, true, Values::All);
-        steps.push(span_step(sql.span(text), span, None, None, 0));
+        steps.push(span_step(sql.span(text), span, None, None, 0, None));
     }
     for (span, at) in &want.past {
         let text = RowsText::of(span, true, false, Values::All);
-        steps.push(span_step(sql.span(text), span, None, Some(*at), 0));
+        steps.push(span_step(sql.span(text), span, None, Some(*at), 0, None));
     }
     steps
 }
@@ -127,6 +134,7 @@ pub(super) fn span_step(
     limit: Option<usize>,
     at: Option<Revision>,
     values: usize,
+    bytes: Option<usize>,
 ) -> Step<'_> {
     let int = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     let end = end_of(span).map(|end| end.to_vec());
@@ -139,6 +147,7 @@ pub(super) fn span_step(
             Box::new(limit.map(int)),
             Box::new(at.map(|at| at.0)),
             Box::new(int(values)),
+            Box::new(bytes.map(int)),
         ],
     )
 }

@@ -169,11 +169,16 @@ impl Reader {
                 want.limit,
                 snapshot.at,
                 want.values,
+                want.bytes,
             );
             let answers = lent.conn()?.query(step).await?;
             let answered = Answered::of(&answers, answers.len())?;
             snapshot.admit(&answered.head)?;
-            let full = want.limit.is_some_and(|limit| answered.rows.len() >= limit);
+            let weights = answered.rows.iter().map(|row| row.kv.weight());
+            let full = want.limit.is_some_and(|limit| answered.rows.len() >= limit)
+                || want
+                    .bytes
+                    .is_some_and(|bytes| weights.sum::<usize>() >= bytes);
             let count = if !want.count {
                 0
             } else if !full {
@@ -283,17 +288,14 @@ impl Place<'_> {
         let at = self.snapshot.at;
         let spans = want.parts.iter().map(|part| {
             let text = text_of(want, part, at);
-            span_step(self.sql.span(text), part, want.limit, at, want.values)
+            let sql = self.sql.span(text);
+            span_step(sql, part, want.limit, at, want.values, want.bytes)
         });
         let spans: Vec<_> = spans.collect();
-        let mut taken = Taken {
-            rows: Vec::new(),
-            left: want.limit.unwrap_or(usize::MAX),
-            values: want.values,
-        };
+        let mut taken = Taken::new(want);
         for answers in all(self.conn.flight(&spans).await?)? {
             for row in &answers {
-                if taken.left > 0 {
+                if !taken.is_full() {
                     let with_value = taken.values > 0;
                     taken.take(row_of(row)?, with_value);
                 }
@@ -302,14 +304,14 @@ impl Place<'_> {
         let known = want.known.and_then(|known| known.holds(at, self.head));
         let count = if !want.count {
             0
-        } else if taken.left > 0 {
+        } else if !taken.is_full() {
             taken.rows.iter().filter(|row| row.live).count()
         } else if let Some(known) = known {
             known
         } else {
             let counts = want.parts.iter().map(|part| {
                 let text = text_of(want, part, at);
-                span_step(self.sql.count(text), part, None, at, 0)
+                span_step(self.sql.count(text), part, None, at, 0, None)
             });
             let counts: Vec<_> = counts.collect();
             let mut sum = 0;
@@ -473,11 +475,7 @@ fn keys_of(snapshot: &Snapshot) -> impl Iterator<Item = Bytes> + '_ {
 
 /// What a read of single keys finds among `rows`, which are sorted.
 fn points_of(want: &Rows, rows: &[Row]) -> Found {
-    let mut taken = Taken {
-        rows: Vec::new(),
-        left: want.limit.unwrap_or(usize::MAX),
-        values: want.values,
-    };
+    let mut taken = Taken::new(want);
     let mut count = 0;
     for part in &want.parts {
         let Ok(index) = rows.binary_search_by(|row| row.kv.key.cmp(part.start())) else {
@@ -485,7 +483,7 @@ fn points_of(want: &Rows, rows: &[Row]) -> Found {
         };
         let row = &rows[index];
         count += usize::from(row.live && want.count);
-        if (row.live || want.whiteouts) && taken.left > 0 {
+        if (row.live || want.whiteouts) && !taken.is_full() {
             let with_value = taken.values > 0;
             taken.take(row.clone(), with_value);
         }
@@ -513,7 +511,10 @@ fn text_of(want: &Rows, span: &KeyRange, at: Option<Revision>) -> RowsText {
         values if want.limit.unwrap_or(usize::MAX) <= values => Values::All,
         _ => Values::First,
     };
-    RowsText::of(span, at.is_some(), want.whiteouts, values)
+    RowsText {
+        bounded: want.bytes.is_some(),
+        ..RowsText::of(span, at.is_some(), want.whiteouts, values)
+    }
 }
 
 fn ids(rows: &[Answer]) -> Result<Vec<LeaseId>, Error> {

@@ -83,6 +83,8 @@ pub(super) struct RowsText {
     pub(super) past: bool,
     pub(super) whiteouts: bool,
     pub(super) values: Values,
+    /// Stops with the row with which so many bytes are reached.
+    pub(super) bounded: bool,
 }
 
 /// Which rows come with their values.
@@ -104,6 +106,7 @@ impl RowsText {
             past,
             whiteouts,
             values,
+            bounded: false,
         }
     }
 
@@ -112,9 +115,15 @@ impl RowsText {
     }
 }
 
-/// The parameters of what reads rows: bounds, limit, revision, values.
-pub(super) const ROWS_TYPES: &[Type] =
-    &[Type::BYTEA, Type::BYTEA, Type::INT8, Type::INT8, Type::INT8];
+/// The parameters of what reads rows: bounds, limit, revision, values, bytes.
+pub(super) const ROWS_TYPES: &[Type] = &[
+    Type::BYTEA,
+    Type::BYTEA,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+];
 
 /// All statements without variants, with the names of the tables filled in.
 #[derive(Debug)]
@@ -362,9 +371,26 @@ impl Sql {
         } else {
             format!("{}kv WHERE {keys}{live}", self.p)
         };
+        let order = "ORDER BY \"key\", key_rest";
+        let (from, end) = if rows.bounded {
+            let size = match rows.values {
+                Values::None => "",
+                Values::First | Values::All => " + coalesce(octet_length(value), 0)",
+            };
+            // The sizes are known without the values, which stay where they are until it is known
+            // which ones are wanted.
+            let summed = format!(
+                "(SELECT s.*, sum(bytes) OVER ({order} ROWS UNBOUNDED PRECEDING) - bytes AS bytes_before \
+                 FROM (SELECT {ROW_NAMES}, octet_length(\"key\") + octet_length(key_rest){size} AS bytes \
+                 FROM {from} {order} LIMIT ?3) AS s) AS b WHERE bytes_before < ?6"
+            );
+            (summed, "")
+        } else {
+            (from, " LIMIT ?3")
+        };
         format!(
             "SELECT \"key\" || key_rest, {value}, create_revision, mod_revision, version, lease, live, \
-             logged FROM {from} ORDER BY \"key\", key_rest LIMIT ?3"
+             logged FROM {from} {order}{end}"
         )
     }
 

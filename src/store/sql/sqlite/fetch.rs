@@ -90,6 +90,7 @@ pub(super) fn prefetch(
                 parts: vec![keys.clone()],
                 whiteouts: false,
                 limit: None,
+                bytes: None,
                 values: usize::MAX,
                 count: false,
                 known: None,
@@ -184,14 +185,10 @@ fn rows(
     at: Option<Revision>,
     known: Option<usize>,
 ) -> Result<(Vec<Row>, usize)> {
-    let mut taken = Taken {
-        rows: Vec::new(),
-        left: want.limit.unwrap_or(usize::MAX),
-        values: want.values,
-    };
+    let mut taken = Taken::new(want);
     for part in &want.parts {
         let mut rest = Some(part.clone());
-        while let Some(part) = rest.take().filter(|_| taken.left > 0) {
+        while let Some(part) = rest.take().filter(|_| !taken.is_full()) {
             let with_values = taken.values > 0;
             match &part {
                 KeyRange::One(key) if at.is_none() => {
@@ -213,7 +210,7 @@ fn rows(
     }
     let count = if !want.count {
         0
-    } else if taken.left > 0 {
+    } else if !taken.is_full() {
         taken.rows.iter().filter(|row| row.live).count()
     } else if let Some(known) = known {
         known
@@ -247,7 +244,7 @@ fn span(
     };
     while let Some(row) = found.next()? {
         taken.take(row_of(row)?, with_values);
-        if taken.left == 0 || with_values && taken.values == 0 {
+        if taken.is_full() || with_values && taken.values == 0 {
             break;
         }
     }
