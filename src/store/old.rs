@@ -39,10 +39,9 @@ pub trait OldStore: Send + Sync + 'static {
     /// | --- | --- |
     /// | memory | its pages are parts of what it holds anyhow |
     /// | SQL | the database adds the sizes up before it hands out values; SQLite reads no further |
-    /// | table | rows come as they are read; the connection is closed upon the rest |
+    /// | table | rows are taken as they come, and those behind the page are let go |
     /// | etcd v2 | a page ends there, but a directory can only be read as a whole |
-    /// | etcd v3 | it knows numbers of pairs only, of which it gets few: as many as seem to fit from those \
-    ///   before them, at most twice as many as before, and half as many when it fails |
+    /// | etcd v3 | cannot be told: of few pairs each, by what those before weighed, or half as many if that fails |
     async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page>;
 
     /// How many keys are in the range now; exact where the store can say it cheaply, else an

@@ -26,8 +26,8 @@ pub(super) struct Row {
 impl Row {
     /// Bytes of its key, and of its value if that was asked for.
     pub(super) fn weight(&self) -> usize {
-        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        len(&self.key) + len(&self.value)
+        let there = self.key.iter().chain(&self.value);
+        there.map(Bytes::len).sum()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use segue::store::{AsOld, Guard, OldStore, PageSize};
-use segue::types::{Content, KeyRange, Put};
+use segue::types::{Content, KeyRange, KeyValue, Put};
 
 use super::NewFixture;
 use super::dsl::text;
@@ -47,7 +47,7 @@ pub async fn holds_to_sizes(old: &dyn OldStore, pairs: &[(String, Bytes)]) {
                     assert!(rest.is_none(), "a page has a pair");
                     break;
                 };
-                let weight: usize = before.iter().map(|kv| kv.weight()).sum();
+                let weight: usize = before.iter().map(KeyValue::weight).sum();
                 assert!(before.is_empty() || weight < bytes, "{size:?}: {weight}");
                 assert!(before.len() < pairs_max.max(1), "{size:?}");
                 seen.extend(before.iter().chain([last]).cloned());
