@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::api::Limits;
 use crate::migration::phase::Phase;
 use crate::store::url::{Secret, StoreUrl, UrlError, password_file};
 
@@ -76,6 +77,12 @@ pub struct Settings {
     /// to all proxies
     #[arg(long, env = "SEGUE_FOLLOW", num_args = 0..=1, default_missing_value = "true")]
     pub follow: Option<bool>,
+    /// Most bytes of a request that writes, as the old etcd has it; 8M is 8 MiB [default: 1572864]
+    #[arg(long, env = "SEGUE_MAX_REQUEST_BYTES", value_name = "BYTES", value_parser = number)]
+    pub max_request_bytes: Option<u64>,
+    /// Most operations or conditions of a transaction, as the old etcd has it [default: 128]
+    #[arg(long, env = "SEGUE_MAX_TXN_OPS", value_name = "N")]
+    pub max_txn_ops: Option<usize>,
     /// Keys that begin with this are Segue's own and hidden from clients [default: segue/]
     #[arg(long, env = "SEGUE_RESERVED_PREFIX", value_name = "PREFIX")]
     pub reserved_prefix: Option<String>,
@@ -110,6 +117,8 @@ struct File {
     rate_bytes: Option<Amount>,
     no_auto_verify: Option<bool>,
     follow: Option<bool>,
+    max_request_bytes: Option<Amount>,
+    max_txn_ops: Option<usize>,
     reserved_prefix: Option<String>,
     log: Option<String>,
 }
@@ -158,6 +167,8 @@ pub struct Config {
     pub auto_verify: bool,
     /// Carry what others change in the old store into the new one.
     pub follow: bool,
+    /// What is refused for its size.
+    pub limits: Limits,
     /// The prefix of reserved keys.
     pub reserved_prefix: String,
     /// The filter for logs, if one was asked for.
@@ -252,6 +263,12 @@ impl Settings {
                 "--parallel takes a number from 1 to 64".into(),
             ));
         }
+        let etcds = Limits::default();
+        let request_bytes = limit(
+            self.max_request_bytes,
+            file.max_request_bytes,
+            "max_request_bytes",
+        )?;
         Ok(Config {
             old,
             new: store("new", &new, new_secret?)?,
@@ -274,6 +291,16 @@ impl Settings {
                 .or(file.no_auto_verify)
                 .unwrap_or_default(),
             follow: self.follow.or(file.follow).unwrap_or_default(),
+            limits: Limits {
+                txn_ops: self
+                    .max_txn_ops
+                    .or(file.max_txn_ops)
+                    .filter(|ops| *ops > 0)
+                    .unwrap_or(etcds.txn_ops),
+                request_bytes: request_bytes.map_or(etcds.request_bytes, |bytes| {
+                    usize::try_from(bytes).unwrap_or(usize::MAX)
+                }),
+            },
             reserved_prefix,
             log: self.log.or(file.log),
         })
@@ -412,8 +439,7 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let file =
-            "new = 'sqlite:file.db'\nlisten = '127.0.0.1:1'\nrate_bytes = '2M'\nparallel = 2";
+        let file = "new = 'sqlite:file.db'\nlisten = '127.0.0.1:1'\nrate_bytes = '2M'\nparallel = 2\nmax_request_bytes = '8M'";
         let config = with_file(
             file,
             Settings {
@@ -429,6 +455,11 @@ mod tests {
         assert_eq!(config.parallel, 2);
         assert!(config.auto_verify && !config.allow_nonempty && config.old.is_none());
         assert!(!config.allow_lossy);
+        let limits = Limits {
+            request_bytes: 8 << 20,
+            ..Limits::default()
+        };
+        assert_eq!(config.limits, limits);
     }
 
     #[test]

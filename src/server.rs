@@ -246,7 +246,10 @@ impl Server {
             "admin API",
             admin::serve(admin_listener, facts, shutdown.clone()),
         );
-        let api_config = ApiConfig::new(identity, members);
+        let api_config = ApiConfig {
+            limits: config.limits,
+            ..ApiConfig::new(identity, members)
+        };
         let stop = async move { shutdown.cancelled().await };
         tasks.spawn_vital("etcd API", async move {
             if let Err(error) = api::serve(api_listener, api_config, router, metrics, stop).await {
