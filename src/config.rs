@@ -42,7 +42,8 @@ pub struct Settings {
     /// What this proxy is called among its fellows [default: its advertised address]
     #[arg(long, env = "SEGUE_NAME", value_name = "NAME")]
     pub name: Option<String>,
-    /// The client URL that the member list names for this proxy [default: where it listens]
+    /// The client URL that the member list names for this proxy [default: where it listens]. Say it where
+    /// `--listen` names no address (0.0.0.0): clients that sync their endpoints go there
     #[arg(long, env = "SEGUE_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
     /// The phase in which a migration begins: `migration`, or `passthrough`, in which the old store

@@ -165,10 +165,17 @@ impl Server {
             |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
         let api = address(&api_listener, config.listen);
         let admin = address(&admin_listener, config.admin);
-        let client_url = config
-            .advertise
-            .clone()
-            .unwrap_or_else(|| format!("http://{}", reachable(api)));
+        let client_url = config.advertise.clone().unwrap_or_else(|| {
+            let url = format!("http://{}", reachable(api));
+            if api.ip().is_unspecified() {
+                warn!(
+                    listen = %api,
+                    "clients that sync their endpoints are told {url}, which is this machine alone: say with \
+                     --advertise where others reach this proxy"
+                );
+            }
+            url
+        });
         let name = config.name.clone().unwrap_or_else(|| client_url.clone());
 
         let tasks = Tasks::new();
