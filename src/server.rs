@@ -208,6 +208,10 @@ impl Server {
                 allow_nonempty: config.allow_nonempty,
                 offline: false,
                 mirror: config.mirror,
+                replayed_bytes_max: config
+                    .old
+                    .as_ref()
+                    .and_then(|url| open::replayed_bytes_max(url, config.limits.request_bytes)),
                 parallel: config.parallel,
                 control: Control {
                     paused: false,

@@ -243,7 +243,7 @@ impl Driver {
             self.publish(None);
         } else {
             let epoch = before.state.value.epoch;
-            shared.router.serve(epoch, None, None);
+            shared.router.serve(epoch, None, None, None);
             self.publish(Some(StoreError::Broken(GONE.into())));
             shared.gone.cancel();
         }
@@ -282,8 +282,11 @@ impl Driver {
             let sum = add(**shared.past_counters.load(), past.counters());
             shared.past_counters.store(Arc::new(sum));
         }
+        let mirrored = state.mirror && matches!(state.phase, Phase::Migration | Phase::Normal);
+        let replayed_bytes_max = shared.options.replayed_bytes_max.filter(|_| mirrored);
         let stretch = self.stretch_of(state);
-        let served = self.shared.router.serve(state.epoch, store, stretch);
+        let router = &self.shared.router;
+        let served = router.serve(state.epoch, store, stretch, replayed_bytes_max);
         self.draining.push(served);
         self.routed = Some(state.epoch);
         self.published = false;

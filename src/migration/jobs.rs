@@ -1,5 +1,6 @@
 //! The jobs that one member does for all, and when.
 
+use std::convert::Infallible;
 use std::future::{self, Future};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::backfill::Backfill;
 use super::controller::{Controller, now_ms};
@@ -307,7 +308,7 @@ pub(super) async fn open(shared: Arc<Controller>, state: State, trouble: Arc<Tro
 
 /// Replays the new store's changes into the old one, for as long as the epoch lasts.
 pub(super) async fn mirror(shared: Arc<Controller>, state: State, trouble: Arc<Trouble>) {
-    until_done(&trouble, "mirroring into the old store", || async {
+    let mirrored = until_done(&trouble, "mirroring into the old store", || async {
         let Some(old) = shared.fenceable().await? else {
             let why = "the old store has no transactions";
             return Err(StoreError::Broken(why.into()));
@@ -320,8 +321,32 @@ pub(super) async fn mirror(shared: Arc<Controller>, state: State, trouble: Arc<T
             trouble: trouble.clone(),
         };
         mirror.run(None).await.map(drop)
-    })
-    .await;
+    });
+    tokio::select! {
+        () = mirrored => {}
+        never = say_if_stuck(&shared, state.epoch, &trouble) => match never {},
+    }
+}
+
+/// Has the state say what keeps the mirror from going on, if that does not pass by itself: whichever member is
+/// asked for the way back has to know.
+async fn say_if_stuck(shared: &Controller, epoch: Epoch, trouble: &Trouble) -> Infallible {
+    loop {
+        let stuck = trouble.stays();
+        if shared.view().state.value.stuck != stuck {
+            let said = shared.amend(|now| {
+                let differs = now.epoch == epoch && now.stuck != stuck;
+                if differs {
+                    now.stuck.clone_from(&stuck);
+                }
+                differs
+            });
+            if let Err(error) = said.await {
+                debug!(%error, "it cannot be said whether the mirror goes on");
+            }
+        }
+        tokio::time::sleep(shared.options.timing.look).await;
+    }
 }
 
 /// Brings the old store up to the new one's last revision and lets it be served again.
@@ -503,7 +528,7 @@ async fn until_done<F: Future<Output = Result<()>>>(
             }
             Err(error) => {
                 warn!(%error, "{what}: trying again");
-                trouble.tell(format!("{what}: {error}"));
+                trouble.tell_error(what, &error);
                 tokio::time::sleep(PAUSE).await;
             }
         }

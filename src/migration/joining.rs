@@ -43,6 +43,9 @@ pub struct Options {
     pub offline: bool,
     /// The old store is fenced, and follows the new one's changes where it can: there is a way back.
     pub mirror: bool,
+    /// Most bytes of a pair, its key counted twice, that the mirror can bring into the old store; nothing, if
+    /// that takes all that clients may write.
+    pub replayed_bytes_max: Option<usize>,
     /// Shards of the backfill that are copied at the same time.
     pub parallel: usize,
     /// How the backfill is to run, for a migration that begins.

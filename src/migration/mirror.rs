@@ -21,10 +21,12 @@ use tracing::{info, warn};
 use super::controller::now_ms;
 use super::ledger::{Entry, Ledger, write};
 use super::phase::State;
+use super::records::readable;
 use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
 use super::troubles::Trouble;
 use crate::store::{
-    Claim, Guard, GuardedStore, NewStore, Replay, Replayed, Result, StoreError, WatchEnd,
+    Claim, Guard, GuardedStore, NewStore, Replay, Replayed, RequestError, Result, StoreError,
+    WatchEnd,
 };
 use crate::types::range::successor;
 use crate::types::{KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};
@@ -246,7 +248,10 @@ impl Mirror {
             ..at.value.clone()
         };
         let record = (write(MIRROR, &position), at.version);
-        if !self.old.replay(Replay { changes, record }).await? {
+        let largest = changes.iter().max_by_key(|change| change.bytes());
+        let largest = largest.map(|change| (change.key().clone(), change.bytes()));
+        let replayed = self.old.replay(Replay { changes, record }).await;
+        if !replayed.map_err(|error| of_pair(error, largest))? {
             // Another member carries on.
             return Err(StoreError::StaleEpoch);
         }
@@ -349,16 +354,27 @@ impl Mirror {
     }
 }
 
+/// Says which pair the old store finds too large: it is to be written smaller, or deleted.
+fn of_pair(error: StoreError, largest: Option<(Bytes, usize)>) -> StoreError {
+    match (error, largest) {
+        (StoreError::Request(RequestError::TooLarge), Some((key, bytes))) => {
+            RequestError::Unacceptable(format!(
+                "the pair of the key {} with its {bytes} bytes is too large for the old store",
+                readable(&key)
+            ))
+            .into()
+        }
+        (error, _) => error,
+    }
+}
+
 /// Cuts changes into pieces of one transaction each.
 fn chunks(changes: Vec<Replayed>) -> Vec<Vec<Replayed>> {
     let mut chunks = Vec::new();
     let mut chunk = Vec::new();
     let mut bytes = 0;
     for change in changes {
-        bytes += match &change {
-            Replayed::Put(kv) => kv.key.len() + kv.value.len(),
-            Replayed::Delete { key, .. } => key.len(),
-        };
+        bytes += change.bytes();
         chunk.push(change);
         if chunk.len() >= KEYS_MAX || bytes >= BYTES_MAX {
             chunks.push(std::mem::take(&mut chunk));

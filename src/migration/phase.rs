@@ -104,6 +104,9 @@ pub struct State {
     /// The old store is fenced at the start, and follows the new one's changes: there is a way back.
     #[serde(default)]
     pub mirror: bool,
+    /// Why the mirror cannot go on until somebody does something, if that is so.
+    #[serde(default)]
+    pub stuck: Option<String>,
     /// After a rollback: the old store carries the line on, under an epoch.
     #[serde(default)]
     pub returned: bool,
@@ -209,6 +212,7 @@ impl State {
             claims_dropped: false,
             closed: false,
             mirror: false,
+            stuck: None,
             returned: false,
             back_from: None,
             called_off: None,
@@ -484,6 +488,9 @@ impl State {
                  replayed; see `segue verify`, which can be repeated"
                     .into(),
             );
+        }
+        if let Some(why) = &self.stuck {
+            return NoGo(format!("the old store does not get the changes: {why}"));
         }
         match around.unmirrored {
             None => {

@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::crossing::{self, Stretch};
 use super::stalls::{Stall, Stalls};
-use crate::store::{Result, Status, Store, StoreError, Watch, Watching};
+use crate::store::{RequestError, Result, Status, Store, StoreError, Watch, Watching};
 use crate::types::{
-    Answer, Delete, DeleteReply, Epoch, Grant, Granted, LeaseId, LeaseStatus, Put, PutReply, Range,
-    RangeReply, Revision, Txn, TxnReply,
+    Answer, Delete, DeleteReply, Epoch, Grant, Granted, LeaseId, LeaseStatus, Op, Put, PutReply,
+    Range, RangeReply, Revision, Txn, TxnReply,
 };
 
 /// What requests go to in one epoch. Every request holds on to it while it runs, so that the last
@@ -29,20 +30,49 @@ struct Route {
     store: Option<Arc<dyn Store>>,
     /// The part of the line of revisions that the store has; nothing, if it has all that comes.
     stretch: Option<Stretch>,
+    /// Most bytes of a pair, its key counted twice, while the old store has to get it as well.
+    pair_bytes_max: Option<usize>,
     drained: CancellationToken,
     _last_one_out: DropGuard,
 }
 
 impl Route {
-    fn new(epoch: Epoch, store: Option<Arc<dyn Store>>, stretch: Option<Stretch>) -> Self {
+    fn new(
+        epoch: Epoch,
+        store: Option<Arc<dyn Store>>,
+        stretch: Option<Stretch>,
+        pair_bytes_max: Option<usize>,
+    ) -> Self {
         let drained = CancellationToken::new();
         Self {
             epoch,
             store,
             stretch,
+            pair_bytes_max,
             _last_one_out: drained.clone().drop_guard(),
             drained,
         }
+    }
+
+    /// Refuses a pair that the mirror could not bring into the old store.
+    fn check_put(&self, put: &Put) -> Result<()> {
+        let bytes = 2 * put.key.len() + put.value.as_ref().map_or(0, Bytes::len);
+        match self.pair_bytes_max {
+            Some(most) if bytes > most => Err(RequestError::TooLarge.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_txn(&self, txn: &Txn) -> Result<()> {
+        let mut checked = Ok(());
+        txn.visit(&mut |op| {
+            if let Op::Put(put) = op
+                && checked.is_ok()
+            {
+                checked = self.check_put(put);
+            }
+        });
+        checked
     }
 }
 
@@ -77,7 +107,7 @@ impl Router {
     pub fn closed(patience: Duration) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            route: ArcSwap::from_pointee(Route::new(Epoch(0), None, None)),
+            route: ArcSwap::from_pointee(Route::new(Epoch(0), None, None, None)),
             turns: watch::Sender::new(0),
             crossings: ArcSwapOption::empty(),
             stale: Notify::new(),
@@ -90,18 +120,20 @@ impl Router {
     #[must_use]
     pub fn to(store: Arc<dyn Store>) -> Arc<Self> {
         let router = Self::closed(Duration::ZERO);
-        router.serve(Epoch(0), Some(store), None);
+        router.serve(Epoch(0), Some(store), None, None);
         router
     }
 
     /// Sends what comes from now on to `store`; without one, lets it wait. Watches go on behind the
-    /// border of `stretch`, if it ever has one. The token that comes back is cancelled once nothing
-    /// is under way any more on the way before.
+    /// border of `stretch`, if it ever has one. A pair with more bytes than `pair_bytes_max`, its key
+    /// counted twice, is refused. The token that comes back is cancelled once nothing is under way any
+    /// more on the way before.
     pub fn serve(
         &self,
         epoch: Epoch,
         store: Option<Arc<dyn Store>>,
         stretch: Option<Stretch>,
+        pair_bytes_max: Option<usize>,
     ) -> CancellationToken {
         let present = self.route.load();
         if let (Some(before), Some(next)) = (&present.stretch, &stretch)
@@ -113,7 +145,7 @@ impl Router {
             })));
         }
         drop(present);
-        let route = Route::new(epoch, store, stretch);
+        let route = Route::new(epoch, store, stretch, pair_bytes_max);
         let before = self.route.swap(Arc::new(route));
         self.turns.send_modify(|turn| *turn += 1);
         before.drained.clone()
@@ -175,11 +207,8 @@ impl Router {
         self.run_on(|store, _| operation(store)).await
     }
 
-    /// The same, for an operation that depends on the stretch as well.
-    async fn run_on<T, F>(
-        &self,
-        operation: impl Fn(Arc<dyn Store>, &Option<Stretch>) -> F,
-    ) -> Result<T>
+    /// The same, for an operation that depends on more of the route.
+    async fn run_on<T, F>(&self, operation: impl Fn(Arc<dyn Store>, &Route) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
@@ -188,7 +217,7 @@ impl Router {
             let route = self.route.load_full();
             if let Some(store) = &route.store {
                 let sent = Instant::now();
-                match operation(Arc::clone(store), &route.stretch).await {
+                match operation(Arc::clone(store), &route).await {
                     Err(StoreError::StaleEpoch) => {
                         held_up.get_or_insert_with(|| self.stalls.begin(sent));
                         self.look_again();
@@ -224,8 +253,8 @@ impl Router {
 
     /// Opens a watch on the store of the present route, which ends at the stretch's border.
     pub(super) async fn open_watch(&self, request: Watch) -> Result<(Watching, Option<Stretch>)> {
-        self.run_on(|store, stretch| {
-            let (request, stretch) = (request.clone(), stretch.clone());
+        self.run_on(|store, route| {
+            let (request, stretch) = (request.clone(), route.stretch.clone());
             async move { Ok((store.watch(request).await?, stretch)) }
         })
         .await
@@ -243,17 +272,23 @@ impl Store for Router {
     }
 
     async fn txn(&self, request: Txn) -> Result<Answer<TxnReply>> {
-        self.run(|store| {
-            let request = request.clone();
-            async move { store.txn(request).await }
+        self.run_on(|store, route| {
+            let (request, checked) = (request.clone(), route.check_txn(&request));
+            async move {
+                checked?;
+                store.txn(request).await
+            }
         })
         .await
     }
 
     async fn put(&self, request: Put) -> Result<Answer<PutReply>> {
-        self.run(|store| {
-            let request = request.clone();
-            async move { store.put(request).await }
+        self.run_on(|store, route| {
+            let (request, checked) = (request.clone(), route.check_put(&request));
+            async move {
+                checked?;
+                store.put(request).await
+            }
         })
         .await
     }

@@ -40,16 +40,14 @@ impl Batch {
     fn add(&mut self, batch: EventBatch) {
         self.through = Some(batch.revision);
         for event in batch.events {
-            let key = event.key().clone();
-            self.bytes += key.len();
             let change = match event.change {
-                Change::Put(kv) => {
-                    self.bytes += kv.value.len();
-                    Replayed::Put(detached(kv))
-                }
+                Change::Put(kv) => Replayed::Put(detached(kv)),
                 Change::Delete { key, revision } => Replayed::Delete { key, revision },
             };
-            self.changes.insert(key, change);
+            self.bytes += change.bytes();
+            let replaced = self.changes.insert(change.key().clone(), change);
+            // Or what is too large for the old store would keep from this batch what takes its place.
+            self.bytes -= replaced.as_ref().map_or(0, Replayed::bytes);
         }
     }
 }
@@ -244,6 +242,22 @@ mod tests {
         let mut keys: Vec<_> = tail.changes().iter().map(|it| it.key().clone()).collect();
         keys.sort();
         keys
+    }
+
+    #[tokio::test]
+    async fn what_a_later_change_has_replaced_takes_no_room() {
+        let new = Memory::new().guarded(Guard::None);
+        for _ in 0..3 {
+            let large = Put::new("k", vec![0; BYTES_MAX / 2]);
+            new.put(large).await.unwrap();
+        }
+        let last = new.put(Put::new("k", "small")).await.unwrap().revision;
+        let mut tail = Tail::open(&new, &Position::default()).await.unwrap();
+        while tail.through() < Some(last) {
+            assert_eq!(tail.fill(None, PATIENCE).await, None);
+        }
+        assert!(!tail.is_full());
+        assert_eq!(tail.changes().iter().map(Replayed::bytes).sum::<usize>(), 6);
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::store::StoreError;
+
 /// The troubles of all jobs of a member. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Troubles(Arc<Mutex<Told>>);
@@ -15,8 +17,16 @@ pub struct Troubles(Arc<Mutex<Told>>);
 struct Told {
     /// How often a job was begun.
     runs: u64,
-    /// By the job's name: the number of the run that has told it, and what.
-    by_job: BTreeMap<&'static str, (u64, String)>,
+    by_job: BTreeMap<&'static str, Why>,
+}
+
+/// What keeps a job from going on.
+struct Why {
+    /// The number of the run that has told it.
+    run: u64,
+    text: String,
+    /// It does not pass by itself.
+    stays: bool,
 }
 
 impl Troubles {
@@ -37,7 +47,7 @@ impl Troubles {
     #[must_use]
     pub fn text(&self) -> Option<String> {
         let told = self.told();
-        let texts: Vec<_> = told.by_job.values().map(|(_, why)| &why[..]).collect();
+        let texts: Vec<_> = told.by_job.values().map(|why| &why.text[..]).collect();
         (!texts.is_empty()).then(|| texts.join("; "))
     }
 
@@ -63,14 +73,32 @@ pub struct Trouble {
 impl Trouble {
     /// The job does not get on, and why. It goes on trying.
     pub fn tell(&self, why: String) {
+        self.note(why, false);
+    }
+
+    /// The job does not get on because of this. It goes on trying, be it of use or not.
+    pub fn tell_error(&self, what: &str, error: &StoreError) {
+        self.note(format!("{what}: {error}"), error.is_final());
+    }
+
+    /// What does not pass by itself, if the job was kept from going on by such a thing.
+    #[must_use]
+    pub fn stays(&self) -> Option<String> {
+        let told = self.all.told();
+        let why = told.by_job.get(self.job).filter(|why| why.stays);
+        why.map(|why| why.text.clone())
+    }
+
+    fn note(&self, text: String, stays: bool) {
         let mut told = self.all.told();
         // Whoever was stopped may find that out later than its successor has begun.
         if told
             .by_job
             .get(self.job)
-            .is_none_or(|(run, _)| *run <= self.run)
+            .is_none_or(|why| why.run <= self.run)
         {
-            told.by_job.insert(self.job, (self.run, why));
+            let run = self.run;
+            told.by_job.insert(self.job, Why { run, text, stays });
         }
     }
 
@@ -80,7 +108,7 @@ impl Trouble {
         if told
             .by_job
             .get(self.job)
-            .is_some_and(|(run, _)| *run <= self.run)
+            .is_some_and(|why| why.run <= self.run)
         {
             told.by_job.remove(self.job);
         }
@@ -119,6 +147,18 @@ mod tests {
         assert_eq!(troubles.text().as_deref(), Some("a"));
         drop(one);
         assert_eq!(troubles.text(), None);
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_what_stays() {
+        let troubles = Troubles::default();
+        let one = troubles.begin("one");
+        one.tell_error("copying", &StoreError::Unavailable("it is away".into()));
+        assert_eq!(one.stays(), None);
+        one.tell_error("copying", &StoreError::Broken("it is no store".into()));
+        assert_eq!(one.stays().as_deref(), Some("copying: it is no store"));
+        one.clear();
+        assert_eq!(one.stays(), None);
     }
 
     #[test]

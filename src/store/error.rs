@@ -30,6 +30,14 @@ pub enum StoreError {
     Broken(String),
 }
 
+impl StoreError {
+    /// Whether it is the same however often the operation is repeated, until somebody does something about it.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::Broken(_))
+    }
+}
+
 /// What can be wrong with a request, in the terms of etcd's own answers.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RequestError {

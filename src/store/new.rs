@@ -445,6 +445,12 @@ impl Replayed {
             Self::Delete { .. } => None,
         }
     }
+
+    /// Bytes of key and value.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.key().len() + self.live().map_or(0, |kv| kv.value.len())
+    }
 }
 
 #[cfg(test)]

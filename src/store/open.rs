@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::etcd2::Etcd2;
-use super::etcd3::{Etcd3, OldEtcd3};
+use super::etcd3::{Etcd3, OldEtcd3, REPLAY_OVERHEAD_BYTES};
 use super::memory::{self, Memory};
 use super::old::AsOld;
 use super::sql;
@@ -60,6 +60,14 @@ pub fn check_new(url: &StoreUrl) -> Result<()> {
         StoreUrl::Table(_) => Err(unfit(url, TABLE_UNFIT)),
         _ => Ok(()),
     }
+}
+
+/// Most bytes of a pair, its key counted twice, that can be replayed into the store at `url` where a request
+/// may have so many; nothing, if it takes all that fits into a request of a client.
+#[must_use]
+pub fn replayed_bytes_max(url: &StoreUrl, request_bytes: usize) -> Option<usize> {
+    let is_etcd = matches!(url, StoreUrl::Etcd(_));
+    is_etcd.then(|| request_bytes.saturating_sub(REPLAY_OVERHEAD_BYTES))
 }
 
 const ETCD2_UNFIT: &str = "the v2 API has neither transactions nor leases. Write etcd://HOST:PORT to migrate to \

@@ -298,6 +298,7 @@ impl Offline {
             allow_nonempty: false,
             offline: true,
             mirror: false,
+            replayed_bytes_max: None,
             parallel: self.parallel,
             control: self.control,
             auto_verify: false,

@@ -60,7 +60,7 @@ impl Session {
 
     /// Copies keys up that lie anywhere.
     pub(super) async fn copy_scattered(&self, kvs: &[KeyValue]) -> Result<()> {
-        for batch in batches(kvs) {
+        for batch in batches(kvs).into_iter().filter(|batch| !batch.is_empty()) {
             self.copy_each(batch, None, false).await?;
         }
         Ok(())
@@ -215,7 +215,8 @@ fn batches(kvs: &[KeyValue]) -> Vec<&[KeyValue]> {
     pieces(kvs, |kv| 2 * kv.key.len() + kv.value.len())
 }
 
-/// Cuts what is about one key each into pieces of one transaction each, from what they weigh in bytes.
+/// Cuts what is about one key each into pieces of one transaction each, from what they weigh in bytes. The
+/// record goes with the last, so behind one that may leave it no room there is another one with nothing else.
 pub(super) fn pieces<T>(kvs: &[T], weigh: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut batches = Vec::with_capacity(kvs.len() / KEYS_PER_TXN + 1);
     let mut start = 0;
@@ -230,6 +231,9 @@ pub(super) fn pieces<T>(kvs: &[T], weigh: impl Fn(&T) -> usize) -> Vec<&[T]> {
         bytes += size;
     }
     batches.push(&kvs[start..]);
+    if bytes > BYTES_PER_TXN {
+        batches.push(&[]);
+    }
     batches
 }
 
@@ -254,7 +258,7 @@ mod tests {
             (60, 10, 1),
             (61, 10, 2),
             (4, 600_000, 4),
-            (3, 2_000_000, 3),
+            (3, 2_000_000, 4),
         ] {
             let kvs = kvs(count, value_len);
             let batches = batches(&kvs);

@@ -63,6 +63,7 @@ use super::url::Cluster;
 use crate::types::Reserved;
 
 pub use old::OldEtcd3;
+pub use replay::REPLAY_OVERHEAD_BYTES;
 
 /// An etcd cluster as a new store.
 pub struct Etcd3 {

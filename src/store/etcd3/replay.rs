@@ -15,6 +15,9 @@ use crate::proto::etcdserverpb as pb;
 use crate::store::{RecordWrite, Replay, Replayed, Result};
 use crate::types::KeyRange;
 
+/// What a pair and its claim are replayed with takes no more than this besides the key (twice) and the value,
+/// of the bytes that etcd takes in one request.
+pub const REPLAY_OVERHEAD_BYTES: usize = 1024;
 /// Pieces under way at a time. More bring etcd no more keys per second.
 const PIECES_AT_ONCE: usize = 4;
 
@@ -26,9 +29,7 @@ impl Shared {
         if !self.note_replay(&replay.record).await? {
             return Ok(false);
         }
-        let weigh = |change: &Replayed| {
-            2 * change.key().len() + change.live().map_or(0, |kv| kv.value.len())
-        };
+        let weigh = |change: &Replayed| change.key().len() + change.bytes();
         let mut pieces = pieces(&replay.changes, weigh);
         let last = pieces.pop().unwrap_or_default();
         // Those who wait for locks are told apart by the order in which their keys were made.

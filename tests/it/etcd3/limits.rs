@@ -5,9 +5,14 @@ use std::sync::Arc;
 use segue::migration::copier::{Copier, Step};
 use segue::migration::ledger::Ledger;
 use segue::store::memory::Memory;
-use segue::store::{AsOld, RequestError, Store as _, StoreError};
+use segue::store::open::replayed_bytes_max;
+use segue::store::{
+    AsOld, CopyUp, Guard, RecordWrite, Replay, Replayed, RequestError, Store as _, StoreError,
+    StoreUrl,
+};
 use segue::types::{
-    Compare, CompareResult, CompareTarget, Grant, KeyRange, LeaseId, Op, Put, Range, Revision, Txn,
+    Compare, CompareResult, CompareTarget, Grant, KeyRange, KeyValue, LeaseId, Op, Put, Range,
+    Revision, Txn,
 };
 
 use super::{open, under_an_epoch};
@@ -64,6 +69,69 @@ async fn a_transaction_of_the_full_limit_may_need_a_higher_one_in_the_new_store(
         assert!(narrow.txn(txn.clone()).await.unwrap().reply.succeeded);
         assert!(wide.txn(txn).await.unwrap().reply.succeeded);
     }
+}
+
+/// Bytes of a request that etcd takes, unless it is told otherwise.
+const REQUEST_BYTES: usize = 3 * 512 * 1024;
+
+fn pair(key: &'static str, value_len: usize) -> KeyValue {
+    KeyValue {
+        key: key.into(),
+        value: vec![b'v'; value_len].into(),
+        create_revision: Revision(3),
+        mod_revision: Revision(7),
+        version: 2,
+        lease: LeaseId::NONE,
+    }
+}
+
+fn record() -> RecordWrite {
+    RecordWrite {
+        name: "mirror".into(),
+        value: Some(vec![b'r'; 4096].into()),
+    }
+}
+
+#[tokio::test]
+async fn a_pair_of_the_largest_size_is_replayed_together_with_its_claim() {
+    let etcd = Etcd::start().await;
+    let old = open(&etcd).await;
+    let url: StoreUrl = etcd.url().parse().unwrap();
+    let most = replayed_bytes_max(&url, REQUEST_BYTES).unwrap();
+    let largest = pair("k", most - 2);
+    let replay = Replay {
+        changes: vec![
+            Replayed::Put(pair("a", 1)),
+            Replayed::Put(largest.clone()),
+            Replayed::Put(pair("z", 1)),
+        ],
+        record: (record(), 0),
+    };
+    assert_eq!(old.replay(replay).await, Ok(true));
+    let last = Replay {
+        changes: vec![Replayed::Put(largest.clone())],
+        record: (record(), 1),
+    };
+    assert_eq!(old.replay(last).await, Ok(true));
+    let there = old.guarded(Guard::None).range(Range::key("k")).await;
+    assert_eq!(there.unwrap().reply.kvs[0].value, largest.value);
+    assert_eq!(old.records("mirror").await.unwrap()[0].version, 2);
+}
+
+#[tokio::test]
+async fn a_pair_is_copied_up_as_long_as_it_fits_with_its_claim_alone() {
+    let etcd = Etcd::start().await;
+    let new = open(&etcd).await;
+    let guarded = under_an_epoch(new.clone(), Revision(100)).await;
+    // What is written behind it does not take its place.
+    let copy_up = CopyUp {
+        kvs: vec![pair("a", 1), pair("k", REQUEST_BYTES - 512)],
+        record: Some((record(), 0)),
+    };
+    assert_eq!(guarded.copy_up(copy_up).await, Ok(Some(2)));
+    assert_eq!(new.records("mirror").await.unwrap()[0].version, 1);
+    let there = guarded.range(Range::key("k")).await.unwrap().reply;
+    assert_eq!(there.kvs, [pair("k", REQUEST_BYTES - 512)]);
 }
 
 #[tokio::test]

@@ -96,6 +96,7 @@ impl Stores {
             allow_nonempty: false,
             offline: false,
             mirror: true,
+            replayed_bytes_max: None,
             parallel: 3,
             control: Control::default(),
             auto_verify: true,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use segue::store::memory::Memory;
 use segue::store::{
     CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
-    RequestError, Result, Status, Store, Watch, Watching,
+    Replayed, RequestError, Result, Status, Store, Watch, Watching,
 };
 use segue::types::{
     Answer, Grant, Granted, KeyRange, KeyValue, LeaseId, LeaseStatus, Put, Range, RangeReply,
@@ -91,6 +91,8 @@ impl NewStore for Picky {
     }
 
     async fn replay(&self, replay: Replay) -> Result<bool> {
+        let live = replay.changes.iter().filter_map(Replayed::live);
+        self.1.check(&live.cloned().collect::<Vec<_>>())?;
         self.0.replay(replay).await
     }
 

@@ -1,12 +1,15 @@
 //! The way back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use segue::migration::Options;
 use segue::migration::phase::Phase;
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
-use segue::store::{Guard, Store, StoreError, Watch, WatchItem};
+use segue::store::memory::Memory;
+use segue::store::{AsOld, Guard, RequestError, Store, StoreError, Watch, WatchItem};
 use segue::tasks::spawn_owned;
 use segue::types::{
     Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, LeaseId, Op, Put, Range,
@@ -15,6 +18,7 @@ use segue::types::{
 
 use super::fleet::{Member, Stores, get, grant, key, passthrough, put, put_leased};
 use super::gate::{Gate, Mode};
+use super::picky::{Picky, Taste};
 use crate::support::eventually;
 
 fn to(phase: Phase) -> Request {
@@ -323,6 +327,76 @@ async fn without_a_mirror_there_is_no_way_back_and_nothing_is_written_to_the_old
     let fenceable = stores.old.fenceable().unwrap();
     assert_eq!(fenceable.records("").await.unwrap(), []);
     assert_eq!(get(&*stores.source, &key(1)).await.unwrap().value, "old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_old_store_does_not_take_shuts_the_way_back_until_it_is_written_anew() {
+    let source = Memory::new();
+    let taste = Taste {
+        pairs: usize::MAX,
+        values: true,
+        rival: None,
+        door: None,
+    };
+    let picky = Arc::new(Picky(source.clone(), taste));
+    let stores = Stores {
+        old: Arc::new(AsOld::of(picky).await.unwrap()),
+        source: Arc::new(source),
+        new: Arc::new(Memory::new()),
+    };
+    let first = stores.join("a").await.unwrap();
+    first.until_phase(Phase::Migration).await;
+    let second = stores.join("b").await.unwrap();
+    second.until_phase(Phase::Migration).await;
+    put(&*first.store(), "k", "unpalatable").await;
+    for member in [&first, &second] {
+        let shut = |status: &Status| {
+            let why = status.way_back_closed.as_deref();
+            why.is_some_and(|why| why.contains("the value is unpalatable"))
+        };
+        member.until("the way back is shut", shut).await;
+        let told = member.controller.rollback().await.unwrap().unwrap_err();
+        assert!(told.contains("the value is unpalatable"), "{told}");
+    }
+    put(&*second.store(), "k", "good").await;
+    let open = |status: &Status| status.way_back_closed.is_none();
+    second.until("the way back is open", open).await;
+    roll_back(&second).await;
+    assert_eq!(get(&*stores.source, "k").await.unwrap().value, "good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_that_the_mirror_could_not_bring_into_the_old_store_is_refused_for_so_long() {
+    let stores = Stores::both_ways().await;
+    let start = |options: &mut Options| {
+        passthrough(options);
+        options.replayed_bytes_max = Some(10);
+    };
+    let member = stores.join_as("a", start).await.unwrap();
+    member.until_phase(Phase::Passthrough).await;
+    let store = member.store();
+    let write = async |value: &'static str| {
+        let nested = Txn {
+            failure: vec![Op::Put(Put::new("k", value))],
+            ..Txn::default()
+        };
+        let put = store.put(Put::new("k", value)).await.map(drop);
+        let txn = store.txn(Txn::of(vec![Op::Txn(nested)])).await.map(drop);
+        [put, txn]
+    };
+    let refused = || Err(RequestError::TooLarge.into());
+    assert_eq!(write("more than ten").await, [Ok(()), Ok(())]);
+    member
+        .controller
+        .go_to(Phase::Migration)
+        .await
+        .unwrap()
+        .unwrap();
+    member.until_phase(Phase::Migration).await;
+    assert_eq!(write("is eight").await, [Ok(()), Ok(())]);
+    assert_eq!(write("is nine, ").await, [refused(), refused()]);
+    roll_back(&member).await;
+    assert_eq!(write("more than ten").await, [Ok(()), Ok(())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
