@@ -111,8 +111,13 @@ pub(super) fn status(error: &StoreError) -> Status {
 /// Also the reason of a watch that ends because its history is gone.
 pub(super) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 /// It did not happen and may be tried again, here or at another member.
-pub(super) const NO_LEADER: &str = "etcdserver: no leader";
+const NO_LEADER: &str = "etcdserver: no leader";
 const TIMED_OUT: &str = "etcdserver: request timed out";
+
+/// The end of a stream that requires a leader, to be had at another member.
+pub(super) fn no_leader() -> Status {
+    Status::unavailable(NO_LEADER)
+}
 
 /// A stream's end when this proxy goes away; clients carry on at another one.
 pub(super) fn stopped() -> Status {

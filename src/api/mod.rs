@@ -24,7 +24,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{self, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -56,6 +56,9 @@ pub struct ApiConfig {
     pub greeting_within: Duration,
     /// How often idle watches that asked for it are told how far they are.
     pub progress_interval: Duration,
+    /// How often the store is looked at, and how long it may say nothing before it counts as away: the health
+    /// service tells so, and streams that require a leader end.
+    pub silence: Duration,
     /// How long requests that are under way may take when the server is shut down.
     pub shutdown_grace: Duration,
 }
@@ -71,6 +74,7 @@ impl ApiConfig {
             limits: Limits::default(),
             greeting_within: Duration::from_secs(30),
             progress_interval: Duration::from_mins(10),
+            silence: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -85,6 +89,10 @@ struct Context {
     members: Arc<dyn Members>,
     limits: Limits,
     progress_interval: Duration,
+    /// See [`ApiConfig::silence`].
+    silence: Duration,
+    /// Whether the store has been silent for so long that whoever needs a leader has to look elsewhere.
+    no_leader: sync::watch::Sender<bool>,
     /// Streams end when it is cancelled.
     shutdown: CancellationToken,
     /// Hashing reads everything: one at a time is enough.
@@ -101,6 +109,8 @@ impl Context {
             members: config.members,
             limits: config.limits,
             progress_interval: config.progress_interval,
+            silence: config.silence,
+            no_leader: sync::watch::Sender::new(false),
             shutdown: CancellationToken::new(),
             hashing: Semaphore::new(1),
         }

@@ -1,7 +1,5 @@
 //! What etcd answers over plain HTTP on its client port.
 
-use std::time::Duration;
-
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -12,9 +10,6 @@ use tonic::body::Body;
 use super::Context;
 use crate::metrics;
 use crate::types::Range;
-
-/// How long the store may take to show that it is there.
-const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
 /// What those who look for etcd's JSON gateway are told.
 const ONLY_GET: &str = "over plain HTTP only GET of /health, /readyz, /livez, /version and /metrics is served; \
@@ -63,12 +58,12 @@ async fn health(context: &Context) -> Response<Body> {
 /// Reads from the store, as etcd does to find out whether it is healthy.
 pub(super) async fn store_answers(context: &Context) -> Result<(), String> {
     let read = context.store.range(Range::key("health"));
-    match tokio::time::timeout(HEALTH_WITHIN, read).await {
+    match tokio::time::timeout(context.silence, read).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!(
             "the store did not answer within {} s",
-            HEALTH_WITHIN.as_secs()
+            context.silence.as_secs()
         )),
     }
 }

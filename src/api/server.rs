@@ -44,8 +44,6 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(15))
     .with_interval(Duration::from_secs(15));
-/// How often the health service looks at the store.
-const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// A pause when connections cannot be accepted, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often that is told in the log, at most.
@@ -198,15 +196,28 @@ where
     }
 }
 
-/// Keeps the health service up to date for as long as it is polled.
+/// Keeps the health service up to date for as long as it is polled, and tells the streams that require a
+/// leader when there is none.
 async fn watch_health(context: &Context, reporter: &HealthReporter) {
-    let mut ticks = tokio::time::interval(HEALTH_EVERY);
+    let mut ticks = tokio::time::interval(context.silence);
+    let mut silent_since = None;
     loop {
         ticks.tick().await;
+        let asked = Instant::now();
         let status = match plain::store_answers(context).await {
-            Ok(()) => ServingStatus::Serving,
-            Err(_) => ServingStatus::NotServing,
+            Ok(()) => {
+                silent_since = None;
+                ServingStatus::Serving
+            }
+            Err(_) => {
+                silent_since.get_or_insert(asked);
+                ServingStatus::NotServing
+            }
         };
+        let lost = silent_since.is_some_and(|since| since.elapsed() >= context.silence);
+        context
+            .no_leader
+            .send_if_modified(|before| std::mem::replace(before, lost) != lost);
         for service in [
             "",
             "etcdserverpb.KV",

@@ -17,12 +17,13 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{AbortRegistration, Abortable, BoxStream, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use super::errors::{NO_LEADER, status, stopped};
+use super::errors::{no_leader, status, stopped};
 use crate::proto::etcdserverpb::{self as pb, watch_server};
 use crate::store::{self, StoreError, WatchItem, Watching};
 use crate::types::Revision;
@@ -36,8 +37,6 @@ pub(super) struct Watch(pub Arc<Context>);
 const ITEMS_MAX: usize = 64;
 /// How long the creation of a watch is tried on a store that is away.
 const OPEN_FOR: Duration = Duration::from_secs(5);
-/// How long a stream that requires a leader goes on without the store.
-const LOST_MAX: Duration = Duration::from_secs(5);
 /// How long to wait before a lost watch is opened anew: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -77,6 +76,7 @@ struct Stream {
     /// Lost watches on their way back, and answers that wait for the current revision.
     pending: FuturesUnordered<BoxFuture<'static, Action>>,
     ticks: Interval,
+    no_leader: watch::Receiver<bool>,
     shutdown: CancellationToken,
     outbox: VecDeque<pb::WatchResponse>,
     end: Option<End>,
@@ -100,6 +100,7 @@ enum Action {
     Current(Option<Revision>),
     Items(i64, Generation, Vec<WatchItem>),
     Tick,
+    NoLeader,
     Shutdown,
 }
 
@@ -121,6 +122,7 @@ impl Stream {
             answering: None,
             pending: FuturesUnordered::new(),
             ticks,
+            no_leader: context.no_leader.subscribe(),
             shutdown: context.shutdown.clone(),
             outbox: VecDeque::new(),
             end: None,
@@ -154,6 +156,7 @@ impl Stream {
             // In this order: what ends the stream, then what is under way, then what is new.
             biased;
             () = self.shutdown.cancelled() => Action::Shutdown,
+            () = lost(&mut self.no_leader), if self.needs_leader => Action::NoLeader,
             action = answer(&mut self.answering), if answering => action,
             Some(action) = self.pending.next(), if !self.pending.is_empty() => action,
             request = self.inbound.next(), if !answering && !self.half_closed => Action::Request(request),
@@ -177,7 +180,7 @@ impl Stream {
             }
             Action::Opened(_, Err(failure)) => {
                 let reason = status(&failure);
-                if is_final(&failure) {
+                if failure.is_final() {
                     let refused = self.table.refused(reason.message(), self.table.seen);
                     self.outbox.push_back(refused);
                 } else {
@@ -208,6 +211,7 @@ impl Stream {
                 self.not_reopened(id, generation, &failure);
             }
             Action::Tick => self.table.ask_idle(),
+            Action::NoLeader => self.end = Some(End::Failed(no_leader())),
             Action::Shutdown => self.end = Some(End::Failed(stopped())),
         }
         self.ask_current();
@@ -274,15 +278,15 @@ impl Stream {
     }
 
     fn not_reopened(&mut self, id: i64, generation: Generation, failure: &StoreError) {
-        if is_final(failure) {
+        if failure.is_final() {
             self.table.fail(id, generation, failure, &mut self.outbox);
             return;
         }
         let Some((watch, lost_for)) = self.table.lost(id, generation) else {
             return;
         };
-        if self.needs_leader && lost_for > LOST_MAX {
-            self.end = Some(End::Failed(Status::unavailable(NO_LEADER)));
+        if self.needs_leader && lost_for > self.context.silence {
+            self.end = Some(End::Failed(no_leader()));
         }
         let (first, longest) = BACKOFF;
         self.reopen(id, generation, watch, lost_for.clamp(first, longest));
@@ -303,9 +307,11 @@ impl Stream {
     }
 }
 
-/// Whether a watch that fails so would fail again.
-const fn is_final(failure: &StoreError) -> bool {
-    matches!(failure, StoreError::Request(_) | StoreError::Broken(_))
+/// Waits until there is no leader.
+async fn lost(no_leader: &mut watch::Receiver<bool>) {
+    if no_leader.wait_for(|lost| *lost).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Waits for the answer that is under way, and makes room for the next.

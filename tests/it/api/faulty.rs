@@ -1,6 +1,7 @@
 //! A store that can be lost and found again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -17,6 +18,8 @@ pub(super) struct Faulty {
     pub inner: Memory,
     /// Grows each time it is lost and each time it is found: odd while it is lost.
     turns: watch::Sender<u64>,
+    /// Reads are not answered at all.
+    frozen: AtomicBool,
 }
 
 impl Faulty {
@@ -24,12 +27,18 @@ impl Faulty {
         Arc::new(Self {
             inner: Memory::new(),
             turns: watch::Sender::new(0),
+            frozen: AtomicBool::new(false),
         })
     }
 
     /// From now on nothing is answered, and all watches end.
     pub(super) fn lose(&self) {
         self.turns.send_modify(|turns| *turns |= 1);
+    }
+
+    /// From now on no read is answered, and watches stay as they are.
+    pub(super) fn freeze(&self) {
+        self.frozen.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn find(&self) {
@@ -47,6 +56,9 @@ impl Faulty {
 #[async_trait]
 impl Store for Faulty {
     async fn range(&self, request: Range) -> Result<Answer<RangeReply>> {
+        if self.frozen.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.reached()?.range(request).await
     }
 

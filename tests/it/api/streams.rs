@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use segue::api::ApiConfig;
 use segue::proto::etcdserverpb as pb;
 use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
@@ -188,6 +189,25 @@ async fn a_stream_that_needs_a_leader_ends_without_the_store() {
         (end.code(), end.message()),
         (Code::Unavailable, "etcdserver: no leader")
     );
+}
+
+/// etcd ends it after a few seconds, so that the client goes to another member.
+#[tokio::test]
+async fn a_stream_that_needs_a_leader_ends_when_the_store_says_nothing_any_more() {
+    let store = Faulty::new();
+    let soon = |config: &mut ApiConfig| config.silence = Duration::from_millis(50);
+    let api = Api::start_with(store.clone(), soon).await;
+    let (_keep, mut goes_on) = watch_all(&api, |_| {}).await;
+    let (_keep_too, mut responses) = stream(&api, true).await.unwrap();
+    store.freeze();
+    let end = tokio::time::timeout(SOON, responses.message()).await;
+    let end = end.expect("in time").unwrap_err();
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+    store.inner.put(Put::new("k", "v")).await.unwrap();
+    assert_eq!(revisions(&mut goes_on, 1).await, [2]);
 }
 
 /// Clients that open one watch per stream end their side at once: grpcurl, gateways, some libraries.
