@@ -1,4 +1,4 @@
-//! Logging in: as to an etcd whose authentication is not enabled.
+//! Users and roles: as in an etcd that has none, and whose authentication is not enabled.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{auth_not_enabled, status};
+use super::errors::{auth_not_enabled, not_served, role_not_found, user_not_found};
 use crate::proto::etcdserverpb::{self as pb, auth_server};
 
-/// The service; what manages users and roles is refused before it comes here.
+/// The service; what is about one user or role, or would make one, is refused before it comes here.
 pub(super) struct Auth(pub Arc<Context>);
 
 type Served<T> = Result<Response<T>, Status>;
@@ -32,12 +32,55 @@ impl auth_server::Auth for Auth {
         &self,
         _request: Request<pb::AuthStatusRequest>,
     ) -> Served<pb::AuthStatusResponse> {
-        let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error))?;
         Ok(Response::new(pb::AuthStatusResponse {
-            header: self.0.header(stands.revision),
+            header: self.0.current_header().await?,
             enabled: false,
             auth_revision: AUTH_REVISION,
         }))
+    }
+
+    /// It is off.
+    async fn auth_disable(
+        &self,
+        _request: Request<pb::AuthDisableRequest>,
+    ) -> Served<pb::AuthDisableResponse> {
+        let header = self.0.current_header().await?;
+        Ok(Response::new(pb::AuthDisableResponse { header }))
+    }
+
+    async fn user_list(
+        &self,
+        _request: Request<pb::AuthUserListRequest>,
+    ) -> Served<pb::AuthUserListResponse> {
+        Ok(Response::new(pb::AuthUserListResponse {
+            header: self.0.current_header().await?,
+            users: Vec::new(),
+        }))
+    }
+
+    async fn role_list(
+        &self,
+        _request: Request<pb::AuthRoleListRequest>,
+    ) -> Served<pb::AuthRoleListResponse> {
+        Ok(Response::new(pb::AuthRoleListResponse {
+            header: self.0.current_header().await?,
+            roles: Vec::new(),
+        }))
+    }
+}
+
+/// What is said of the other methods, for which there is nothing to ask the store.
+pub(super) fn refusal(method: &str) -> Status {
+    match method {
+        "UserGet" | "UserDelete" | "UserChangePassword" | "UserGrantRole" | "UserRevokeRole" => {
+            user_not_found()
+        }
+        "RoleGet" | "RoleDelete" | "RoleGrantPermission" | "RoleRevokePermission" => {
+            role_not_found()
+        }
+        _ => not_served(
+            "a proxy has no users and roles: it logs in to the stores with the credentials in \
+             their URLs; limit who can reach it with the network or with TLS",
+        ),
     }
 }

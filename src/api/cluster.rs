@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{not_served, status};
+use super::errors::{member_not_found, not_served};
 use crate::proto::etcdserverpb::{self as pb, cluster_server};
 
 /// One proxy of the fleet, as clients get to know it.
@@ -38,6 +38,17 @@ pub(super) struct Cluster(pub Arc<Context>);
 
 type Served<T> = Result<Response<T>, Status>;
 
+impl Cluster {
+    /// The answer to a change of the member `id`.
+    fn unchanged<T>(&self, id: u64) -> Served<T> {
+        if self.0.has_member(id) {
+            start_a_proxy_instead()
+        } else {
+            Err(member_not_found())
+        }
+    }
+}
+
 fn start_a_proxy_instead<T>() -> Served<T> {
     Err(not_served(
         "members are proxies: start one with `segue serve` on the same stores, or stop it; \
@@ -51,8 +62,7 @@ impl cluster_server::Cluster for Cluster {
         &self,
         _request: Request<pb::MemberListRequest>,
     ) -> Served<pb::MemberListResponse> {
-        let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error))?;
+        let header = self.0.current_header().await?;
         let members = self
             .0
             .members
@@ -67,7 +77,7 @@ impl cluster_server::Cluster for Cluster {
                 is_learner: false,
             });
         Ok(Response::new(pb::MemberListResponse {
-            header: self.0.header(stands.revision),
+            header,
             members: members.collect(),
         }))
     }
@@ -81,22 +91,22 @@ impl cluster_server::Cluster for Cluster {
 
     async fn member_remove(
         &self,
-        _request: Request<pb::MemberRemoveRequest>,
+        request: Request<pb::MemberRemoveRequest>,
     ) -> Served<pb::MemberRemoveResponse> {
-        start_a_proxy_instead()
+        self.unchanged(request.into_inner().id)
     }
 
     async fn member_update(
         &self,
-        _request: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Served<pb::MemberUpdateResponse> {
-        start_a_proxy_instead()
+        self.unchanged(request.into_inner().id)
     }
 
     async fn member_promote(
         &self,
-        _request: Request<pb::MemberPromoteRequest>,
+        request: Request<pb::MemberPromoteRequest>,
     ) -> Served<pb::MemberPromoteResponse> {
-        start_a_proxy_instead()
+        self.unchanged(request.into_inner().id)
     }
 }

@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::{Service as _, ServiceExt as _};
 
-use super::auth::Auth;
+use super::auth::{self, Auth};
 use super::cluster::Cluster;
 use super::concurrency::{Election, Lock};
 use super::errors::{in_etcds_words, not_served};
@@ -76,13 +76,14 @@ enum Target {
 }
 
 /// Every method that is counted; those that are called most come first.
-const METHODS: [(Target, &str, &str, Kind); 34] = {
+const METHODS: [(Target, &str, &str, Kind); 37] = {
     use Kind::{BidiStream, ServerStream, Unary};
     use Target::{Auth, Cluster, Election, Kv, Lease, Lock, Maintenance, Others, Watch};
     const KV: &str = "etcdserverpb.KV";
     const LEASE: &str = "etcdserverpb.Lease";
     const CLUSTER: &str = "etcdserverpb.Cluster";
     const MAINTENANCE: &str = "etcdserverpb.Maintenance";
+    const AUTH: &str = "etcdserverpb.Auth";
     const LOCK: &str = "v3lockpb.Lock";
     const ELECTION: &str = "v3electionpb.Election";
     const HEALTH: &str = "grpc.health.v1.Health";
@@ -111,8 +112,11 @@ const METHODS: [(Target, &str, &str, Kind); 34] = {
         (Cluster, CLUSTER, "MemberRemove", Unary),
         (Cluster, CLUSTER, "MemberUpdate", Unary),
         (Cluster, CLUSTER, "MemberPromote", Unary),
-        (Auth, "etcdserverpb.Auth", "Authenticate", Unary),
-        (Auth, "etcdserverpb.Auth", "AuthStatus", Unary),
+        (Auth, AUTH, "Authenticate", Unary),
+        (Auth, AUTH, "AuthStatus", Unary),
+        (Auth, AUTH, "AuthDisable", Unary),
+        (Auth, AUTH, "UserList", Unary),
+        (Auth, AUTH, "RoleList", Unary),
         (Lock, LOCK, "Lock", Unary),
         (Lock, LOCK, "Unlock", Unary),
         (Election, ELECTION, "Campaign", Unary),
@@ -212,14 +216,18 @@ impl Services {
         if !content.starts_with(b"application/grpc") {
             return Ok(plain::serve(&self.context, &request).await);
         }
-        let service = request.uri().path().trim_start_matches('/');
-        let service = service.split('/').next().unwrap_or_default();
+        let path = request.uri().path().trim_start_matches('/');
+        let (service, method) = path.split_once('/').unwrap_or((path, ""));
         let sentence = match service {
             "grpc.health.v1.Health"
             | "grpc.reflection.v1.ServerReflection"
             | "grpc.reflection.v1alpha.ServerReflection" => {
                 return self.others.clone().oneshot(request.map(Body::new)).await;
             }
+            "etcdserverpb.Auth" => return Ok(auth::refusal(method).into_http()),
+            "v3lockpb.Lock" | "v3electionpb.Election" => {
+                "locks and elections are not served as services: use the client library's, as \
+                 `etcdctl lock` and `etcdctl elect` do; they need leases, transactions and watches only"
             "etcdserverpb.Auth" => {
                 "a proxy has no users and roles: it logs in to the stores with the credentials in \
                  their URLs; limit who can reach it with the network or with TLS"

@@ -129,6 +129,26 @@ pub(super) fn auth_not_enabled() -> Status {
     Status::failed_precondition("etcdserver: authentication is not enabled")
 }
 
+/// There are no users.
+pub(super) fn user_not_found() -> Status {
+    Status::failed_precondition("etcdserver: user name not found")
+}
+
+/// There are no roles.
+pub(super) fn role_not_found() -> Status {
+    Status::failed_precondition("etcdserver: role name not found")
+}
+
+/// There is no such proxy.
+pub(super) fn member_not_found() -> Status {
+    Status::not_found("etcdserver: member not found")
+}
+
+/// No proxy of this number could lead.
+pub(super) fn bad_leader() -> Status {
+    Status::failed_precondition("etcdserver: bad leader transferee")
+}
+
 /// For what is not served: says so, and what to do instead.
 pub(super) fn not_served(sentence: &str) -> Status {
     Status::unimplemented(format!("etcdserver: {sentence}"))

@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::{not_served, status};
+use super::errors::{bad_leader, not_served, status};
 use super::hash::hash_kv;
 use super::header::RAFT_TERM;
 use crate::proto::etcdserverpb::{self as pb, maintenance_server};
@@ -43,12 +43,11 @@ impl maintenance_server::Maintenance for Maintenance {
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Served<pb::AlarmResponse> {
         use pb::alarm_request::AlarmAction;
-        let stands = self.0.store.status().await;
-        let stands = stands.map_err(|error| status(&error))?;
+        let header = self.0.current_header().await?;
         match request.into_inner().action() {
             // There are none, so there are none to take back either.
             AlarmAction::Get | AlarmAction::Deactivate => Ok(Response::new(pb::AlarmResponse {
-                header: self.0.header(stands.revision),
+                header,
                 alarms: Vec::new(),
             })),
             AlarmAction::Activate => Err(not_served(
@@ -93,8 +92,11 @@ impl maintenance_server::Maintenance for Maintenance {
 
     async fn move_leader(
         &self,
-        _request: Request<pb::MoveLeaderRequest>,
+        request: Request<pb::MoveLeaderRequest>,
     ) -> Served<pb::MoveLeaderResponse> {
+        if !self.0.has_member(request.into_inner().target_id) {
+            return Err(bad_leader());
+        }
         Err(not_served(
             "proxies elect no leader: any member can be stopped at any time",
         ))

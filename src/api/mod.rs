@@ -26,6 +26,9 @@ use std::time::Duration;
 
 use tokio::sync::{self, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use errors::status;
 
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::ResponseHeader;
@@ -122,6 +125,18 @@ impl Context {
     )]
     fn header(&self, revision: Revision) -> Option<ResponseHeader> {
         Some(self.identity.header(revision))
+    }
+
+    /// A header with the revision that the store is at.
+    async fn current_header(&self) -> Result<Option<ResponseHeader>, Status> {
+        let stands = self.store.status().await;
+        let stands = stands.map_err(|error| status(&error))?;
+        Ok(self.header(stands.revision))
+    }
+
+    /// Whether there is a proxy of this number.
+    fn has_member(&self, id: u64) -> bool {
+        self.members.members().iter().any(|member| member.id == id)
     }
 
     /// The largest message on the wire. As in etcd, what is a little too large for the store still

@@ -15,6 +15,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::faulty::Faulty;
+use crate::support::Etcd;
 use crate::support::api::Api;
 use crate::support::etcd::{http_get, http_request};
 use crate::support::eventually;
@@ -122,6 +123,90 @@ async fn logging_in_is_answered_as_by_an_etcd_without_authentication() {
     let status = status.into_inner();
     assert!(!status.enabled);
     assert_eq!(status.header.unwrap().revision, 1);
+}
+
+/// A request about one user, role or member: enough of a message for each.
+#[derive(Clone, prost::Message)]
+struct About {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes, tag = "2")]
+    more: Vec<u8>,
+}
+
+/// The same, by a number.
+#[derive(Clone, prost::Message)]
+struct AboutNumber {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+}
+
+/// The code and text of the answer to each of these.
+async fn answers<T: prost::Message + Clone + 'static>(
+    channel: &Channel,
+    methods: &[&'static str],
+    request: T,
+) -> Vec<(&'static str, Code, String)> {
+    let mut answers = Vec::new();
+    for method in methods.iter().copied() {
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        grpc.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_maybe_shared(format!("/etcdserverpb.{method}"));
+        let codec = tonic_prost::ProstCodec::<T, ()>::default();
+        let request = tonic::Request::new(request.clone());
+        let answer = grpc.unary(request, path.unwrap(), codec).await;
+        answers.push(match answer {
+            Ok(_) => (method, Code::Ok, String::new()),
+            Err(why) => (method, why.code(), why.message().to_owned()),
+        });
+    }
+    answers
+}
+
+#[tokio::test]
+async fn what_is_asked_of_users_roles_and_members_that_are_not_there_is_answered_as_by_etcd() {
+    let etcd = Etcd::start().await;
+    let api = Api::start(Arc::new(Memory::new())).await;
+    let endpoint = Endpoint::from_shared(etcd.endpoint()).unwrap();
+    let channels = [endpoint.connect().await.unwrap(), channel(&api).await];
+    let named = About {
+        name: "nobody".into(),
+        // To the grant of a permission, one for the key `k`.
+        more: b"\x12\x01k".into(),
+    };
+    let number = AboutNumber { id: 0x77 };
+    let [theirs, ours] = channels.each_ref().map(async |channel| {
+        let mut all = answers(
+            channel,
+            &["Auth/UserList", "Auth/RoleList", "Auth/AuthDisable"],
+            (),
+        )
+        .await;
+        let of_names = [
+            "Auth/UserGet",
+            "Auth/UserDelete",
+            "Auth/UserChangePassword",
+            "Auth/UserGrantRole",
+            "Auth/UserRevokeRole",
+            "Auth/RoleGet",
+            "Auth/RoleDelete",
+            "Auth/RoleGrantPermission",
+            "Auth/RoleRevokePermission",
+        ];
+        all.extend(answers(channel, &of_names, named.clone()).await);
+        let of_numbers = [
+            "Cluster/MemberRemove",
+            "Cluster/MemberUpdate",
+            "Cluster/MemberPromote",
+            "Maintenance/MoveLeader",
+        ];
+        all.extend(answers(channel, &of_numbers, number.clone()).await);
+        all
+    });
+    assert_eq!(ours.await, theirs.await);
+    let mut auth = AuthClient::new(channels[1].clone());
+    let users = auth.user_list(pb::AuthUserListRequest {}).await.unwrap();
+    assert_eq!(users.into_inner().users, Vec::<String>::new());
 }
 
 #[tokio::test]
