@@ -225,13 +225,6 @@ impl Services {
                 return self.others.clone().oneshot(request.map(Body::new)).await;
             }
             "etcdserverpb.Auth" => return Ok(auth::refusal(method).into_http()),
-            "v3lockpb.Lock" | "v3electionpb.Election" => {
-                "locks and elections are not served as services: use the client library's, as \
-                 `etcdctl lock` and `etcdctl elect` do; they need leases, transactions and watches only"
-            "etcdserverpb.Auth" => {
-                "a proxy has no users and roles: it logs in to the stores with the credentials in \
-                 their URLs; limit who can reach it with the network or with TLS"
-            }
             _ => "this proxy does not have this method",
         };
         Ok(not_served(sentence).into_http())

@@ -198,7 +198,6 @@ mod tests {
             ),
             (
                 StoreError::Late("too much".into()),
-                Write,
                 Code::Unavailable,
                 "etcdserver: request timed out",
             ),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::mark::Mark;
-use crate::store::{NewStore, OldLease, OldStore, Page, Result, Watch, Watching};
+use crate::store::{NewStore, OldLease, OldStore, Page, PageSize, Result, Watch, Watching};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
 /// An old store, none of whose pairs is newer than the base revision. Its history is as it is.
@@ -45,8 +45,8 @@ impl OldStore for AtBase {
         Ok(found.map(at_latest).collect())
     }
 
-    async fn scan(&self, keys: KeyRange, limit: usize, content: Content) -> Result<Page> {
-        let page = self.old.scan(keys, limit, content).await?;
+    async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+        let page = self.old.scan(keys, size, content).await?;
         let kvs = page.kvs.into_iter().map(|kv| kv.at_latest(self.base));
         Ok(Page {
             kvs: kvs.collect(),
@@ -78,8 +78,8 @@ impl OldStore for AtBase {
         self.old.mark(before).await
     }
 
-    async fn scan_reserved(&self, keys: KeyRange, limit: usize) -> Result<Page> {
-        self.old.scan_reserved(keys, limit).await
+    async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
+        self.old.scan_reserved(keys, size).await
     }
 
     fn fenceable(&self) -> Option<Arc<dyn NewStore>> {

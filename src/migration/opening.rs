@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::copier::Copier;
 use super::held::{Leases, each};
 use super::ledger::Ledger;
-use crate::store::{Guard, GuardedStore, OldStore, Result, StoreError, Watch, WatchItem};
+use crate::store::{Guard, GuardedStore, OldStore, PageSize, Result, StoreError, Watch, WatchItem};
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
 
 /// Keys that are asked for at a time.
@@ -94,7 +94,9 @@ async fn readable(old: &Arc<dyn OldStore>, keys: Vec<Bytes>) -> Result<Vec<Optio
     }
     let mut found = Vec::with_capacity(keys.len());
     for key in keys {
-        let mut page = old.scan(KeyRange::One(key), 1, Content::Full).await?;
+        let mut page = old
+            .scan(KeyRange::One(key), PageSize::pairs(1), Content::Full)
+            .await?;
         found.push(page.kvs.pop());
     }
     Ok(found)

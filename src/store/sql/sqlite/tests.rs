@@ -557,7 +557,6 @@ async fn a_txn_reads_the_past_and_what_it_wrote() {
     assert_eq!((&value(1)[..], &value(2)[..]), (&b"1"[..], &b"3"[..]));
 }
 
-
 #[tokio::test]
 async fn no_lease_lives_longer_because_the_clock_was_set_back() {
     let dir = Dir::new();
