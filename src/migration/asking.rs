@@ -178,6 +178,7 @@ impl Controller {
             rejects: self.rejects().await?.len(),
             behind: fleet.behind(state.epoch),
             unmirrored: standing.map(|standing| standing.behind),
+            mirror_trouble: self.mirror_trouble(fleet),
         })
     }
 }

@@ -160,7 +160,9 @@ impl Driver {
         let Some(state) = self.load_state().await? else {
             return Ok(Turn::Last);
         };
-        if state.value.phase == Phase::Passthrough && self.routed != Some(state.value.epoch) {
+        let serves_old =
+            state.value.phase == Phase::Passthrough && state.value.stage == Stage::Open;
+        if serves_old && self.routed != Some(state.value.epoch) {
             // The old store may not have been needed until now, and clients are about to be sent to it.
             shared.fenceable().await?;
         }
@@ -327,6 +329,7 @@ impl Driver {
         }
         self.own.value.beat += 1;
         let shared = Arc::clone(&self.shared);
+        self.own.value.mirror_trouble = shared.troubles.of(Job::Mirroring.name());
         let name = format!("{MEMBERS}{}", shared.id());
         if shared
             .ledger

@@ -26,7 +26,7 @@ use crate::tasks::Tasks;
 use crate::types::{Epoch, Revision};
 
 /// How long a job waits when a store has failed, before it tries again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) enum Job {
 
 impl Job {
     /// What it is called where its trouble is told.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Fencing => "the fencing of the old store",
             Self::Opening => "the opening of the migration",

@@ -68,6 +68,8 @@ pub struct Timing {
     pub lapse: Duration,
     /// How long a request waits for a phase to open.
     pub patience: Duration,
+    /// A rollback that takes longer is called off: clients wait for it.
+    pub rollback: Duration,
 }
 
 impl Default for Timing {
@@ -76,6 +78,7 @@ impl Default for Timing {
             look: Duration::from_millis(500),
             lapse: Duration::from_secs(10),
             patience: Duration::from_secs(30),
+            rollback: Duration::from_secs(10),
         }
     }
 }

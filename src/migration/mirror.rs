@@ -3,7 +3,8 @@
 //! Changes are replayed in the order of their revisions, many at a time, of each key the latest. The
 //! *position* (everything up to here is in the old store) is a record there, compared and put in the
 //! transaction of the changes: a mirror that was stalled while another member carried on is refused,
-//! and what is replayed twice is the same. Whatever is replayed is claimed in the new store, so no
+//! and what is replayed twice is the same. It also names the epoch of the mirror that wrote it, and one of an
+//! earlier epoch leaves it alone: whoever has slept through what became of a rollback. Whatever is replayed is claimed in the new store, so no
 //! read of the overlay sees it.
 //!
 //! Keys are replayed without their leases, which would run out in the old store while the new one
@@ -25,11 +26,11 @@ use super::records::readable;
 use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
 use super::troubles::Trouble;
 use crate::store::{
-    Claim, Guard, GuardedStore, NewStore, Replay, Replayed, RequestError, Result, StoreError,
+    Claim, Guard, GuardedStore, NewStore, RecordTxn, Replay, Replayed, RequestError, Result, StoreError,
     WatchEnd,
 };
 use crate::types::range::successor;
-use crate::types::{KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};
+use crate::types::{Epoch, KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};
 
 /// The record in the old store that holds the [`Position`].
 pub const MIRROR: &str = "mirror";
@@ -46,6 +47,9 @@ const READ_KEYS_MAX: usize = 100;
 pub struct Position {
     /// Whose mirror it is.
     pub migration: String,
+    /// The epoch of whoever wrote it.
+    #[serde(default)]
+    pub epoch: Epoch,
     /// The base revision that it began behind; another one is another turn of the migration.
     pub base: Revision,
     /// Every change up to this revision is in the old store.
@@ -137,15 +141,24 @@ impl Position {
 
 impl Mirror {
     /// Where the mirror stands; at the base, where it has not begun.
+    ///
+    /// Fails with [`StoreError::StaleEpoch`] if a later epoch has begun there.
     pub async fn position(&self) -> Result<Entry<Position>> {
         let ledger = Ledger::new(self.old.clone());
         let entry = ledger.get::<Position>(MIRROR).await?.unwrap_or_default();
+        let Position {
+            migration, epoch, ..
+        } = &entry.value;
+        if *migration == self.state.migration && *epoch > self.state.epoch {
+            return Err(StoreError::StaleEpoch);
+        }
         if entry.value.is_of(&self.state) {
             return Ok(entry);
         }
         Ok(Entry {
             value: Position {
                 migration: self.state.migration.clone(),
+                epoch: self.state.epoch,
                 base: self.state.base,
                 through: self.state.base,
                 detached: false,
@@ -160,10 +173,7 @@ impl Mirror {
     ///
     /// Fails with [`StoreError::StaleEpoch`] if another mirror has carried on in the meantime.
     pub async fn run(&self, goal: Option<Revision>) -> Result<Entry<Position>> {
-        let mut at = self.position().await?;
-        // Whatever another mirror still has under way is refused from here on.
-        let through = at.value.through;
-        self.replay(&mut at, Vec::new(), through).await?;
+        let mut at = self.take_over().await?;
         if !at.value.detached {
             self.detach(&mut at).await?;
         }
@@ -182,6 +192,30 @@ impl Mirror {
                 Followed::Gap => self.compare(&mut at).await?,
             }
         }
+    }
+
+    /// Makes the position this mirror's own: whatever others still have under way is refused from here on, those
+    /// of earlier epochs for good.
+    ///
+    /// A rollback is called off without the old store, which may be the reason for it. So somebody who still
+    /// believed in it may have opened that store meanwhile, for nobody: it is shut again.
+    async fn take_over(&self) -> Result<Entry<Position>> {
+        let mut at = self.position().await?;
+        at.value.epoch = self.state.epoch;
+        at.value.at_ms = now_ms();
+        // Looked for behind the position, which nobody opens the store without changing.
+        let line = self.old.line().await?;
+        let txn = RecordTxn {
+            expect: vec![(MIRROR.to_owned(), at.version)],
+            writes: vec![write(MIRROR, &at.value)],
+            line: line.map(|_| None),
+            ..RecordTxn::default()
+        };
+        if !self.old.write_records(txn).await? {
+            return Err(StoreError::StaleEpoch);
+        }
+        at.version += 1;
+        Ok(at)
     }
 
     async fn follow(

@@ -174,6 +174,8 @@ pub struct Surroundings {
     pub behind: Vec<String>,
     /// Revisions of the new store that the mirror has yet to replay; nothing, if that cannot be told.
     pub unmirrored: Option<u64>,
+    /// What keeps the mirror from going on, if anything does.
+    pub mirror_trouble: Option<String>,
 }
 
 /// A rollback waits until the mirror is this close: what is left is replayed while clients wait.
@@ -491,6 +493,10 @@ impl State {
         }
         if let Some(why) = &self.stuck {
             return NoGo(format!("the old store does not get the changes: {why}"));
+        }
+        if let Some(why) = &around.mirror_trouble {
+            // It would meet the same.
+            return Wait(format!("the mirror does not get on: {why}"));
         }
         match around.unmirrored {
             None => {

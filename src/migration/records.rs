@@ -41,6 +41,9 @@ pub struct Member {
     pub acknowledged: Epoch,
     /// Grows while it lives.
     pub beat: u64,
+    /// What keeps the mirror from going on, if it runs here and something does.
+    #[serde(default)]
+    pub mirror_trouble: Option<String>,
     /// What the latest transition that it is through with has cost its requests.
     #[serde(default)]
     pub stall: Stall,

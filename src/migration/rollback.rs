@@ -4,19 +4,23 @@
 //! The new store is fenced by its line (the transition into [`super::phase::Stage::Draining`]), so the
 //! *goal*, its revision then, is the last that belongs to it. What the mirror has not replayed yet is
 //! replayed, leases are granted anew with the keys attached to them, and then one transaction in the
-//! old store lets it be served behind the goal, under the next epoch. Until that one, everything may be repeated
-//! or called off; behind it, there is only the transition of the state left to do.
+//! old store lets it be served behind the goal, under the next epoch. Behind that one there is only the transition
+//! of the state left to do, which lets clients in; until it, everything may be repeated or called off.
+//!
+//! It is called off by a transition of the state alone: the old store may have failed. Whoever still is at it
+//! may open that store afterwards, but nobody is sent there, and the mirror goes on only when it has shut it
+//! again and made sure that it stays so; see [`Mirror`].
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::controller::{Controller, now_ms};
 use super::held::{self, each};
+use super::jobs::PAUSE;
 use super::ledger::{Entry, Ledger, write};
 use super::mirror::{MIRROR, Mirror, Position, head, pairs};
 use super::phase::State;
@@ -26,9 +30,6 @@ use crate::store::{
     Guard, GuardedStore, NewStore, RecordTxn, Replayed, RequestError, Result, StoreError,
 };
 use crate::types::{Content, Grant, KeyRange, LeaseId, Range, Revision};
-
-/// A rollback that takes longer is called off: clients wait for it.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lease of the new store as the rollback found it.
 #[derive(Clone, Copy)]
@@ -45,53 +46,63 @@ enum Attempt {
     CallOff(String),
 }
 
-/// Carries a rollback to its end, or calls it off.
+/// Carries a rollback to its end, or calls it off: at the latest when it has taken for too long, since clients
+/// wait for it.
 pub(super) async fn drain(
     shared: &Controller,
     state: &State,
     begun: Instant,
     trouble: &Arc<Trouble>,
 ) -> Result<()> {
-    let Some(old) = shared.fenceable().await? else {
-        return call_off(shared, state, None, "the old store cannot be fenced").await;
+    let deadline = begun + shared.options.timing.rollback;
+    let done = match timeout_at(deadline, bring_back(shared, state, trouble)).await {
+        Ok(Ok(done)) => done,
+        // There is time for another attempt.
+        Ok(Err(error)) if Instant::now() + PAUSE < deadline => return Err(error),
+        Ok(Err(StoreError::StaleEpoch)) => return Err(StoreError::StaleEpoch),
+        Ok(Err(error)) => Attempt::CallOff(format!("a store has failed: {error}")),
+        Err(_) => Attempt::CallOff(format!(
+            "it was not done within {:?}: a store does not answer, or is slow",
+            shared.options.timing.rollback
+        )),
     };
+    let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
+        return Ok(());
+    };
+    if entry.value.epoch != state.epoch {
+        return Ok(());
+    }
+    let next = match &done {
+        Attempt::Open(goal) => entry.value.returned(*goal, now_ms()),
+        Attempt::CallOff(why) => entry.value.called_off(why, now_ms()),
+    };
+    if shared.transit(&entry, &next, None).await? {
+        match done {
+            Attempt::Open(goal) => info!(%goal, "rolled back: the old store serves again"),
+            Attempt::CallOff(why) => warn!(why, "the rollback is called off"),
+        }
+    }
+    Ok(())
+}
+
+/// Lets the old store be served, unless somebody has done so who was here before.
+async fn bring_back(shared: &Controller, state: &State, trouble: &Arc<Trouble>) -> Result<Attempt> {
+    let Some(old) = shared.fenceable().await? else {
+        let why = "the old store cannot be fenced";
+        return Ok(Attempt::CallOff(why.into()));
+    };
+    let line = old.line().await?;
+    if let Some(line) = line.filter(|line| line.epoch == state.epoch.next()) {
+        return Ok(Attempt::Open(line.base));
+    }
     let mirror = Mirror {
-        old: old.clone(),
+        old,
         new: shared.new.guarded(state.guard()),
         state: state.clone(),
         tails: shared.tails.clone(),
         trouble: trouble.clone(),
     };
-    // Whoever was here before may have come to the end of it.
-    let opened = |line: Option<crate::store::Line>| {
-        line.filter(|line| line.epoch == state.epoch.next())
-            .map(|line| line.base)
-    };
-    let goal = match opened(old.line().await?) {
-        Some(goal) => goal,
-        None => match attempt_while_leases_live(&mirror, &shared.ledger).await {
-            Ok(Attempt::Open(goal)) => goal,
-            Ok(Attempt::CallOff(why)) => {
-                return call_off(shared, state, Some(&mirror), &why).await;
-            }
-            Err(error) if begun.elapsed() > PATIENCE && error != StoreError::StaleEpoch => {
-                let why = format!("a store has failed: {error}");
-                return call_off(shared, state, Some(&mirror), &why).await;
-            }
-            Err(error) => return Err(error),
-        },
-    };
-    let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
-        return Ok(());
-    };
-    if entry.value.epoch == state.epoch
-        && shared
-            .transit(&entry, &entry.value.returned(goal, now_ms()), None)
-            .await?
-    {
-        info!(%goal, "rolled back: the old store serves again");
-    }
-    Ok(())
+    attempt_while_leases_live(&mirror, &shared.ledger).await
 }
 
 /// Makes an attempt, and renews the new store's leases meanwhile: if it fails or is called off, their holders
@@ -126,7 +137,10 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger, alive: &held::Held) -> Result
             "a lease has run out in the old store while it was being brought back".into(),
         ));
     }
+    let line = state.line_back(goal);
     let done = Position {
+        // A member that is at it as well, and has not seen the line yet, lets go.
+        epoch: line.epoch,
         at_ms: now_ms(),
         ..at.value
     };
@@ -134,7 +148,7 @@ async fn attempt(mirror: &Mirror, ledger: &Ledger, alive: &held::Held) -> Result
         expect: vec![(MIRROR.to_owned(), at.version)],
         // Whoever still mirrors finds another version.
         writes: vec![write(MIRROR, &done)],
-        line: Some(Some(state.line_back(goal))),
+        line: Some(Some(line)),
         ..RecordTxn::default()
     };
     if old.write_records(txn).await? {
@@ -210,8 +224,10 @@ async fn attach(
     // elections queue.
     kvs.sort_by_key(|kv| kv.create_revision);
     if !kvs.is_empty() {
-        // Called off from here on, they have to be detached again.
+        // Called off from here on, they have to be detached again. Noted before the first: a store that takes
+        // several transactions for a replay notes it with the last.
         at.value.detached = false;
+        mirror.replay(at, Vec::new(), goal).await?;
     }
     for some in kvs.chunks(100) {
         let changes = some.iter().cloned().map(Replayed::Put).collect();
@@ -247,31 +263,4 @@ async fn difference(mirror: &Mirror, ledger: &Ledger, goal: Revision) -> Result<
     Ok((old + in_new.len() != new + in_old.len()).then(|| {
         format!("the old store has {old} keys and the new one {new}; `segue verify` says which")
     }))
-}
-
-/// Goes back to the phase that the rollback began in.
-async fn call_off(
-    shared: &Controller,
-    state: &State,
-    mirror: Option<&Mirror>,
-    why: &str,
-) -> Result<()> {
-    if let Some(mirror) = mirror {
-        // Nobody who is still at it can open the old store then.
-        let mut at = mirror.position().await?;
-        at.value.detached = false;
-        let through = at.value.through;
-        mirror.replay(&mut at, Vec::new(), through).await?;
-    }
-    let Some(entry) = shared.ledger.get::<State>(STATE).await? else {
-        return Ok(());
-    };
-    if entry.value.epoch == state.epoch
-        && shared
-            .transit(&entry, &entry.value.called_off(why, now_ms()), None)
-            .await?
-    {
-        warn!(why, "the rollback is called off");
-    }
-    Ok(())
 }

@@ -9,10 +9,12 @@ use tokio::time::Instant;
 
 use super::backfill::Progress;
 use super::controller::{Controller, View};
+use super::fleet::Fleet;
 use super::foreign::Foreign;
+use super::jobs::Job;
 use super::mirror::Standing;
 use super::phase::{Decision, Phase, Stage, State, Surroundings};
-use super::records::{Shard, Switch};
+use super::records::{Member, Shard, Switch};
 use super::verify::Report;
 use crate::overlay::Counters;
 use crate::store::{Result, StoreError};
@@ -157,6 +159,7 @@ impl Controller {
             rejects,
             behind: view.fleet.behind(state.epoch),
             unmirrored: way_back.map(|standing| standing.behind),
+            mirror_trouble: self.mirror_trouble(&view.fleet),
         };
         let (way_back_closed, way_back_waits) = why_no_rollback(state, &around);
         let pace = self.pace(progress);
@@ -235,6 +238,13 @@ impl Controller {
     pub fn trouble(&self) -> Option<String> {
         let of_records = self.view.load().trouble.clone();
         of_records.or_else(|| self.troubles.text())
+    }
+
+    /// What keeps the mirror from going on, here or with the member that runs it.
+    pub(super) fn mirror_trouble(&self, fleet: &Fleet) -> Option<String> {
+        let told = |(_, member): (&str, &Member)| member.mirror_trouble.clone();
+        let here = self.troubles.of(Job::Mirroring.name());
+        here.or_else(|| fleet.iter().find_map(told))
     }
 
     fn member_statuses(&self, view: &View) -> Vec<MemberStatus> {

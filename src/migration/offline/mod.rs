@@ -49,6 +49,7 @@ pub const TIMING: Timing = Timing {
     look: Duration::from_millis(250),
     lapse: Duration::from_secs(5),
     patience: Duration::from_secs(30),
+    rollback: Duration::from_secs(10),
 };
 
 /// Why a copy was not made, or not to its end. The old store is as it was in any case.

@@ -20,6 +20,7 @@ pub const TIMING: Timing = Timing {
     look: Duration::from_millis(20),
     lapse: Duration::from_millis(600),
     patience: Duration::from_secs(30),
+    rollback: Duration::from_secs(10),
 };
 
 /// An old and a new store, and what tests do to them behind the proxy's back.

@@ -1,6 +1,7 @@
 //! The migration as a whole: members of a fleet in this process, over stores in memory.
 
 mod alone;
+mod called_off;
 mod ending;
 mod faulty;
 #[allow(unreachable_pub, reason = "as in the toolbox")]

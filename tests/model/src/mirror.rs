@@ -3,8 +3,9 @@
 
 use crate::new::Change;
 use crate::record::{Epoch, Phase, Stage};
+use crate::member::Stop;
 use crate::rules::{Rule, Rules};
-use crate::spec::Revision;
+use crate::spec::{Broken, Revision};
 use crate::state::State;
 
 /// A change on its way.
@@ -17,14 +18,15 @@ pub(crate) struct Replay {
 }
 
 /// The next change, if there is one that a mirror may replay now.
-pub(crate) fn next(state: &State) -> Option<Replay> {
-    let record = &state.new.record;
+pub(crate) fn next(state: &State, rules: Rules) -> Option<Replay> {
+    let (record, fence) = (&state.new.record, state.old.fence);
     let runs = record.is_migrating() || record.is(Phase::Passthrough, Stage::Draining);
-    if !runs || !state.old.fence.shut {
+    let taken_over = fence.shut && (!record.called_off || fence.epoch == record.epoch);
+    if !runs || !(taken_over || !rules.hold(Rule::MirrorTakesOver)) {
         return None;
     }
     Some(Replay {
-        fence: state.old.fence.epoch,
+        fence: fence.epoch,
         after: state.old.mirrored,
         change: state.new.log.first()?.clone(),
     })
@@ -32,16 +34,21 @@ pub(crate) fn next(state: &State) -> Option<Replay> {
 
 /// One transaction of the old store: the change and the position, if the fence and the position are
 /// still those that were read.
-pub(crate) fn apply(state: &mut State, mirror: usize, rules: Rules) {
+pub(crate) fn apply(state: &mut State, mirror: usize, rules: Rules) -> Result<(), Stop> {
     let Some(replay) = state.mirrors[mirror].take() else {
-        return;
+        return Ok(());
     };
     let old = &mut state.old;
-    let expected =
-        old.fence.shut && old.fence.epoch == replay.fence && old.mirrored == replay.after;
+    let same_fence = old.fence.shut && old.fence.epoch == replay.fence;
+    let expected = (same_fence || !rules.hold(Rule::MirrorTakesOver))
+        && old.mirrored == replay.after;
     if expected || !rules.hold(Rule::MirrorComparesPosition) {
+        if !old.fence.shut && !rules.hold(Rule::MirrorTakesOver) {
+            return Err(Broken::Open.into());
+        }
         old.replay(replay.change.at, &replay.change.writes);
         let mirrored = old.mirrored;
         state.new.log.retain(|change| change.at > mirrored);
     }
+    Ok(())
 }

@@ -115,8 +115,8 @@ impl Migration {
                 Err(Stop::Refused) => {}
                 written => return written,
             },
-            Action::MirrorReads(i) => state.mirrors[i] = mirror::next(state),
-            Action::MirrorWrites(i) => mirror::apply(state, i, rules),
+            Action::MirrorReads(i) => state.mirrors[i] = mirror::next(state, rules),
+            Action::MirrorWrites(i) => return mirror::apply(state, i, rules),
             Action::LeaseEndsInOld => {
                 let shown = state.old_decides();
                 let offset = state.old.offset();
@@ -180,7 +180,7 @@ impl Model for Migration {
         for i in 0..self.scenario.mirrors {
             if state.mirrors[i].is_some() {
                 actions.push(Action::MirrorWrites(i));
-            } else if mirror::next(state).is_some() {
+            } else if mirror::next(state, self.rules).is_some() {
                 actions.push(Action::MirrorReads(i));
             }
         }
@@ -245,6 +245,10 @@ impl Model for Migration {
             Property::always("the old store is exact after the drain", |_, s: &State| {
                 s.broken != Some(Broken::Mirror)
             }),
+            Property::always(
+                "nothing is mirrored into a store that is open",
+                |_, s: &State| s.broken != Some(Broken::Open),
+            ),
         ];
         properties.extend(crate::reached::properties(&self.scenario));
         properties

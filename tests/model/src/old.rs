@@ -67,7 +67,7 @@ impl Old {
         }
     }
 
-    /// Opens it for `epoch`, with the leased pairs of the new store and their lease, if the mirror
+    /// Opens it for `epoch`, with the leased pairs of the new store and their lease, when the mirror
     /// has come to `goal`.
     pub(crate) fn open(&mut self, epoch: Epoch, goal: Revision, leased: &Writes) {
         if leased.iter().any(Option::is_some) {
@@ -81,7 +81,13 @@ impl Old {
             at: self.revision,
             after: goal,
         };
-        self.mirrored = 0;
+    }
+
+    /// The mirror of `epoch` makes the position its own, and shuts the fence if a rollback that was called
+    /// off before has opened it.
+    pub(crate) fn take_over(&mut self, epoch: Epoch) {
+        self.fence.epoch = epoch;
+        self.fence.shut = true;
     }
 
     /// Replays one change of the new store.

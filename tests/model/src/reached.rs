@@ -79,6 +79,16 @@ pub(crate) fn properties(scenario: &Scenario) -> Vec<Property<Migration>> {
             },
         ));
     }
+    if has(Step::CallOff) {
+        reached.push(Property::sometimes(
+            "the old store is opened for a rollback that was called off",
+            |_, s: &State| !s.old.fence.shut && s.new.record.is_migrating(),
+        ));
+        reached.push(Property::sometimes(
+            "a rollback comes to its end behind one that was called off",
+            |_, s: &State| s.new.record.is(Phase::Passthrough, Stage::Open) && s.new.record.epoch > 6,
+        ));
+    }
     if has(Step::Wipe) {
         reached.push(Property::sometimes(
             "a second migration opens",

@@ -36,6 +36,10 @@ pub(crate) struct Record {
     pub(crate) all_claimed: bool,
     /// The new store holds claims of a migration that was rolled back.
     pub(crate) leftovers: bool,
+    /// Draining: the phase that the rollback began in.
+    pub(crate) back_from: Option<Phase>,
+    /// The latest rollback was called off.
+    pub(crate) called_off: bool,
     /// Draining: where the mirror has to get. Fencing: the base revision, if it is known too early.
     pub(crate) goal: Revision,
 }
@@ -48,6 +52,8 @@ impl Record {
         offset: 0,
         all_claimed: false,
         leftovers: false,
+        back_from: None,
+        called_off: false,
         goal: 0,
     };
 

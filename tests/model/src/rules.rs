@@ -45,6 +45,10 @@ pub enum Rule {
     GoalAfterFence,
     /// The mirror compares its position, and the fence, in the transaction of what it replays.
     MirrorComparesPosition,
+    /// Behind a rollback that was called off, the mirror makes the position its own before anything else,
+    /// with its epoch, and shuts the fence if it is open: a member that still believes in the rollback may
+    /// have opened the old store, and cannot do so any more.
+    MirrorTakesOver,
     /// 16: the state moves by compare-and-put only.
     StateByCompareAndPut,
     /// 17: after a rollback the old store's revisions are shown above all published ones.
@@ -90,6 +94,7 @@ impl Rule {
         Self::DrainBeforeReopen,
         Self::GoalAfterFence,
         Self::MirrorComparesPosition,
+        Self::MirrorTakesOver,
         Self::StateByCompareAndPut,
         Self::RevisionsOffset,
         Self::FenceNamesEpoch,

@@ -20,6 +20,14 @@ const SWITCH: &[Step] = &[Step::Switch, Step::SwitchBack];
 const ROLLBACK: &[Step] = &[Step::Rollback, Step::Reopen, Step::Resume];
 /// The same, from Normal too.
 const SWITCH_ROLLBACK: &[Step] = &[Step::Switch, Step::Rollback, Step::Reopen, Step::Resume];
+/// The same from Migration, and what happens when it is called off.
+const CALLED_OFF: &[Step] = &[
+    Step::Rollback,
+    Step::Reopen,
+    Step::Resume,
+    Step::CallOff,
+    Step::TakeOver,
+];
 /// Round and round.
 const AGAIN: &[Step] = &[
     Step::Start,
@@ -133,6 +141,18 @@ const THE_WAY_BACK: Scenario = Scenario {
     epochs: 6,
 };
 
+/// A rollback is called off, also when the old store is open already, and another one is tried.
+const A_CHANGE_OF_MIND: Scenario = Scenario {
+    name: "a change of mind",
+    begin: Phase::Migration,
+    leased: false,
+    asks: [(&[Ask::Put(A)], 1), (&[Ask::Delete(A)], 1)],
+    workers: 0,
+    mirrors: 1,
+    steps: CALLED_OFF,
+    epochs: 6,
+};
+
 /// A mirror took over from another one that had only stalled.
 const TWO_MIRRORS: Scenario = Scenario {
     name: "two mirrors",
@@ -177,6 +197,7 @@ pub const SCENARIOS: &[Scenario] = &[
     THERE_AND_BACK,
     A_LEASE,
     THE_WAY_BACK,
+    A_CHANGE_OF_MIND,
     TWO_MIRRORS,
     A_SECOND_ONE,
     THE_END,
@@ -207,6 +228,7 @@ pub(crate) fn in_need_of(rule: Rule) -> &'static Scenario {
         | Rule::GoalAfterFence
         | Rule::StateByCompareAndPut
         | Rule::RevisionsOffset => &THE_WAY_BACK,
+        Rule::MirrorTakesOver => &A_CHANGE_OF_MIND,
         Rule::MirrorComparesPosition => &TWO_MIRRORS,
         Rule::FenceNamesEpoch | Rule::MemoryEndsWithEpoch | Rule::LeftoversRemoved => &A_SECOND_ONE,
         Rule::FenceOutlivesSettle => &THE_END,

@@ -149,6 +149,8 @@ pub(crate) enum Broken {
     Event,
     /// The old store differs from the new one after the drain.
     Mirror,
+    /// A change was mirrored into the old store while that was open for others.
+    Open,
 }
 
 /// The store that never migrates.

@@ -32,11 +32,13 @@ impl State {
         Ok(())
     }
 
-    /// The old store still decides, or decides again.
+    /// The old store still decides, or decides again. Not yet when a rollback has opened it: that may be called
+    /// off.
     pub(crate) fn old_decides(&self) -> bool {
         let record = &self.new.record;
         !self.old.fence.shut
-            && (record.phase == Phase::Passthrough || record.is(Phase::Migration, Stage::Fencing))
+            && (record.is(Phase::Passthrough, Stage::Open)
+                || record.is(Phase::Migration, Stage::Fencing))
     }
 
     /// What clients would read now. Nothing while they wait for a transition, and where a promise

@@ -32,6 +32,10 @@ pub(crate) enum Step {
     Reopen,
     /// serve.
     Resume,
+    /// Or call it off, from the first of them on, whatever the old store is like,
+    CallOff,
+    /// and let the mirror make the old store its own again.
+    TakeOver,
     /// Remove what the migration left in the new store, before another one may start.
     Wipe,
     /// Normal to Settled,
@@ -84,8 +88,11 @@ fn target(state: &State, known: &Record, step: Step, rules: Rules) -> Option<Rec
             (Passthrough, Stage::Draining),
             old.is_open_for(known.epoch + 1),
         ),
+        Step::CallOff => ((Passthrough, Stage::Draining), true),
         Step::Wipe => ((Passthrough, Stage::Open), known.leftovers),
-        Step::Fence | Step::CopyLeased | Step::Reopen | Step::DropClaims => return None,
+        Step::Fence | Step::CopyLeased | Step::Reopen | Step::TakeOver | Step::DropClaims => {
+            return None;
+        }
     };
     if !known.is(from.0, from.1) || !may {
         return None;
@@ -131,6 +138,8 @@ fn target(state: &State, known: &Record, step: Step, rules: Rules) -> Option<Rec
         Step::Rollback => Record {
             phase: Passthrough,
             stage: Stage::Draining,
+            back_from: Some(known.phase),
+            called_off: false,
             goal: new.revision,
             ..moved
         },
@@ -143,6 +152,14 @@ fn target(state: &State, known: &Record, step: Step, rules: Rules) -> Option<Rec
             },
             all_claimed: false,
             leftovers: true,
+            back_from: None,
+            ..moved
+        },
+        Step::CallOff => Record {
+            phase: known.back_from.unwrap_or(Migration),
+            stage: Stage::Open,
+            back_from: None,
+            called_off: true,
             ..moved
         },
         _ => Record {
@@ -168,8 +185,14 @@ pub(crate) fn may(state: &State, m: usize, step: Step, rules: Rules) -> bool {
         Step::Reopen => {
             known.is(Phase::Passthrough, Stage::Draining)
                 && state.old.fence.shut
-                && state.old.fence.epoch < known.epoch
+                && state.old.fence.epoch <= known.epoch
                 && (is_drained(state, known) || !rules.hold(Rule::DrainBeforeReopen))
+        }
+        Step::TakeOver => {
+            let fence = state.old.fence;
+            rules.hold(Rule::MirrorTakesOver)
+                && (known.is_migrating() || known.is(Phase::Passthrough, Stage::Draining))
+                && (fence.epoch < known.epoch || (fence.epoch == known.epoch && !fence.shut))
         }
         Step::DropClaims => {
             known.phase == Phase::Settled && state.new.slots.iter().any(|slot| slot.is_claimed())
@@ -197,6 +220,8 @@ pub(crate) fn take(state: &mut State, m: usize, step: Step, rules: Rules) -> Res
             state.new.lease = true;
         }
         Step::Reopen => return reopen(state, &known, rules),
+        Step::TakeOver => state.old.take_over(known.epoch),
+        Step::Resume => return resume(state, m, rules),
         Step::DropClaims => drop_claims(state, rules),
         _ => put_record(state, m, step, rules),
     }
@@ -258,7 +283,27 @@ fn reopen(state: &mut State, known: &Record, rules: Rules) -> Result<(), Stop> {
         NO_WRITES
     };
     state.old.open(known.epoch + 1, state.new.revision, &back);
-    if state.old.pairs == state.spec.pairs {
+    // Nobody is let in if it was called off.
+    if state.old.pairs == state.spec.pairs || *known != state.new.record {
+        Ok(())
+    } else {
+        Err(Broken::Mirror.into())
+    }
+}
+
+/// Clients are let in. What has ended in the old store since it was opened, they see now.
+fn resume(state: &mut State, m: usize, rules: Rules) -> Result<(), Stop> {
+    put_record(state, m, Step::Resume, rules);
+    let (old, spec) = (&mut state.old, &mut state.spec);
+    old.mirrored = 0;
+    let ended = [0, 1].map(|k| {
+        let gone = spec.pairs[k].is_some_and(|pair| pair.leased) && old.pairs[k].is_none();
+        (gone && !old.lease).then_some(None)
+    });
+    if ended != NO_WRITES {
+        spec.change(old.revision + state.new.record.offset, &ended)?;
+    }
+    if old.pairs == spec.pairs {
         Ok(())
     } else {
         Err(Broken::Mirror.into())
