@@ -21,7 +21,7 @@ Examples:
   segue switch --when-ready --wait    as soon as backfill and verification are done
   segue switch --dry-run              whether it would be done now, and what would happen
   segue switch --rehearse             what pause it would cost, measured; the phase stays
-  segue switch migration              back to the migration phase
+  segue switch migration              back to the migration phase; also takes a request back that waits
 
 The same with any etcd client: etcdctl put segue/switch normal
 (or `true`, `migration`; with ` when-ready` behind it to let it wait).";

@@ -8,10 +8,13 @@ use super::ending::GONE;
 use super::fleet::Fleet;
 use super::ledger::Entry;
 use super::phase::{Decision, Phase, State, Surroundings};
-use super::records::{CONTROL, Control, Outcome, STATE, Switch};
+use super::records::{CONTROL, Control, Outcome, STATE, SWITCH, Switch};
 use super::switch::{KEY, Request};
 use crate::store::{Result, Store as _};
 use crate::types::{Epoch, Put, Range};
+
+/// Why a request to switch that waited for its time is not granted any more.
+const OVERTAKEN: &str = "it was overtaken by a rollback";
 
 /// What became of a request to begin the migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,10 +149,21 @@ impl Controller {
         }
     }
 
-    /// Goes to another phase, unless the state has changed meanwhile; answers its epoch.
+    /// Goes to another phase, unless the state has changed meanwhile; answers its epoch. A request to switch that
+    /// waits ends with a rollback: it was made of a migration that is no more, and must not be granted in the next.
     async fn go(&self, from: &Entry<State>, phase: Phase, why: &str) -> Result<Option<Epoch>> {
         let next = from.value.switched(phase, now_ms());
-        if !self.transit(from, &next, None).await? {
+        let waiting = if phase == Phase::Passthrough {
+            let switch = self.ledger.get::<Switch>(SWITCH).await?;
+            switch.filter(|entry| entry.value.outcome == Outcome::Waiting)
+        } else {
+            None
+        };
+        let overtaken = waiting.map(|entry| (entry.value.refused(OVERTAKEN), entry.version));
+        let switch = overtaken
+            .as_ref()
+            .map(|(record, version)| (record, *version));
+        if !self.transit(from, &next, switch).await? {
             return Ok(None);
         }
         info!(epoch = next.epoch.0, why, "the phase is {phase}");

@@ -419,18 +419,23 @@ impl Driver {
     /// Looks at the switch key, and does what it says if that is safe.
     async fn decide_switch(&self, state: &Entry<State>) -> Result<Switch> {
         let shared = &self.shared;
-        let key = Range::key(shared.options.reserved.key(KEY));
-        let present = shared.plain.range(key).await?.reply.kvs.pop();
         let entry = shared
             .ledger
             .get::<Switch>(SWITCH)
             .await?
             .unwrap_or_default();
+        // Behind the record, which is written under its version: so the key is never older than the record.
+        let key = Range::key(shared.options.reserved.key(KEY));
+        let present = shared.plain.range(key).await?.reply.kvs.pop();
         let mut record = entry.value.clone();
-        if let Some(kv) = present
-            && kv.mod_revision.0 != record.revision
-        {
-            record = seen(kv.mod_revision.0, &kv.value);
+        match present {
+            Some(kv) if kv.mod_revision.0 != record.revision => {
+                record = seen(kv.mod_revision.0, &kv.value);
+            }
+            None if record.outcome == Outcome::Waiting => {
+                record = record.refused("the switch key was deleted");
+            }
+            _ => {}
         }
         let mut next = None;
         if let (Outcome::Waiting, Some(to)) = (record.outcome, record.to) {

@@ -195,6 +195,18 @@ pub struct Switch {
     pub reason: String,
 }
 
+impl Switch {
+    /// The same request, refused.
+    #[must_use]
+    pub fn refused(self, why: &str) -> Self {
+        Self {
+            outcome: Outcome::Refused,
+            reason: why.into(),
+            ..self
+        }
+    }
+}
+
 /// What became of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

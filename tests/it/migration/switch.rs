@@ -10,10 +10,13 @@ use segue::migration::records::Outcome;
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
 use segue::store::{Guard, Store, Watch};
-use segue::types::{Compare, CompareResult, CompareTarget, KeyRange, Op, Put, Range, Reply, Txn};
+use segue::types::{
+    Compare, CompareResult, CompareTarget, Delete, KeyRange, Op, Put, Range, Reply, Txn,
+};
 
 use super::fleet::{Member, Stores, get, key, passthrough, put};
 use super::gate::{Gate, Mode};
+use super::rollback::roll_back;
 use super::witness::Witness;
 use crate::support::eventually;
 
@@ -71,6 +74,67 @@ async fn a_switch_that_may_wait_is_done_as_soon_as_it_is_safe() {
         .unwrap();
     member.until_phase(Phase::Normal).await;
     outcome(&member, Outcome::Done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_ends_with_a_rollback_and_is_not_granted_in_the_next_migration() {
+    let stores = Stores::both_ways().await;
+    stores.fill(10).await;
+    let paused = |options: &mut segue::migration::Options| options.control.paused = true;
+    let member = stores.join_as("a", paused).await.unwrap();
+    member.controller.ready().await;
+    put(&*member.store(), SWITCH_KEY, "normal when-ready").await;
+    outcome(&member, Outcome::Waiting).await;
+    roll_back(&member).await;
+    let told = member.status().await.switch;
+    assert_eq!(told.outcome, Outcome::Refused);
+    assert!(told.reason.contains("a rollback"), "{told:?}");
+
+    let go_on = |control: &mut segue::migration::records::Control| control.paused = false;
+    member.controller.steer(go_on).await.unwrap();
+    eventually("it starts again", async || {
+        member.controller.go_to(Phase::Migration).await.unwrap()
+    })
+    .await;
+    let verified = member.until_verified().await;
+    let looks = AtomicU64::new(0);
+    let enough = |_: &_| looks.fetch_add(1, Ordering::Relaxed) >= 5;
+    member.controller.wait_until(enough).await;
+    let status = member.status().await;
+    assert_eq!(
+        (&status.phase, status.epoch),
+        (&verified.phase, verified.epoch)
+    );
+    assert_eq!(status.switch, told);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_is_taken_back_by_another_one_or_with_the_switch_key() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let paused = |options: &mut segue::migration::Options| options.control.paused = true;
+    let member = stores.join_as("a", paused).await.unwrap();
+    member.controller.ready().await;
+    let store = member.store();
+    put(&*store, SWITCH_KEY, "normal when-ready").await;
+    outcome(&member, Outcome::Waiting).await;
+    let key = Delete {
+        keys: KeyRange::One(SWITCH_KEY.into()),
+        prev_kv: false,
+    };
+    store.delete(key).await.unwrap();
+    outcome(&member, Outcome::Refused).await;
+    put(&*store, SWITCH_KEY, "normal when-ready").await;
+    outcome(&member, Outcome::Waiting).await;
+    let request = Request {
+        to: Phase::Migration,
+        when_ready: false,
+    };
+    let told = member.controller.switch(request).await.unwrap();
+    assert_eq!(told.outcome, Outcome::Done, "{told:?}");
+    let go_on = |control: &mut segue::migration::records::Control| control.paused = false;
+    member.controller.steer(go_on).await.unwrap();
+    assert_eq!(member.until_verified().await.phase, "migration");
 }
 
 #[tokio::test(flavor = "multi_thread")]
