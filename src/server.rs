@@ -14,6 +14,7 @@ use crate::api::{self, ApiConfig, Identity, Member, Members};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::migration::ending::{self, Quiet};
+use crate::migration::fence;
 use crate::migration::joining::refuse_emptying;
 use crate::migration::later::Opener;
 use crate::migration::ledger::Ledger;
@@ -77,6 +78,13 @@ pub enum StartError {
          migration with `segue complete` first"
     )]
     OldMissing(Phase),
+    /// The store that is to be served alone is the old one of a migration.
+    #[error(
+        "this is the old store of a migration: it is fenced, and its data has gone over to the new store. What was \
+         written here now would be lost. To go on with the migration, name both stores, this one with --old; to go \
+         back to this one, run `segue rollback` first. If the migration was completed, serve its new store instead"
+    )]
+    LeftBehind,
     /// The old store cannot be opened, and the new one tells of no migration that could do without it.
     #[error("{new}. And {old}")]
     NeitherStore {
@@ -179,10 +187,6 @@ impl Server {
         let name = config.name.clone().unwrap_or_else(|| client_url.clone());
 
         let tasks = Tasks::new();
-        let of_new = |error| OpenError::Store {
-            which: "new",
-            error,
-        };
         let identity = Identity {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
@@ -228,7 +232,11 @@ impl Server {
         };
         let router: Arc<dyn Store> = match &controller {
             Some(controller) => controller.router(),
-            None => Router::to(stores.new.guarded(Guard::None)),
+            None => Router::to(
+                stores
+                    .new
+                    .guarded(guard_alone(&config.new, &stores.new).await?),
+            ),
         };
         if let Some(controller) = &controller {
             tasks.spawn_vital("migration", Arc::clone(controller).run());
@@ -402,6 +410,13 @@ impl Members for Proxies {
     }
 }
 
+fn of_new(error: StoreError) -> OpenError {
+    OpenError::Store {
+        which: "new",
+        error,
+    }
+}
+
 fn of_new_at(url: &StoreUrl) -> impl Fn(StoreError) -> StartError {
     move |error| StartError::Store {
         which: "new",
@@ -425,10 +440,6 @@ async fn old_later(
     terms: &Terms,
     new: &Arc<dyn NewStore>,
 ) -> Result<Arc<dyn OldStore>, StartError> {
-    let of_new = |error| OpenError::Store {
-        which: "new",
-        error,
-    };
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
     let state = state.map_err(of_new)?;
     if state.is_none() && !new.is_empty().await.map_err(of_new)? {
@@ -452,16 +463,29 @@ async fn old_later(
     Ok(Arc::new(OldLater::new(opener, Some(state.value.old))))
 }
 
+/// What the store is asked under that is served alone. An etcd under nothing: it reads by a transaction where it is
+/// asked for a fence as well.
+async fn guard_alone(url: &StoreUrl, new: &Arc<dyn NewStore>) -> Result<Guard, StartError> {
+    if matches!(url, StoreUrl::Etcd(_)) {
+        return Ok(Guard::None);
+    }
+    let guard = fence::guard_alone(new).await;
+    guard.map_err(|error| of_new(error).into())
+}
+
 /// For a new store that is named without its old one: nothing, if it holds no migration. What is left of
 /// one that is settled, somebody has to bring to its end, which takes no old store. Any other is refused.
 async fn old_of_settled(new: &Arc<dyn NewStore>) -> Result<Option<Arc<dyn OldStore>>, StartError> {
     refuse_emptying(new).await?;
     let state = Ledger::new(new.clone()).get::<State>(STATE).await;
-    let state = state.map_err(|error| OpenError::Store {
-        which: "new",
-        error,
-    })?;
-    match state.map(|entry| entry.value) {
+    let state = state.map_err(of_new)?.map(|entry| entry.value);
+    // The record of one that has come to its end may stay in what is the old store of the next.
+    if state.as_ref().is_none_or(|state| state.closed)
+        && fence::is_left_behind(new).await.map_err(of_new)?
+    {
+        return Err(StartError::LeftBehind);
+    }
+    match state {
         None => Ok(None),
         Some(state) if state.phase == Phase::Settled => {
             let unnamed = || Err(StoreError::Broken("no old store is named".into()));

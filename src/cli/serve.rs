@@ -101,7 +101,7 @@ pub(super) fn not_started(error: StartError) -> Failure {
             ..
         }
         | StartError::Itself { .. } => Failure::Usage(text),
-        StartError::OldMissing(_) => Failure::Refused(text),
+        StartError::OldMissing(_) | StartError::LeftBehind => Failure::Refused(text),
         StartError::Store { .. } | StartError::Listen { .. } => Failure::Failed(text),
     }
 }

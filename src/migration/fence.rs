@@ -76,6 +76,32 @@ pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Re
     }
 }
 
+/// The record of a store that has a fence and was the new one of a later migration, which has come to its end: it
+/// is served alone in spite of the fence.
+pub const OVER: &str = "fence/over";
+
+/// Whether this is the old store of a migration that has taken its data over: it is fenced, and no rollback has let
+/// it in again.
+pub async fn is_left_behind(store: &Arc<dyn NewStore>) -> Result<bool> {
+    let records = store.records(FENCE).await?;
+    let has = |name: &str| records.iter().any(|record| record.name == name);
+    Ok(has(FENCE) && !has(OVER) && store.line().await?.is_none())
+}
+
+/// What a store is asked under that is served alone: should it become the old one of a migration, nothing is done
+/// behind its fence.
+pub async fn guard_alone(store: &Arc<dyn NewStore>) -> Result<Guard> {
+    let fenced = is_up(store).await?;
+    Ok(match store.line().await? {
+        Some(line) if fenced => Guard::Epoch {
+            epoch: line.epoch,
+            claims: line.claims,
+        },
+        None if fenced => Guard::None,
+        _ => Guard::Unfenced,
+    })
+}
+
 /// Whether there is a fence, whoever has put it there.
 pub async fn is_up(old: &Arc<dyn NewStore>) -> Result<bool> {
     let records = old.records(FENCE).await?;
@@ -86,6 +112,46 @@ pub async fn is_up(old: &Arc<dyn NewStore>) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::store::memory::Memory;
+    use crate::store::{Line, Store as _};
+    use crate::types::{Put, Revision};
+
+    #[tokio::test]
+    async fn nothing_is_done_behind_a_fence_in_a_store_that_is_served_alone() {
+        let old: Arc<dyn NewStore> = Arc::new(Memory::new());
+        let put = async |guard| old.guarded(guard).put(Put::new("k", "v")).await;
+        let first = guard_alone(&old).await.unwrap();
+        put(first).await.unwrap();
+        raise(&old, "one", Epoch(2)).await.unwrap();
+        assert!(is_left_behind(&old).await.unwrap());
+        assert_eq!(put(first).await.err(), Some(StoreError::StaleEpoch));
+        // Let in again, until the next migration begins.
+        let line = Line {
+            epoch: Epoch(6),
+            claims: false,
+            base: Revision(9),
+        };
+        let back = RecordTxn {
+            line: Some(Some(line)),
+            ..RecordTxn::default()
+        };
+        old.write_records(back).await.unwrap();
+        assert!(!is_left_behind(&old).await.unwrap());
+        let again = guard_alone(&old).await.unwrap();
+        put(again).await.unwrap();
+        raise(&old, "one", Epoch(7)).await.unwrap();
+        assert_eq!(put(again).await.err(), Some(StoreError::StaleEpoch));
+        // It was the new one of another since.
+        let over = RecordTxn {
+            writes: vec![RecordWrite {
+                name: OVER.into(),
+                value: Some("m".into()),
+            }],
+            ..RecordTxn::default()
+        };
+        old.write_records(over).await.unwrap();
+        assert!(!is_left_behind(&old).await.unwrap());
+        put(guard_alone(&old).await.unwrap()).await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_fence_is_put_once_per_epoch_and_belongs_to_one_migration() {
