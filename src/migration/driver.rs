@@ -365,14 +365,20 @@ impl Driver {
 
     /// Lets go of members of the same name and address: they were this proxy before it was
     /// restarted, and need not be waited for until they lapse. Should one be alive in spite of that,
-    /// it finds its record gone and writes it anew.
+    /// it finds its record gone and writes it anew. One of another address is told of: people could not tell
+    /// the two apart, and neither could clients that list the members.
     async fn replace_namesakes(&self) -> Result<()> {
         let shared = &self.shared;
         let own = &self.own.value;
         for (id, entry) in shared.ledger.list::<Member>(MEMBERS).await? {
             let other = &entry.value;
-            let same = other.name == own.name && other.client_url == own.client_url;
-            if same && id != shared.id() {
+            if other.name != own.name || id == shared.id() {
+                continue;
+            }
+            if other.client_url != own.client_url {
+                let (name, url) = (&own.name, &other.client_url);
+                warn!(%name, %url, "another member has this name: give each proxy its own with --name");
+            } else {
                 let name = format!("{MEMBERS}{id}");
                 shared.ledger.remove(&name, entry.version).await?;
             }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::controller::now_ms;
 use super::fence;
@@ -123,6 +123,12 @@ pub enum OpenError {
          it began with, or an empty new one"
     )]
     OtherOldStore,
+    /// The fleet has another reserved prefix.
+    #[error(
+        "the migration in the new store has {0:?} as its reserved prefix: give --reserved-prefix {0}. Proxies with \
+         different ones would each go by a switch key of their own"
+    )]
+    OtherPrefix(String),
     /// The new store holds a part of a copy that was made offline.
     #[error(
         "the new store holds an unfinished `segue copy`. The old store may have changed since, so it \
@@ -173,7 +179,8 @@ pub(super) async fn join(
     refuse_emptying(new).await?;
     loop {
         if let Some(entry) = ledger.get::<State>(STATE).await.map_err(of_new)? {
-            check_joinable(&entry.value, old, options.offline).await?;
+            check_joinable(&entry.value, old, options).await?;
+            warn_of_unheard(&entry.value, options);
             return Ok(entry);
         }
         match begin(ledger, old, new, plain, options).await {
@@ -259,6 +266,7 @@ async fn begin(
         State::begin(migration, identity, base, nonempty, now_ms())
     };
     state.offline = options.offline;
+    state.reserved = Some(options.reserved.prefix().into_owned());
     if options.mirror && !options.offline && old.fenceable().is_some() {
         state = state.with_mirror();
     }
@@ -288,16 +296,33 @@ async fn begin(
     Ok(())
 }
 
+/// Says what of the options is without effect, since it was decided when the migration began.
+fn warn_of_unheard(state: &State, options: &Options) {
+    if state.mirror && !options.mirror && state.phase != Phase::Settled {
+        warn!(
+            "--no-mirror has no effect: the migration began without it, so the old store follows the new one, and \
+             `segue rollback` leads back"
+        );
+    }
+}
+
 async fn check_joinable(
     state: &State,
     old: &Arc<dyn OldStore>,
-    offline: bool,
+    options: &Options,
 ) -> Result<(), OpenError> {
     if state.format != FORMAT {
         return Err(OpenError::Format(state.format));
     }
-    if state.phase != Phase::Settled && state.offline != offline {
-        return Err(if offline {
+    let prefix = state
+        .reserved
+        .as_ref()
+        .filter(|_| state.phase != Phase::Settled);
+    if let Some(prefix) = prefix.filter(|prefix| **prefix != options.reserved.prefix()) {
+        return Err(OpenError::OtherPrefix(prefix.clone()));
+    }
+    if state.phase != Phase::Settled && state.offline != options.offline {
+        return Err(if options.offline {
             OpenError::Live
         } else {
             OpenError::Offline

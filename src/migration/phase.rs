@@ -119,6 +119,10 @@ pub struct State {
     /// After a rollback: the new store still holds what the migration has left there.
     #[serde(default)]
     pub leftovers: bool,
+    /// What the keys begin with that are Segue's own, the switch key among them: the same for the whole fleet. Nothing
+    /// in migrations of before that was noted.
+    #[serde(default)]
+    pub reserved: Option<String>,
     /// An offline copy: no client is served before it is settled.
     #[serde(default)]
     pub offline: bool,
@@ -219,6 +223,7 @@ impl State {
             back_from: None,
             called_off: None,
             leftovers: false,
+            reserved: None,
             offline: false,
         }
     }

@@ -1,5 +1,7 @@
 //! The keys that belong to Segue itself.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::range::{KeyRange, after_prefix};
@@ -28,6 +30,12 @@ impl Reserved {
             within: KeyRange::prefix(prefix.clone()),
             prefix,
         }
+    }
+
+    /// What reserved keys begin with, as text.
+    #[must_use]
+    pub fn prefix(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.prefix)
     }
 
     /// A reserved key: the prefix followed by `name`.

@@ -76,7 +76,9 @@ impl From<OpenError> for CopyError {
     fn from(error: OpenError) -> Self {
         let text = error.to_string();
         match error {
-            OpenError::Same | OpenError::CannotWait => Self::Usage(text),
+            OpenError::Same | OpenError::CannotWait | OpenError::OtherPrefix(_) => {
+                Self::Usage(text)
+            }
             OpenError::Store { .. } | OpenError::Format(_) => Self::Failed(text),
             OpenError::NotEmpty
             | OpenError::Fenced

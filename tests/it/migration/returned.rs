@@ -226,6 +226,22 @@ async fn another_old_store_is_refused_in_every_phase_that_may_write_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_another_reserved_prefix_is_refused() {
+    let stores = Stores::in_memory().await;
+    let _first = stores.join("a").await.unwrap();
+    let other = |options: &mut segue::migration::Options| options.reserved = Reserved::new("s/");
+    let refused = stores.join_as("b", other).await.map(drop).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("give --reserved-prefix segue/"),
+        "{refused}"
+    );
+    let same = stores.join("b").await;
+    assert!(same.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn large_neighbours_are_copied_up_in_as_many_pieces_as_it_takes() {
     const KEYS: usize = 600;
     let dir = tempfile::tempdir().unwrap();
