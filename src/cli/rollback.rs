@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
-use super::waiting::Waiting;
+use super::waiting::{Waiting, gone};
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
@@ -47,7 +47,8 @@ impl Rollback {
         let _: Value = client.post("/rollback", None).await?;
         let mut waiting = Waiting::default();
         loop {
-            let status: Status = client.get("/status").await?;
+            let status = client.get::<Status>("/status").await;
+            let status = status.map_err(gone("the rollback"))?;
             let begun = status.epoch > before.epoch && status.stage == "open";
             if begun && status.phase == "passthrough" {
                 say!(

@@ -51,6 +51,11 @@ impl Screen {
         }
     }
 
+    /// Whether there is a terminal, on which what is told last is seen alone.
+    pub(super) fn is_live(&self) -> bool {
+        self.bar.is_some()
+    }
+
     /// Whether standard output is for the JSON object alone.
     pub(super) fn json(&self) -> bool {
         self.json

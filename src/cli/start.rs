@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::dry_run::dry_run;
-use super::waiting::Waiting;
+use super::waiting::{Waiting, gone};
 use super::{Admin, Failure};
 use crate::migration::status::Status;
 
@@ -47,7 +47,8 @@ impl Start {
         let mut waiting = Waiting::default();
         let epoch = begin(&client, &mut waiting).await?;
         loop {
-            let status: Status = client.get("/status").await?;
+            let status = client.get::<Status>("/status").await;
+            let status = status.map_err(gone("the migration"))?;
             if status.epoch >= epoch && status.stage == "open" {
                 say!(
                     "the migration has begun behind revision {}; the longest pause of a request here \

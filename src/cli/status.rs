@@ -280,14 +280,31 @@ fn now_ms() -> u64 {
 
 fn switch(status: &Report) -> Option<String> {
     let latest = &status.switch;
-    match (latest.outcome, &status.blocked) {
-        (Outcome::Refused, _) => Some(format!("`{}` was refused: {}", latest.value, latest.reason)),
-        (Outcome::Waiting, _) => Some(format!("`{}` waits: {}", latest.value, latest.reason)),
-        (_, Some(why)) if status.phase == "migration" => Some(format!("not yet: {why}")),
-        (_, None) if status.phase == "migration" => {
-            Some("ready: `segue switch` goes to the normal phase".into())
+    let refused = latest.outcome == Outcome::Refused;
+    match &status.blocked {
+        _ if latest.outcome == Outcome::Waiting => {
+            Some(format!("`{}` waits: {}", latest.value, latest.reason))
         }
-        _ => None,
+        // For as long as its reason holds: what could not be read stays so, and nobody asks of the other phases.
+        blocked
+            if refused
+                && (latest.to.is_none()
+                    || status.phase != "migration"
+                    || blocked.as_ref() == Some(&latest.reason)) =>
+        {
+            Some(format!("`{}` was refused: {}", latest.value, latest.reason))
+        }
+        _ if status.phase != "migration" => None,
+        blocked => {
+            let mut text = match blocked {
+                Some(why) => format!("not yet: {why}"),
+                None => "ready: `segue switch` goes to the normal phase".into(),
+            };
+            if refused {
+                let _ = write!(text, " (an earlier request was refused: {})", latest.reason);
+            }
+            Some(text)
+        }
     }
 }
 
@@ -296,14 +313,16 @@ fn way_back(status: &Report) -> Option<String> {
     if status.phase != "migration" && status.phase != "normal" {
         return None;
     }
+    let waits = &status.way_back_waits;
     let mut text = match (&status.way_back, &status.way_back_closed) {
         _ if !status.mirror => "none: the old store does not follow".into(),
         (_, Some(why)) => format!("closed: {why}"),
-        (None, None) => {
-            "not now: the mirror has not begun, or the old store does not answer".into()
-        }
+        (None, None) => match waits {
+            None => "not now: the mirror has not begun, or the old store does not answer".into(),
+            Some(why) => format!("not now ({why})"),
+        },
         (Some(standing), None) => {
-            let open = match &status.way_back_waits {
+            let open = match waits {
                 None => "open (`segue rollback`)".into(),
                 Some(why) => format!("not now ({why})"),
             };
@@ -380,6 +399,14 @@ mod tests {
             ),
             (
                 Report {
+                    way_back: None,
+                    way_back_waits: why(),
+                    ..open.clone()
+                },
+                Some("not now (this is why)"),
+            ),
+            (
+                Report {
                     called_off: why(),
                     ..open.clone()
                 },
@@ -390,6 +417,46 @@ mod tests {
             ),
         ] {
             assert_eq!(way_back(&status).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_shown_for_as_long_as_its_reason_holds() {
+        use crate::migration::phase::Phase;
+        use crate::migration::records::Switch;
+        let why = || "the backfill is not complete".to_owned();
+        let status = |blocked, to| Report {
+            phase: "migration".into(),
+            blocked,
+            switch: Switch {
+                value: "it".into(),
+                to,
+                outcome: Outcome::Refused,
+                reason: why(),
+                ..Switch::default()
+            },
+            ..Report::default()
+        };
+        for (blocked, to, expected) in [
+            (
+                Some(why()),
+                Some(Phase::Normal),
+                "`it` was refused: the backfill is not complete",
+            ),
+            (None, None, "`it` was refused: the backfill is not complete"),
+            (
+                None,
+                Some(Phase::Normal),
+                "ready: `segue switch` goes to the normal phase (an earlier request was refused: the backfill is \
+                 not complete)",
+            ),
+            (
+                Some("another".into()),
+                Some(Phase::Normal),
+                "not yet: another (an earlier request was refused: the backfill is not complete)",
+            ),
+        ] {
+            assert_eq!(switch(&status(blocked, to)).as_deref(), Some(expected));
         }
     }
 

@@ -1,6 +1,6 @@
 //! `segue verify`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Deserialize;
@@ -9,11 +9,14 @@ use serde_json::Value;
 use super::client::Client;
 use super::figures::number as figure;
 use super::screen::Screen;
+use super::waiting::Waiting;
 use super::{Admin, Failure};
 use crate::migration::verify::{Kind, Report};
 
 /// How often to look how far it is.
 const LOOK: Duration = Duration::from_millis(250);
+/// A verification that has compared nothing more for this long is not waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +24,7 @@ Examples:
   segue verify --json > report.json
 
 Exit codes: 0 everything agrees; 1 something is missing, different or stray, or not in the old store as
-the mirror has replayed it (a rollback would be refused); 3 not everything is copied yet.";
+the mirror has replayed it (a rollback would be refused), or a store does not answer; 3 not everything is copied yet.";
 
 /// Compare both stores, key by key
 ///
@@ -74,6 +77,8 @@ async fn wait(client: &Client, number: u64) -> Result<Report, Failure> {
     // Standard output is for the report alone.
     let screen = Screen::new(true);
     screen.begin("verifying");
+    let mut waiting = Waiting::default();
+    let (mut furthest, mut since) = (None, Instant::now());
     loop {
         let progress: Progress = client.get("/verify").await?;
         match progress.report {
@@ -86,11 +91,29 @@ async fn wait(client: &Client, number: u64) -> Result<Report, Failure> {
             under_way => {
                 let compared = under_way.filter(|report| !report.complete);
                 let compared = compared.map_or(0, |report| report.compared);
-                let mut text = format!("{} keys compared", figure(compared));
-                if let Some(trouble) = progress.trouble {
-                    text = format!("{text}; trying again: {trouble}");
+                if furthest != Some(compared) {
+                    (furthest, since) = (Some(compared), Instant::now());
+                } else if since.elapsed() > PATIENCE {
+                    screen.clear();
+                    let why = progress
+                        .trouble
+                        .unwrap_or_else(|| "no store tells why".into());
+                    return Err(Failure::Failed(format!(
+                        "nothing was compared for {PATIENCE:?}: {why}. The proxy goes on trying; verify again when \
+                         `segue status` tells of no trouble"
+                    )));
                 }
-                screen.progress(compared, None, &text);
+                let text = format!("{} keys compared", figure(compared));
+                match &progress.trouble {
+                    Some(trouble) if !screen.is_live() => {
+                        waiting.tell(Some(trouble));
+                    }
+                    Some(trouble) => {
+                        let text = format!("{text}; trying again: {trouble}");
+                        screen.progress(compared, None, &text);
+                    }
+                    None => screen.progress(compared, None, &text),
+                }
                 tokio::time::sleep(LOOK).await;
             }
         }

@@ -1,6 +1,6 @@
 //! What a command says while it waits.
 
-use super::complain;
+use super::{Failure, complain};
 
 /// Tells why a command waits, and again only when that is something else.
 #[derive(Default)]
@@ -19,6 +19,18 @@ impl Waiting {
             }
             _ => false,
         }
+    }
+}
+
+/// What is told when the proxy that `what` was asked of cannot say any more how far it is: all that it is to do is
+/// in the records by then.
+pub(super) fn gone(what: &'static str) -> impl Fn(Failure) -> Failure {
+    move |failure| match failure {
+        Failure::Failed(why) => Failure::Failed(format!(
+            "{what} has begun, and goes on without the proxy that was asked: on another one, or when this one is back. \
+             `segue status` tells how far it is, of any proxy (--admin). {why}"
+        )),
+        other => other,
     }
 }
 

@@ -161,7 +161,19 @@ impl Controller {
             unmirrored: way_back.map(|standing| standing.behind),
             mirror_trouble: self.mirror_trouble(&view.fleet),
         };
-        let (way_back_closed, way_back_waits) = why_no_rollback(state, &around);
+        let (way_back_closed, mut way_back_waits) = why_no_rollback(state, &around);
+        let mut blocked = match state.phase {
+            Phase::Migration => match state.may_switch(Phase::Normal, &around) {
+                Decision::Go(_) => None,
+                Decision::NoGo(why) | Decision::Wait(why) => Some(why),
+            },
+            _ => None,
+        };
+        if let Some(why) = &unread {
+            // Nothing can be decided then, whatever was known last.
+            blocked = blocked.or_else(|| Some(why.clone()));
+            way_back_waits = Some(why.clone());
+        }
         let pace = self.pace(progress);
         let left = progress.keys_left();
         let eta_s = match pace.0 {
@@ -203,13 +215,7 @@ impl Controller {
                 .verifying()
                 .map(|report: std::sync::Arc<Report>| report.compared),
             rejects: rejects as u64,
-            blocked: match state.phase {
-                Phase::Migration => match state.may_switch(Phase::Normal, &around) {
-                    Decision::Go(_) => None,
-                    Decision::NoGo(why) | Decision::Wait(why) => Some(why),
-                },
-                _ => None,
-            },
+            blocked,
             switch: view.switch.clone(),
             members: self.member_statuses(&view),
             owner: view.owner.clone(),

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use ::segue::migration::status::Status;
+use ::segue::tasks::spawn_owned;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::etcd::http_get;
 use crate::support::process::Process;
@@ -361,7 +363,13 @@ async fn the_status_is_told_as_it_was_last_seen_when_the_new_store_is_down() {
     assert_eq!(status["keys_copied"], 20, "{status}");
     let told = segue.run(["status"]).await;
     assert_eq!(told.code, 0, "{told:?}");
-    assert!(told.out.contains("trouble     the new store: "), "{told:?}");
+    for line in [
+        "trouble     the new store: ",
+        "switch      not yet: the new store: ",
+        "way back    not now (the new store: ",
+    ] {
+        assert!(told.out.contains(line), "{line}: {told:?}");
+    }
     new.restart().await;
 
     segue.kill();
@@ -383,6 +391,35 @@ async fn the_status_is_told_as_it_was_last_seen_when_the_new_store_is_down() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_has_begun_is_said_to_go_on_when_the_proxy_that_was_asked_dies() {
+    let status = || serde_json::to_string(&Status::default()).unwrap();
+    for (command, answers) in [
+        ("rollback", vec![status(), "{}".into()]),
+        ("start", vec![r#"{"epoch":3}"#.to_owned()]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = listener.local_addr().unwrap().to_string();
+        let proxy = spawn_owned(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                assert_ne!(stream.read(&mut request).await.unwrap(), 0);
+                let length = answer.len();
+                let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                stream.write_all((head + &answer).as_bytes()).await.unwrap();
+            }
+        });
+        let outcome = run([command, "--admin", &admin]).await;
+        proxy.await.unwrap();
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert!(
+            outcome.err.contains("has begun, and goes on"),
+            "{outcome:?}"
+        );
+    }
 }
 
 #[tokio::test]
