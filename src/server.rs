@@ -191,16 +191,7 @@ impl Server {
             cluster_id: number(&stores.new.identity().await.map_err(of_new)?),
             member_id: number(&name),
         };
-        let (old, quiet) = if let Some(old) = stores.old.clone() {
-            (Some(old), Quiet::after_migration())
-        } else {
-            // Before the store is looked at, so that nothing begins in between.
-            let quiet = Quiet::now(&stores.new).await.map_err(of_new)?;
-            match old_of_settled(&stores.new).await? {
-                Some(old) => (Some(old), Quiet::after_migration()),
-                None => (None, quiet),
-            }
-        };
+        let (old, quiet) = old_or_alone(&stores).await?;
         let controller = if let Some(old) = old {
             let options = Options {
                 id: format!("{:016x}", rand::random::<u64>()),
@@ -471,6 +462,20 @@ async fn guard_alone(url: &StoreUrl, new: &Arc<dyn NewStore>) -> Result<Guard, S
     }
     let guard = fence::guard_alone(new).await;
     guard.map_err(|error| of_new(error).into())
+}
+
+/// The old store that there is a migration from, if there is one; and what the new store holds while it is
+/// served alone, which it may be later.
+async fn old_or_alone(stores: &Stores) -> Result<(Option<Arc<dyn OldStore>>, Quiet), StartError> {
+    if let Some(old) = stores.old.clone() {
+        return Ok((Some(old), Quiet::after_migration()));
+    }
+    // Before the store is looked at, so that nothing begins in between.
+    let quiet = Quiet::now(&stores.new).await.map_err(of_new)?;
+    Ok(match old_of_settled(&stores.new).await? {
+        Some(old) => (Some(old), Quiet::after_migration()),
+        None => (None, quiet),
+    })
 }
 
 /// For a new store that is named without its old one: nothing, if it holds no migration. What is left of

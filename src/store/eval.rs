@@ -268,12 +268,14 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
 
     /// Reads keys as a request of its own: after the requests that ran so far.
     pub fn range(&self, request: &Range) -> Result<RangeReply> {
+        if let Some(at) = request.at {
+            check_at(at, self.revision, self.compacted)?;
+        }
         let Some(at) = request.past() else {
             let mut gather = Gather::new(request);
             self.each(&request.keys, &mut |kv| gather.see(kv));
             return Ok(gather.reply());
         };
-        check_at(at, self.revision, self.compacted)?;
         let mut gather = Gather::new(request);
         for part in self.reserved.visible(&request.keys) {
             self.past(&part, at).values().for_each(|kv| gather.see(kv));

@@ -230,6 +230,30 @@ fn revoking_deletes_what_is_attached_at_that_moment_in_one_revision() {
 }
 
 #[test]
+fn a_revision_below_0_is_compacted_like_any_other_that_is_behind() {
+    let rows = rows(vec![kv("a", "0", 4, 5)]);
+    let reserved = Reserved::default();
+    for (compacted, at, is_read) in [(0, -1, true), (0, -2, false), (3, -1, false)] {
+        let mut working = Working::new(&rows, &reserved, Revision(10), Revision(compacted));
+        let read = Op::Range(Range {
+            at: Some(Revision(at)),
+            ..Range::key("a")
+        });
+        let read_and_write = Txn::of(vec![Op::Put(Put::new("b", "")), read.clone()]);
+        for txn in [Txn::of(vec![read]), read_and_write] {
+            let told = working.txn(&txn).map(drop);
+            let expected = if is_read {
+                Ok(())
+            } else {
+                Err(RequestError::Compacted(Revision(compacted)))
+            };
+            assert_eq!(told, expected, "{at}, compacted at {compacted}");
+        }
+        assert_eq!(working.finish().rows.is_empty(), !is_read);
+    }
+}
+
+#[test]
 fn reads_of_the_past_reach_into_the_batch() {
     check(&rows(vec![kv("a", "0", 4, 5)]), |working| {
         working.txn(&put("a", "1")).unwrap();

@@ -376,10 +376,6 @@ mod tests {
         Request::new(Guard::None, Work::KeepAlive(LeaseId(1)), room)
     }
 
-    fn done() -> Result<Done> {
-        Ok(Done::Records(true))
-    }
-
     #[tokio::test]
     async fn what_is_not_begun_in_time_is_not_done() {
         let (request, asker) = request().await;
@@ -396,7 +392,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
             // It is decided again where a commit did not happen.
             assert!(request.begin());
-            request.answer(done());
+            request.answer(Ok(Done::Records(true)));
         };
         let (told, ()) = tokio::join!(asker.answer(Some(Instant::now())), answer);
         assert!(matches!(told, Ok(Done::Records(true))), "{told:?}");

@@ -585,7 +585,8 @@ async fn no_lease_lives_longer_because_the_clock_was_set_back() {
     }
 }
 
-/// A store with a key, whose list of leases has no end.
+/// A store with a key, whose list of leases has no end. It is of a table: else SQLite would not look whether
+/// what it has prepared is of yesterday.
 async fn endless(dir: &Dir) -> Arc<SqlStore<Sqlite>> {
     let options = Options {
         expire_leases: false,
@@ -597,7 +598,8 @@ async fn endless(dir: &Dir) -> Arc<SqlStore<Sqlite>> {
         dir,
         "ALTER TABLE segue_lease RENAME TO all_leases; CREATE VIEW segue_lease AS \
          WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) \
-         SELECT id, 1 AS ttl_s, 1 AS deadline_ms FROM n WHERE id < 0",
+         SELECT id, 1 AS ttl_s, 1 AS deadline_ms FROM n \
+         WHERE id < (SELECT min(one) - 1 FROM segue_head)",
     );
     store
 }
