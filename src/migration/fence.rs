@@ -111,8 +111,8 @@ pub async fn is_up(old: &Arc<dyn NewStore>) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Line;
     use crate::store::memory::Memory;
-    use crate::store::{Line, Store as _};
     use crate::types::{Put, Revision};
 
     #[tokio::test]

@@ -26,8 +26,8 @@ use super::records::readable;
 use super::tail::{BYTES_MAX, KEYS_MAX, Tail, Tails, detached};
 use super::troubles::Trouble;
 use crate::store::{
-    Claim, Guard, GuardedStore, NewStore, RecordTxn, Replay, Replayed, RequestError, Result, StoreError,
-    WatchEnd,
+    Claim, Guard, GuardedStore, NewStore, RecordTxn, Replay, Replayed, RequestError, Result,
+    StoreError, WatchEnd,
 };
 use crate::types::range::successor;
 use crate::types::{Epoch, KeyRange, KeyValue, Op, Range, Reply, Revision, Txn};

@@ -201,6 +201,7 @@ mod tests {
             // Not what a rehearsal asks about.
             rejects: 7,
             unmirrored: None,
+            mirror_trouble: None,
         };
         for (state, around, refused_for) in [
             (&migration, &alone, None),

@@ -46,7 +46,7 @@ impl Troubles {
     /// That of one job, if it has any.
     #[must_use]
     pub fn of(&self, job: &str) -> Option<String> {
-        self.told().by_job.get(job).map(|(_, why)| why.clone())
+        self.told().by_job.get(job).map(|why| why.text.clone())
     }
 
     /// All of them in one text, if there is any.

@@ -605,7 +605,11 @@ async fn a_server_does_not_work_on_for_a_read_that_nobody_waits_for() {
         let scans: Vec<_> = (0..4)
             .map(|_| {
                 let store = store.clone();
-                spawn_owned(async move { store.scan(KeyRange::all(), 10, Content::Full).await })
+                spawn_owned(async move {
+                    store
+                        .scan(KeyRange::all(), PageSize::pairs(10), Content::Full)
+                        .await
+                })
             })
             .collect();
         eventually("scans are under way", async || match home.asleep().await {
