@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::mark::Mark;
 use crate::store::{
-    NewStore, OldLease, OldStore, Page, PageSize, Result, StoreError, Watch, Watching,
+    NewStore, OldLease, OldState, OldStore, Page, PageSize, Result, StoreError, Watch, Watching,
 };
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
@@ -76,6 +76,10 @@ impl OldStore for OldLater {
 
     async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
         self.store().await?.scan(keys, size, content).await
+    }
+
+    async fn state(&self) -> Result<Option<OldState>> {
+        self.store().await?.state().await
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::feed::{Feed, History, Stretch};
 use super::{
-    CopyUp, Guard, GuardedStore, Line, NewStore, Read, ReadReply, Record, RecordTxn, Replay,
-    Result, Status, Store, StoreError, Watch, Watching, lease,
+    CopyUp, Guard, GuardedStore, Line, NewStore, OldState, Read, ReadReply, Record, RecordTxn,
+    Replay, Result, Status, Store, StoreError, Watch, Watching, lease,
 };
 use crate::tasks::spawn_owned;
 use crate::types::{
@@ -272,6 +272,14 @@ impl NewStore for Memory {
 
     async fn line(&self) -> Result<Option<Line>> {
         Ok(self.inner.core.lock().line)
+    }
+
+    async fn state(&self) -> Result<Option<OldState>> {
+        let state = self.inner.core.lock();
+        Ok(Some(OldState {
+            revision: state.revision,
+            unnumbered: state.unnumbered,
+        }))
     }
 
     async fn records(&self, prefix: &str) -> Result<Vec<Record>> {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 
 use super::fewer::{self, UNMEASURED_PAIRS};
-use super::{PageSize, Result, Store, StoreError, Watch, WatchItem};
+use super::{OldState, PageSize, Result, Store, StoreError, Watch, WatchItem};
 use crate::types::range::successor;
 use crate::types::{
     Answer, Content, Epoch, KeyRange, KeyValue, Range, RangeReply, Revision, Txn, TxnReply,
@@ -30,6 +30,11 @@ pub trait NewStore: Send + Sync + 'static {
 
     /// The line as it stands now; nothing before a migration has set it, and after settle.
     async fn line(&self) -> Result<Option<Line>>;
+
+    /// See [`super::OldStore::state`].
+    async fn state(&self) -> Result<Option<OldState>> {
+        Ok(None)
+    }
 
     /// All records whose names begin with `prefix`, in the order of their names, in one snapshot.
     async fn records(&self, prefix: &str) -> Result<Vec<Record>>;

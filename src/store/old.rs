@@ -48,6 +48,13 @@ pub trait OldStore: Send + Sync + 'static {
     /// estimate, good enough for progress.
     async fn count(&self, keys: KeyRange) -> Result<usize>;
 
+    /// What is another one after each change of what the store holds, by whomever; nothing, if the store
+    /// cannot tell. What is read between two that are the same is of one moment, and [`Self::count`] is
+    /// exact then.
+    async fn state(&self) -> Result<Option<OldState>> {
+        Ok(None)
+    }
+
     /// All leases that are alive, each with its keys, in the order of their numbers. Stores whose
     /// keys have a time to live of their own answer one lease per such key.
     async fn leases(&self) -> Result<Vec<OldLease>>;
@@ -138,6 +145,15 @@ impl PageSize {
         });
         fit.count()
     }
+}
+
+/// See [`OldStore::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldState {
+    /// The revision.
+    pub revision: Revision,
+    /// Counts the changes that take none.
+    pub unnumbered: i64,
 }
 
 /// Part of a scan.
@@ -288,6 +304,13 @@ impl OldStore for AsOld {
             ..Range::of(keys)
         };
         Ok(self.store.range(range).await?.reply.count)
+    }
+
+    async fn state(&self) -> Result<Option<OldState>> {
+        match &self.fenceable {
+            Some(store) => store.state().await,
+            None => Ok(None),
+        }
     }
 
     async fn leases(&self) -> Result<Vec<OldLease>> {

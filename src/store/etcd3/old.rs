@@ -20,8 +20,8 @@ use crate::store::fewer;
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::url::Cluster;
 use crate::store::{
-    Guard, NewStore, OldLease, OldStore, Page, PageSize, RequestError, Result, StoreError, Watch,
-    Watching,
+    Guard, NewStore, OldLease, OldState, OldStore, Page, PageSize, RequestError, Result,
+    StoreError, Watch, Watching,
 };
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
@@ -334,6 +334,14 @@ impl OldStore for OldEtcd3 {
             }
             range = rest.unwrap_or(KeyRange::all());
         }
+    }
+
+    async fn state(&self) -> Result<Option<OldState>> {
+        let (_, revision) = self.look().await?;
+        Ok(Some(OldState {
+            revision: Revision(revision),
+            unnumbered: 0,
+        }))
     }
 
     async fn count(&self, keys: KeyRange) -> Result<usize> {

@@ -24,6 +24,8 @@ const FIRST: Revision = Revision(1);
 
 pub(super) struct State {
     pub(super) revision: Revision,
+    /// Counts the replays and copy-ups, which take no revision.
+    pub(super) unnumbered: i64,
     pub(super) line: Option<Line>,
     /// What happened since the feed was told last.
     pub(super) unpublished: Vec<Arc<EventBatch>>,
@@ -107,6 +109,7 @@ impl State {
     pub(super) fn new(reserved: Reserved) -> Self {
         Self {
             revision: FIRST,
+            unnumbered: 0,
             line: None,
             unpublished: Vec::new(),
             reserved,
@@ -140,6 +143,7 @@ impl State {
             let key = self.keys.entry(row.key).or_default();
             key.whiteout = deleted && claims;
             if let Some(copied) = row.copied {
+                self.unnumbered += 1;
                 // What happened to the key here before it was claimed is not the line's history.
                 key.copied = Some(copied.mod_revision);
                 key.detached = None;
@@ -395,6 +399,7 @@ impl State {
     }
 
     pub(super) fn replay(&mut self, replay: Replay) -> Result<bool> {
+        self.unnumbered += 1;
         let (write, expected) = replay.record;
         if self.record_version(&write.name) != expected {
             return Ok(false);

@@ -11,8 +11,9 @@ use super::work::{Done, Work};
 use super::{SqlStore, unanswered};
 use crate::store::eval::finish;
 use crate::store::{
-    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, Page, PageSize, Read, ReadReply, Record,
-    RecordTxn, Replay, RequestError, Result, Status, Store, StoreError, Watch, Watching, lease,
+    Claim, CopyUp, Guard, GuardedStore, Line, NewStore, OldState, Page, PageSize, Read, ReadReply,
+    Record, RecordTxn, Replay, RequestError, Result, Status, Store, StoreError, Watch, Watching,
+    lease,
 };
 use crate::types::range::successor;
 use crate::types::{
@@ -269,6 +270,14 @@ impl<B: Backend> NewStore for SqlStore<B> {
     async fn line(&self) -> Result<Option<Line>> {
         let (head, _) = self.read(None, Vec::new()).await?;
         Ok(head.line)
+    }
+
+    async fn state(&self) -> Result<Option<OldState>> {
+        let (head, _) = self.read(None, Vec::new()).await?;
+        Ok(Some(OldState {
+            revision: head.revision,
+            unnumbered: head.unnumbered,
+        }))
     }
 
     async fn records(&self, prefix: &str) -> Result<Vec<Record>> {

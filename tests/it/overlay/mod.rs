@@ -2,6 +2,7 @@
 //! crashes in between, have to be answered the same to the letter. And each fact that this rests
 //! on, broken, has to be noticed.
 
+mod counted;
 mod flight;
 mod latest;
 mod lines;
