@@ -173,17 +173,7 @@ impl Server {
             |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
         let api = address(&api_listener, config.listen);
         let admin = address(&admin_listener, config.admin);
-        let client_url = config.advertise.clone().unwrap_or_else(|| {
-            let url = format!("http://{}", reachable(api));
-            if api.ip().is_unspecified() {
-                warn!(
-                    listen = %api,
-                    "clients that sync their endpoints are told {url}, which is this machine alone: say with \
-                     --advertise where others reach this proxy"
-                );
-            }
-            url
-        });
+        let client_url = config.advertise.clone().unwrap_or_else(|| own_url(api));
         let name = config.name.clone().unwrap_or_else(|| client_url.clone());
 
         let tasks = Tasks::new();
@@ -256,10 +246,8 @@ impl Server {
             "admin API",
             admin::serve(admin_listener, facts, shutdown.clone()),
         );
-        let api_config = ApiConfig {
-            limits: config.limits,
-            ..ApiConfig::new(identity, members)
-        };
+        let mut api_config = ApiConfig::new(identity, members);
+        api_config.limits = config.limits;
         let stop = async move { shutdown.cancelled().await };
         tasks.spawn_vital("etcd API", async move {
             if let Err(error) = api::serve(api_listener, api_config, router, metrics, stop).await {
@@ -563,6 +551,19 @@ async fn bind(
             address,
             error,
         })
+}
+
+/// What clients are told where nobody has said how they reach what listens on `api`.
+fn own_url(api: SocketAddr) -> String {
+    let url = format!("http://{}", reachable(api));
+    if api.ip().is_unspecified() {
+        warn!(
+            listen = %api,
+            "clients that sync their endpoints are told {url}, which is this machine alone: say with \
+             --advertise where others reach this proxy"
+        );
+    }
+    url
 }
 
 /// An address to call for one to listen on.

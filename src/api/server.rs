@@ -204,15 +204,13 @@ async fn watch_health(context: &Context, reporter: &HealthReporter) {
     loop {
         ticks.tick().await;
         let asked = Instant::now();
-        let status = match plain::store_answers(context).await {
-            Ok(()) => {
-                silent_since = None;
-                ServingStatus::Serving
-            }
-            Err(_) => {
-                silent_since.get_or_insert(asked);
-                ServingStatus::NotServing
-            }
+        let answers = plain::store_answers(context).await.is_ok();
+        let status = if answers {
+            silent_since = None;
+            ServingStatus::Serving
+        } else {
+            silent_since.get_or_insert(asked);
+            ServingStatus::NotServing
         };
         let lost = silent_since.is_some_and(|since| since.elapsed() >= context.silence);
         context

@@ -310,7 +310,7 @@ impl Stream {
 /// Waits until there is no leader.
 async fn lost(no_leader: &mut watch::Receiver<bool>) {
     if no_leader.wait_for(|lost| *lost).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
