@@ -375,12 +375,12 @@ impl Driver {
             if other.name != own.name || id == shared.id() {
                 continue;
             }
-            if other.client_url != own.client_url {
-                let (name, url) = (&own.name, &other.client_url);
-                warn!(%name, %url, "another member has this name: give each proxy its own with --name");
-            } else {
+            if other.client_url == own.client_url {
                 let name = format!("{MEMBERS}{id}");
                 shared.ledger.remove(&name, entry.version).await?;
+            } else {
+                let (name, url) = (&own.name, &other.client_url);
+                warn!(%name, %url, "another member has this name: give each proxy its own with --name");
             }
         }
         Ok(())

@@ -200,8 +200,7 @@ mod tests {
             behind: vec!["b".into()],
             // Not what a rehearsal asks about.
             rejects: 7,
-            unmirrored: None,
-            mirror_trouble: None,
+            ..Surroundings::default()
         };
         for (state, around, refused_for) in [
             (&migration, &alone, None),

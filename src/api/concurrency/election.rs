@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::{Queue, created, leave, told};
+use super::{Queue, created, leave};
 use crate::api::Context;
-use crate::api::errors::stopped;
+use crate::api::errors::{status, stopped};
 use crate::api::validate;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::v3electionpb::{self as pb, election_server};
@@ -96,7 +96,9 @@ impl election_server::Election for Election {
             .txn(leave(leader.key, Revision(leader.rev)))
             .await;
         Ok(Response::new(pb::ResignResponse {
-            header: self.0.header(resigned.map_err(told)?.revision),
+            header: self
+                .0
+                .header(resigned.map_err(|error| status(&error))?.revision),
         }))
     }
 }
@@ -116,7 +118,12 @@ impl Election {
             success: vec![Op::Put(put.into())],
             failure: Vec::new(),
         };
-        let answer = self.0.store.txn(txn).await.map_err(told)?;
+        let answer = self
+            .0
+            .store
+            .txn(txn)
+            .await
+            .map_err(|error| status(&error))?;
         if answer.reply.succeeded {
             Ok(answer.revision)
         } else {
@@ -152,7 +159,7 @@ impl Observer {
             };
             let changes = Watch::of(KeyRange::One(kv.key.clone()), Some(revision.next()));
             let watching = self.queue.context.store.watch(changes).await;
-            self.leader = Some(watching.map_err(told)?);
+            self.leader = Some(watching.map_err(|error| status(&error))?);
             return Ok((revision, kv));
         }
     }
@@ -165,7 +172,7 @@ impl Observer {
             ..Watch::of(all, Some(nobody.next()))
         };
         let opened = self.queue.context.store.watch(watch).await;
-        Ok(next_put(&mut opened.map_err(told)?).await)
+        Ok(next_put(&mut opened.map_err(|error| status(&error))?).await)
     }
 }
 

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::{Queue, told};
+use super::Queue;
 use crate::api::Context;
+use crate::api::errors::status;
 use crate::proto::v3lockpb::{self as pb, lock_server};
 use crate::types::{Delete, KeyRange, Range};
 
@@ -28,7 +29,7 @@ impl lock_server::Lock for Lock {
         if queue.turn(&entry).await? {
             // His lease may have run out while he waited.
             let own = self.0.store.range(Range::key(entry.key.clone()));
-            let own = own.await.map_err(told)?;
+            let own = own.await.map_err(|error| status(&error))?;
             if own.reply.kvs.is_empty() {
                 return Err(Status::unknown("mutex: session is expired"));
             }
@@ -48,7 +49,12 @@ impl lock_server::Lock for Lock {
             keys: KeyRange::One(request.into_inner().key),
             prev_kv: false,
         };
-        let deleted = self.0.store.delete(delete).await.map_err(told)?;
+        let deleted = self
+            .0
+            .store
+            .delete(delete)
+            .await
+            .map_err(|error| status(&error))?;
         Ok(Response::new(pb::UnlockResponse {
             header: self.0.header(deleted.revision),
         }))

@@ -68,7 +68,12 @@ impl Queue {
                 id: None,
                 ttl_s: TTL_S,
             };
-            store.grant(grant).await.map_err(told)?.reply.id
+            store
+                .grant(grant)
+                .await
+                .map_err(|error| status(&error))?
+                .reply
+                .id
         } else {
             LeaseId(lease)
         };
@@ -87,7 +92,7 @@ impl Queue {
             success: vec![Op::Put(put.into())],
             failure: vec![Op::Range(Range::key(key.clone()))],
         };
-        let Answer { revision, reply } = store.txn(txn).await.map_err(told)?;
+        let Answer { revision, reply } = store.txn(txn).await.map_err(|error| status(&error))?;
         let present = match reply.replies.into_iter().next() {
             Some(Reply::Range(range)) => range.kvs.into_iter().next(),
             _ => None,
@@ -142,7 +147,12 @@ impl Queue {
             limit: 1,
             ..Range::of(KeyRange::prefix(self.prefix.clone()))
         };
-        let found = self.context.store.range(range).await.map_err(told)?;
+        let found = self
+            .context
+            .store
+            .range(range)
+            .await
+            .map_err(|error| status(&error))?;
         Ok(found.map(|mut reply| reply.kvs.pop()))
     }
 
@@ -153,7 +163,7 @@ impl Queue {
             ..Watch::of(KeyRange::One(key), Some(seen.next()))
         };
         let opened = self.context.store.watch(watch).await;
-        let mut items = opened.map_err(told)?.items;
+        let mut items = opened.map_err(|error| status(&error))?.items;
         let gone = async {
             while let Some(item) = items.next().await {
                 match item {
@@ -223,10 +233,6 @@ fn in_hex(lease: LeaseId) -> String {
     } else {
         format!("{:x}", lease.0)
     }
-}
-
-fn told(error: crate::store::StoreError) -> Status {
-    status(&error)
 }
 
 #[cfg(test)]

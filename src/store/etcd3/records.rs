@@ -519,9 +519,10 @@ impl Etcd3 {
                 success: keys.iter().map(delete_op).collect(),
                 failure: Vec::new(),
             };
-            match self.shared.client.txn(request).await?.succeeded {
-                true => Ok(()),
-                false => Err(StoreError::StaleEpoch),
+            if self.shared.client.txn(request).await?.succeeded {
+                Ok(())
+            } else {
+                Err(StoreError::StaleEpoch)
             }
         };
         let mut rest = Some(names.all_claims());

@@ -181,13 +181,6 @@ async fn keys_that_were_copied_keep_their_numbers_and_their_past_after_settle() 
     let normal = store.guarded(guard(2, false));
     normal.put(Put::new("changed", "new")).await.unwrap();
     normal.put(Put::new("fresh", "new")).await.unwrap();
-    let all = async |handle: &dyn GuardedStore, at| {
-        let range = Range {
-            at,
-            ..Range::of(KeyRange::all())
-        };
-        handle.range(range).await.unwrap().reply.kvs
-    };
     let now = all(&*normal, None).await;
     let then = all(&*normal, Some(BASE)).await;
     assert_eq!((now.len(), then.len()), (3, 3));
@@ -236,23 +229,32 @@ async fn keys_that_were_copied_keep_their_numbers_and_their_past_after_settle() 
     // In another migration, claims would be deleted keys.
     set(Some(line(3, true))).await;
     let next = store.guarded(guard(3, true));
-    let claims = async || {
-        let reads = vec![Read::Claims {
-            keys: KeyRange::all(),
-            values: 0,
-        }];
-        let read = next.snapshot(None, reads).await.unwrap().reply;
-        let [ReadReply::Claims(claims)] = &read[..] else {
-            panic!("{read:?}");
-        };
-        let whiteout = |claim: &&Claim| matches!(claim, Claim::Whiteout(_));
-        claims.iter().filter(whiteout).count()
+    assert_eq!(whiteouts(&*next).await, 0);
+}
+
+async fn all(handle: &dyn GuardedStore, at: Option<Revision>) -> Vec<KeyValue> {
+    let range = Range {
+        at,
+        ..Range::of(KeyRange::all())
     };
-    assert_eq!(claims().await, 0);
+    handle.range(range).await.unwrap().reply.kvs
+}
+
+async fn whiteouts(handle: &dyn GuardedStore) -> usize {
+    let reads = vec![Read::Claims {
+        keys: KeyRange::all(),
+        values: 0,
+    }];
+    let read = handle.snapshot(None, reads).await.unwrap().reply;
+    let [ReadReply::Claims(claims)] = &read[..] else {
+        panic!("{read:?}");
+    };
+    let whiteout = |claim: &&Claim| matches!(claim, Claim::Whiteout(_));
+    claims.iter().filter(whiteout).count()
 }
 
 /// Create and mod revision and version of the key that was read.
-fn numbers(read: etcd_client::GetResponse) -> (i64, i64, i64) {
+fn numbers(read: &etcd_client::GetResponse) -> (i64, i64, i64) {
     let kv = &read.kvs()[0];
     (kv.create_revision(), kv.mod_revision(), kv.version())
 }
@@ -285,7 +287,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
     let switched = first.run(["switch", "--wait"]).await;
     assert_eq!(switched.code, 0, "{switched:?}");
     let mut through = client(&second.endpoint()).await;
-    let known = numbers(direct.get("key/02", None).await.unwrap());
+    let known = numbers(&direct.get("key/02", None).await.unwrap());
     let before = through.delete("key/00", None).await.unwrap();
     let before = before.header().unwrap().revision();
     assert!(new.raw_keys().await.contains(&"segue/switch".to_owned()));
@@ -300,7 +302,7 @@ async fn an_operator_completes_a_migration_and_restarts_the_proxies() {
         completed.out.contains("nothing of it is left"),
         "{completed:?}"
     );
-    assert_eq!(numbers(through.get("key/02", None).await.unwrap()), known);
+    assert_eq!(numbers(&through.get("key/02", None).await.unwrap()), known);
     let mut expected: Vec<_> = (1..50).map(|number| format!("key/{number:02}")).collect();
     // What the numbers hang on that clients know, of the deleted one too: it has a past.
     let claims = (0..50).map(|number| format!("segue/_/claim/key/{number:02}"));
