@@ -243,7 +243,8 @@ async fn operators_see_how_it_is() {
         !good && said.contains("a proxy has no database file"),
         "{said}"
     );
-    let (good, said) = run(&api, &["user", "list"]).await;
+    check(&api, &["user", "list"], "").await;
+    let (good, said) = run(&api, &["user", "add", "somebody:secret"]).await;
     assert!(
         !good && said.contains("a proxy has no users and roles"),
         "{said}"
