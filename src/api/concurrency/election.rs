@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::{Queue, created, leave};
+use super::{Queue, created, leave, told};
 use crate::api::Context;
-use crate::api::errors::{status, stopped};
+use crate::api::errors::stopped;
 use crate::api::validate;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::v3electionpb::{self as pb, election_server};
@@ -98,7 +98,7 @@ impl election_server::Election for Election {
         Ok(Response::new(pb::ResignResponse {
             header: self
                 .0
-                .header(resigned.map_err(|error| status(&error))?.revision),
+                .header(resigned.map_err(|error| told(&error))?.revision),
         }))
     }
 }
@@ -118,12 +118,7 @@ impl Election {
             success: vec![Op::Put(put.into())],
             failure: Vec::new(),
         };
-        let answer = self
-            .0
-            .store
-            .txn(txn)
-            .await
-            .map_err(|error| status(&error))?;
+        let answer = self.0.store.txn(txn).await.map_err(|error| told(&error))?;
         if answer.reply.succeeded {
             Ok(answer.revision)
         } else {
@@ -159,7 +154,7 @@ impl Observer {
             };
             let changes = Watch::of(KeyRange::One(kv.key.clone()), Some(revision.next()));
             let watching = self.queue.context.store.watch(changes).await;
-            self.leader = Some(watching.map_err(|error| status(&error))?);
+            self.leader = Some(watching.map_err(|error| told(&error))?);
             return Ok((revision, kv));
         }
     }
@@ -172,7 +167,7 @@ impl Observer {
             ..Watch::of(all, Some(nobody.next()))
         };
         let opened = self.queue.context.store.watch(watch).await;
-        Ok(next_put(&mut opened.map_err(|error| status(&error))?).await)
+        Ok(next_put(&mut opened.map_err(|error| told(&error))?).await)
     }
 }
 

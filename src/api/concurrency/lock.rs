@@ -6,9 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::Queue;
+use super::{Queue, told};
 use crate::api::Context;
-use crate::api::errors::status;
 use crate::proto::v3lockpb::{self as pb, lock_server};
 use crate::types::{Delete, KeyRange, Range};
 
@@ -29,7 +28,7 @@ impl lock_server::Lock for Lock {
         if queue.turn(&entry).await? {
             // His lease may have run out while he waited.
             let own = self.0.store.range(Range::key(entry.key.clone()));
-            let own = own.await.map_err(|error| status(&error))?;
+            let own = own.await.map_err(|error| told(&error))?;
             if own.reply.kvs.is_empty() {
                 return Err(Status::unknown("mutex: session is expired"));
             }
@@ -54,7 +53,7 @@ impl lock_server::Lock for Lock {
             .store
             .delete(delete)
             .await
-            .map_err(|error| status(&error))?;
+            .map_err(|error| told(&error))?;
         Ok(Response::new(pb::UnlockResponse {
             header: self.0.header(deleted.revision),
         }))

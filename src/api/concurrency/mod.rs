@@ -17,7 +17,7 @@ use super::Context;
 use super::errors::{status, stopped};
 use super::validate;
 use crate::proto::etcdserverpb as pb;
-use crate::store::{Watch, WatchItem};
+use crate::store::{StoreError, Watch, WatchItem};
 use crate::tasks::spawn_owned;
 use crate::types::{
     Answer, Compare, CompareResult, CompareTarget, Delete, Direction, Grant, KeyRange, KeyValue,
@@ -71,7 +71,7 @@ impl Queue {
             store
                 .grant(grant)
                 .await
-                .map_err(|error| status(&error))?
+                .map_err(|error| told(&error))?
                 .reply
                 .id
         } else {
@@ -92,7 +92,7 @@ impl Queue {
             success: vec![Op::Put(put.into())],
             failure: vec![Op::Range(Range::key(key.clone()))],
         };
-        let Answer { revision, reply } = store.txn(txn).await.map_err(|error| status(&error))?;
+        let Answer { revision, reply } = store.txn(txn).await.map_err(|error| told(&error))?;
         let present = match reply.replies.into_iter().next() {
             Some(Reply::Range(range)) => range.kvs.into_iter().next(),
             _ => None,
@@ -152,7 +152,7 @@ impl Queue {
             .store
             .range(range)
             .await
-            .map_err(|error| status(&error))?;
+            .map_err(|error| told(&error))?;
         Ok(found.map(|mut reply| reply.kvs.pop()))
     }
 
@@ -163,7 +163,7 @@ impl Queue {
             ..Watch::of(KeyRange::One(key), Some(seen.next()))
         };
         let opened = self.context.store.watch(watch).await;
-        let mut items = opened.map_err(|error| status(&error))?.items;
+        let mut items = opened.map_err(|error| told(&error))?.items;
         let gone = async {
             while let Some(item) = items.next().await {
                 match item {
@@ -232,6 +232,16 @@ fn in_hex(lease: LeaseId) -> String {
         format!("-{:x}", lease.0.unsigned_abs())
     } else {
         format!("{:x}", lease.0)
+    }
+}
+
+/// What a client is told of `error`: etcd asks itself as one of its own clients would, and of the refusal of a
+/// request only the text comes through.
+fn told(error: &StoreError) -> Status {
+    let status = status(error);
+    match error {
+        StoreError::Request(_) => Status::unknown(status.message()),
+        _ => status,
     }
 }
 
