@@ -13,7 +13,9 @@ use bytes::Bytes;
 
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::mark::Mark;
-use crate::store::{NewStore, OldLease, OldStore, Page, PageSize, Result, Watch, Watching};
+use crate::store::{
+    NewStore, OldLease, OldState, OldStore, Page, PageSize, Result, Watch, Watching,
+};
 use crate::types::{Content, KeyRange, KeyValue, Range, RangeReply, Revision};
 
 /// An old store, none of whose pairs is newer than the base revision. Its history is as it is.
@@ -58,6 +60,10 @@ impl OldStore for AtBase {
         self.old.count(keys).await
     }
 
+    async fn state(&self) -> Result<Option<OldState>> {
+        self.old.state().await
+    }
+
     async fn leases(&self) -> Result<Vec<OldLease>> {
         self.old.leases().await
     }
@@ -88,5 +94,22 @@ impl OldStore for AtBase {
 
     async fn astray(&self) -> String {
         self.old.astray().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::AsOld;
+    use crate::store::memory::Memory;
+
+    #[tokio::test]
+    async fn what_a_store_can_tell_is_told_through_it_too() {
+        let inner = AsOld::of(Arc::new(Memory::new())).await.unwrap();
+        let state = inner.state().await.unwrap();
+        let old = AtBase::new(Arc::new(inner), Revision(1));
+        assert!(state.is_some());
+        // Else every page of a list reads all keys behind it.
+        assert_eq!(old.state().await.unwrap(), state);
     }
 }
