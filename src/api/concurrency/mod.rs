@@ -18,7 +18,7 @@ use super::errors::{status, stopped};
 use super::validate;
 use crate::proto::etcdserverpb as pb;
 use crate::store::{StoreError, Watch, WatchItem};
-use crate::tasks::spawn_owned;
+use crate::tasks::spawn_from_drop;
 use crate::types::{
     Answer, Compare, CompareResult, CompareTarget, Delete, Direction, Grant, KeyRange, KeyValue,
     LeaseId, Op, Range, Reply, Revision, RevisionFilter, SortTarget, Txn,
@@ -201,7 +201,7 @@ impl Drop for Leaving<'_> {
         let store = Arc::clone(&queue.context.store);
         let leave = leave(entry.key.clone(), entry.created);
         // The request that it belonged to is gone. What fails here, the lease makes good.
-        spawn_owned(async move { store.txn(leave).await.map(drop).ok() });
+        spawn_from_drop(async move { drop(store.txn(leave).await) });
     }
 }
 
