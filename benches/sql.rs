@@ -16,7 +16,7 @@ use bytes::Bytes;
 use support::args::Args;
 use support::client;
 use support::database::{Database, Kind, Server};
-use support::kine::{self, Kine};
+use support::kine::{self, Kine, Pool};
 use support::kubernetes::{self, Rates};
 use support::kv::Kv;
 use support::load::{self, Op, Sample, Workload};
@@ -282,7 +282,7 @@ fn find_kine() -> Option<PathBuf> {
 /// Two proxies of each kind on a database, as far as it lets them, the first one to write through.
 struct Stores {
     segue: Vec<Segue>,
-    kine: Vec<Kine>,
+    kine: Vec<(Pool, Vec<Kine>)>,
 }
 
 impl Stores {
@@ -296,23 +296,26 @@ impl Stores {
         }
         let mut kine = Vec::new();
         if let Some(program) = program {
-            let theirs = server.database().await;
-            for _ in 0..count {
-                kine.push(Kine::start(program, &theirs.kine()).await);
+            for pool in Pool::ALL {
+                let theirs = server.database().await;
+                let mut proxies = Vec::new();
+                for _ in 0..count {
+                    proxies.push(Kine::start(program, &theirs.kine(), pool).await);
+                }
+                kine.push((pool, proxies));
             }
         }
         Self { segue, kine }
     }
 
-    /// Who, and where the proxies are.
+    /// Who, and where the proxies are: Segue's first.
     fn addresses(&self) -> Vec<(&'static str, Vec<String>)> {
-        let segue: Vec<_> = self.segue.iter().map(Segue::address).collect();
-        let kine: Vec<_> = self.kine.iter().map(Kine::address).collect();
-        let mut addresses = vec![("segue", segue)];
-        if !kine.is_empty() {
-            addresses.push(("kine", kine));
-        }
-        addresses
+        let segue = self.segue.iter().map(Segue::address).collect();
+        let kine = self.kine.iter().map(|(pool, proxies)| {
+            let addresses = proxies.iter().map(Kine::address).collect();
+            (pool.name(), addresses)
+        });
+        std::iter::once(("segue", segue)).chain(kine).collect()
     }
 }
 
@@ -382,9 +385,12 @@ async fn watches(args: &Args, report: &mut Report, stores: &Stores, kind: Kind) 
                 let what = format!("{topic} through {path}, {in_flight} in flight, {part}");
                 let events: u64 = samples[0].iter().map(|lags| lags[through].events).sum();
                 let note = format!("{events} events, each seen once and in order");
-                match &series[..] {
-                    [ours, theirs] => report.compare(what, "µs", ours, theirs, wish, note),
-                    _ => report.single(what, "µs", "segue", series[0].median(), None, note),
+                let (ours, peers) = series.split_first().expect("Segue is there");
+                for theirs in peers {
+                    report.compare(what.clone(), "µs", ours, theirs, wish, note.clone());
+                }
+                if peers.is_empty() {
+                    report.single(what, "µs", &ours.name, ours.median(), None, note);
                 }
             }
         }
@@ -434,7 +440,16 @@ async fn beside_kine(args: &Args, report: &mut Report, stores: &Stores, kind: Ki
             let topic = Topic::Kine.name(kind);
             let what = format!("{topic} beside it, {request}, {in_flight} in flight");
             let note = "every write read back";
-            report.compare(what, "ops/s", &series(0), &series(1), Some(wish), note);
+            for peer in 1..targets.len() {
+                report.compare(
+                    what.clone(),
+                    "ops/s",
+                    &series(0),
+                    &series(peer),
+                    Some(wish),
+                    note,
+                );
+            }
         }
     }
 }

@@ -14,10 +14,38 @@ use super::servers::process::Process;
 const MODULE: &str = "github.com/k3s-io/kine";
 /// The version that figures are about.
 pub const VERSION: &str = "v0.17.5";
-/// Connections to its database that kine keeps, while it opens as many as it wants. Left to itself it
-/// keeps twenty and goes on opening others; with a limit of 32, 128 requests in flight wait for each
-/// other forever, since some of them need a second connection while they hold one.
-const IDLE_CONNECTIONS: &str = "300";
+
+/// How kine uses its database.
+#[derive(Clone, Copy, Debug)]
+pub enum Pool {
+    /// As it comes: it keeps twenty connections, and under more requests at once opens others for one use.
+    /// A server in another process has to be made for each of them in PostgreSQL.
+    AsItComes,
+    /// It keeps as many as it ever opens. To limit how many it opens is no help: with a limit of 32, 128
+    /// requests in flight wait for each other forever, since some of them need a second connection
+    /// while they hold one.
+    Large,
+}
+
+impl Pool {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::AsItComes, Self::Large];
+
+    /// What kine is called that uses it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AsItComes => "kine",
+            Self::Large => "kine, large pool",
+        }
+    }
+
+    const fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::AsItComes => &[],
+            Self::Large => &["--datastore-max-idle-connections", "300"],
+        }
+    }
+}
 
 /// The built program: in the target directory, built if it is not there. Or why there is none.
 pub fn program() -> Result<PathBuf, String> {
@@ -66,14 +94,14 @@ pub struct Kine {
 
 impl Kine {
     /// On the database at `endpoint`, ready to serve.
-    pub async fn start(program: &Path, endpoint: &str) -> Self {
+    pub async fn start(program: &Path, endpoint: &str, pool: Pool) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let port = free_port();
         let mut command = Command::new(program);
         command
             .args(["--listen-address", &format!("127.0.0.1:{port}")])
             .args(["--metrics-bind-address", "0"])
-            .args(["--datastore-max-idle-connections", IDLE_CONNECTIONS])
+            .args(pool.args())
             .args(["--endpoint", endpoint])
             .current_dir(dir.path());
         let install = "go install github.com/k3s-io/kine@latest";
