@@ -1,10 +1,13 @@
 //! Writing a batch: its changes as statements.
 
+use std::collections::HashMap;
+
 use super::schema::hash;
 use super::script::{Script, Scripts};
 use super::text::{NOW_MS, TOGETHER};
-use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Row};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Logged, Row, Written};
 use crate::store::sql::tables::{self, log_kind};
+use crate::types::Revision;
 
 /// Entries in one statement that deletes them, which is slow to plan.
 const ENTRIES_TOGETHER: usize = 64;
@@ -28,8 +31,8 @@ pub(super) fn write(
     packet_full: usize,
 ) -> Vec<Script> {
     let mut scripts = Scripts::new(packet_full);
-    write_rows(&mut scripts, p, changes);
     write_log(&mut scripts, p, &changes.log);
+    write_rows(&mut scripts, p, changes, before);
     if changes.renew_leases {
         let script = scripts.next(&format!(
             "UPDATE {p}lease SET deadline_ms = ttl_s * 1000 + "
@@ -101,18 +104,84 @@ pub(super) fn note(script: &mut Script, p: &str, mark: Mark) {
     ));
 }
 
-fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes) {
+/// Rows that are as an entry of the same batch has them.
+struct AsLogged {
+    /// There are some.
+    any: bool,
+    /// Those of all entries that wrote a key in this batch, but for these, which have these numbers in it: they
+    /// were superseded within the batch.
+    but: Vec<i64>,
+}
+
+impl AsLogged {
+    /// Tells them from the others. What the batch finds has revisions up to `before`.
+    fn of(changes: &Changes, before: Revision) -> (Self, Vec<&Row>) {
+        let mut last = HashMap::with_capacity(changes.log.len());
+        let mut but = Vec::new();
+        for (entry, number) in changes.log.iter().zip(0i64..) {
+            if entry.kind == LogKind::Put && entry.kv.mod_revision > before {
+                but.extend(
+                    last.insert(&entry.kv.key, (entry, number))
+                        .map(|(_, at)| at),
+                );
+            }
+        }
+        let mut others = Vec::new();
+        let mut any = false;
+        for Written { row, .. } in &changes.rows {
+            let is_entry = |(entry, _): &(&LogEntry, i64)| {
+                row.live && row.logged == Logged::Yes && entry.kv == row.kv
+            };
+            if last.get(&row.kv.key).is_some_and(is_entry) {
+                last.remove(&row.kv.key);
+                any = true;
+            } else {
+                others.push(row);
+            }
+        }
+        but.extend(last.into_values().map(|(_, number)| number));
+        but.sort_unstable();
+        if but.len() > TOGETHER {
+            let rows = changes.rows.iter().map(|written| &written.row).collect();
+            let none = Self {
+                any: false,
+                but: Vec::new(),
+            };
+            return (none, rows);
+        }
+        (Self { any, but }, others)
+    }
+}
+
+/// Writes the rows, behind the log: most of them are as their entry in it, so the server makes them of
+/// that, and reads keys and values once.
+fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes, before: &Head) {
+    const COLUMNS: &str =
+        "(`key`, create_revision, mod_revision, version, lease, live, logged, value)";
+    const OVER: &str = " ON DUPLICATE KEY UPDATE create_revision = VALUES(create_revision), \
+                        mod_revision = VALUES(mod_revision), version = VALUES(version), \
+                        lease = VALUES(lease), live = VALUES(live), logged = VALUES(logged), \
+                        value = VALUES(value)";
+    let (as_logged, others) = AsLogged::of(changes, before.revision);
+    if as_logged.any {
+        let script = scripts.next(&format!(
+            "INSERT INTO {p}kv {COLUMNS} SELECT `key`, create_revision, revision, version, lease, 1, {}, \
+             value FROM {p}log FORCE INDEX (PRIMARY) WHERE revision > ",
+            tables::logged(Logged::Yes)
+        ));
+        script.int(before.revision.0);
+        script.say(" AND kind = ").int(log_kind::PUT);
+        if !as_logged.but.is_empty() {
+            script.say(" AND seq NOT IN (");
+            ints(script, &as_logged.but).say(")");
+        }
+        script.say(OVER);
+    }
     scripts.rows(
-        &format!(
-            "INSERT INTO {p}kv (`key`, create_revision, mod_revision, version, lease, live, logged, \
-             value) VALUES "
-        ),
-        &changes.rows,
-        " ON DUPLICATE KEY UPDATE create_revision = VALUES(create_revision), \
-         mod_revision = VALUES(mod_revision), version = VALUES(version), lease = VALUES(lease), \
-         live = VALUES(live), logged = VALUES(logged), value = VALUES(value)",
-        |script, written| {
-            let Row { kv, live, logged } = &written.row;
+        &format!("INSERT INTO {p}kv {COLUMNS} VALUES "),
+        others,
+        OVER,
+        |script, Row { kv, live, logged }| {
             script.say("(").bytes(&kv.key).say(", ");
             let numbers = [
                 kv.create_revision.0,
@@ -216,4 +285,84 @@ fn ints<'a>(script: &'a mut Script, numbers: &[i64]) -> &'a mut Script {
     script.list(numbers, |script, number| {
         script.int(*number);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::sql::backend::Over;
+    use crate::types::{KeyValue, LeaseId};
+
+    fn kv(key: &'static str, revision: i64) -> KeyValue {
+        KeyValue {
+            key: key.into(),
+            value: Bytes::from(format!("{key} at {revision}")),
+            create_revision: Revision(5),
+            mod_revision: Revision(revision),
+            version: 1,
+            lease: LeaseId::NONE,
+        }
+    }
+
+    fn entry(kind: LogKind, key: &'static str, revision: i64) -> LogEntry {
+        LogEntry {
+            kind,
+            kv: kv(key, revision),
+            prev_revision: Revision(0),
+        }
+    }
+
+    fn written(kv: KeyValue, live: bool, logged: Logged) -> Written {
+        Written {
+            row: Row { kv, live, logged },
+            over: Over::Nothing,
+        }
+    }
+
+    #[test]
+    fn rows_are_made_of_their_entry_if_it_is_the_last_one_of_the_batch() {
+        let changes = Changes {
+            rows: vec![
+                written(kv("once", 11), true, Logged::Yes),
+                written(kv("twice", 13), true, Logged::Yes),
+                written(kv("whiteout", 15), false, Logged::Yes),
+                written(kv("copied", 9), true, Logged::No),
+                written(kv("replayed", 10), true, Logged::Yes),
+            ],
+            log: vec![
+                entry(LogKind::Put, "once", 11),
+                entry(LogKind::Put, "twice", 12),
+                entry(LogKind::Brief, "twice", 13),
+                entry(LogKind::Put, "twice", 13),
+                entry(LogKind::Put, "whiteout", 14),
+                entry(LogKind::Delete, "whiteout", 15),
+                entry(LogKind::Put, "removed", 16),
+                entry(LogKind::Delete, "removed", 17),
+                entry(LogKind::Put, "replayed", 10),
+            ],
+            ..Changes::none(Head::at(10))
+        };
+        let (as_logged, others) = AsLogged::of(&changes, Revision(10));
+        assert!(as_logged.any);
+        assert_eq!(as_logged.but, [1, 4, 6]);
+        let others: Vec<&[u8]> = others.iter().map(|row| &row.kv.key[..]).collect();
+        assert_eq!(others, [&b"whiteout"[..], b"copied", b"replayed"]);
+    }
+
+    #[test]
+    fn rows_are_written_themselves_if_too_many_entries_would_have_to_be_left_out() {
+        let revisions = 11..=200;
+        let changes = Changes {
+            rows: vec![written(kv("hot", 200), true, Logged::Yes)],
+            log: revisions
+                .map(|revision| entry(LogKind::Put, "hot", revision))
+                .collect(),
+            ..Changes::none(Head::at(10))
+        };
+        let (as_logged, others) = AsLogged::of(&changes, Revision(10));
+        assert!(!as_logged.any);
+        assert_eq!(others.len(), 1);
+    }
 }
