@@ -49,6 +49,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often that is told in the log, at most.
 const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(1);
 
+/// What the health service tells of: the server as a whole, and services.
+const HEALTH: [&str; 4] = [
+    "",
+    "etcdserverpb.KV",
+    "etcdserverpb.Watch",
+    "etcdserverpb.Lease",
+];
+
 /// Serves the API on `listener` until `shutdown` resolves; then takes no more connections, ends all
 /// streams, lets the requests that are under way finish, and returns when they have or when
 /// [`ApiConfig::shutdown_grace`] is over.
@@ -64,7 +72,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (grace, greeting_within) = (config.shutdown_grace, config.greeting_within);
     let context = Arc::new(Context::new(config, store, metrics));
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (mut reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -85,6 +93,10 @@ pub async fn serve(
     // New connections are refused from here on, rather than accepted and left alone.
     drop(listener);
     context.shutdown.cancel();
+    // Whoever watches one waits for as long as it has a status.
+    for service in HEALTH {
+        reporter.clear_service_status(service).await;
+    }
     server.tasks.close();
     if tokio::time::timeout(grace, server.tasks.wait())
         .await
@@ -216,12 +228,7 @@ async fn watch_health(context: &Context, reporter: &HealthReporter) {
         context
             .no_leader
             .send_if_modified(|before| std::mem::replace(before, lost) != lost);
-        for service in [
-            "",
-            "etcdserverpb.KV",
-            "etcdserverpb.Watch",
-            "etcdserverpb.Lease",
-        ] {
+        for service in HEALTH {
             reporter.set_service_status(service, status).await;
         }
     }

@@ -1,6 +1,6 @@
 //! What can be said of a request without asking a store, as etcd says it and in its order.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use prost::Message;
 
@@ -66,7 +66,7 @@ pub(super) fn grant(request: &pb::LeaseGrantRequest) -> Checked {
     Ok(())
 }
 
-fn not_empty(key: &[u8]) -> Checked {
+pub(super) fn not_empty(key: &[u8]) -> Checked {
     if key.is_empty() {
         return Err(Refusal::EmptyKey);
     }
@@ -130,8 +130,37 @@ fn check_writes(ops: &[pb::RequestOp]) -> Checked {
 #[derive(Default)]
 struct Writes<'a> {
     puts: HashSet<&'a [u8]>,
-    /// Key and range end as in the request.
-    deletes: Vec<(&'a [u8], &'a [u8])>,
+    deletes: HashSet<&'a [u8]>,
+    spans: Spans<'a>,
+}
+
+/// Ranges of keys, those that touch each other as one: the end of each by its start.
+#[derive(Default)]
+struct Spans<'a>(BTreeMap<&'a [u8], &'a [u8]>);
+
+impl<'a> Spans<'a> {
+    fn add(&mut self, mut start: &'a [u8], mut end: &'a [u8]) {
+        // As in etcd, a range without an end (`range_end` is one zero byte) is not noticed here: it
+        // reads as one that ends before it begins.
+        if end <= start {
+            return;
+        }
+        if let Some((first, last)) = self.0.range(..start).next_back()
+            && *last >= start
+        {
+            (start, end) = (*first, end.max(*last));
+        }
+        while let Some((&within, &last)) = self.0.range(start..=end).next() {
+            self.0.remove(within);
+            end = end.max(last);
+        }
+        self.0.insert(start, end);
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        let before = self.0.range(..=key).next_back();
+        before.is_some_and(|(_, end)| key < *end)
+    }
 }
 
 impl<'a> Writes<'a> {
@@ -142,7 +171,10 @@ impl<'a> Writes<'a> {
         let mut writes = Self::default();
         for op in ops {
             if let Some(Request::RequestDeleteRange(delete)) = &op.request {
-                writes.deletes.push((&delete.key, &delete.range_end));
+                match &delete.range_end[..] {
+                    [] => drop(writes.deletes.insert(&delete.key)),
+                    end => writes.spans.add(&delete.key, end),
+                }
             }
         }
         for op in ops {
@@ -158,8 +190,12 @@ impl<'a> Writes<'a> {
                         writes.add_put(key)?;
                     }
                 }
-                writes.deletes.extend(success.deletes);
-                writes.deletes.extend(failure.deletes);
+                for branch in [success, failure] {
+                    writes.deletes.extend(branch.deletes);
+                    for (start, end) in branch.spans.0 {
+                        writes.spans.add(start, end);
+                    }
+                }
             }
         }
         for op in ops {
@@ -171,12 +207,7 @@ impl<'a> Writes<'a> {
     }
 
     fn add_put(&mut self, key: &'a [u8]) -> Checked {
-        // As in etcd, a range without an end (`range_end` is one zero byte) is not noticed here: it
-        // reads as one that ends before it begins.
-        let deleted = self.deletes.iter().any(|(start, end)| match end {
-            [] => *start == key,
-            end => *start <= key && key < *end,
-        });
+        let deleted = self.deletes.contains(key) || self.spans.contains(key);
         if deleted || !self.puts.insert(key) {
             return Err(Refusal::DuplicateKey);
         }
@@ -256,6 +287,34 @@ mod tests {
             ),
         ] {
             assert_eq!(put(&request, &limits), verdict, "{:?}", request.key);
+        }
+    }
+
+    #[test]
+    fn spans_hold_what_was_added_and_nothing_else() {
+        let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        for bits in 0..1_u32 << 12 {
+            // Four ranges, each of up to four keys.
+            let range = |number: u32| {
+                let bits = bits >> (3 * number);
+                let start = (2 * number + (bits & 1)) as usize % 8;
+                (start, (start + (bits >> 1 & 3) as usize).min(7))
+            };
+            let ranges: Vec<(usize, usize)> = [2, 0, 3, 1].map(range).into();
+            let mut spans = Spans::default();
+            for (start, end) in &ranges {
+                spans.add(keys[*start].as_bytes(), keys[*end].as_bytes());
+            }
+            for (at, key) in keys.iter().enumerate() {
+                let expected = ranges
+                    .iter()
+                    .any(|(start, end)| (*start..*end).contains(&at));
+                assert_eq!(
+                    spans.contains(key.as_bytes()),
+                    expected,
+                    "{key} of {ranges:?}"
+                );
+            }
         }
     }
 

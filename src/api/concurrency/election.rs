@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::{Queue, created, leave, told};
+use super::{Queue, checked, created, leave, told};
 use crate::api::Context;
 use crate::api::errors::stopped;
 use crate::api::validate;
@@ -18,6 +18,8 @@ use crate::types::{Change, KeyRange, KeyValue, Op, Revision, Txn};
 
 /// The service.
 pub(in crate::api) struct Election(pub Arc<Context>);
+
+const NOT_LEADER: &str = "election: not leader";
 
 type Served<T> = Result<Response<T>, Status>;
 
@@ -30,17 +32,21 @@ impl election_server::Election for Election {
         let pb::CampaignRequest { name, lease, value } = request.into_inner();
         let queue = Queue::of(&self.0, &name);
         let entered = queue.enter(lease, value.clone()).await?;
-        let entry = entered.entry;
+        let entry = &entered.entry;
         let leader = pb::LeaderKey {
             name,
             key: entry.key.clone(),
             rev: entry.created.0,
             lease: entry.lease.0,
         };
-        if entered.present.is_some_and(|present| present != value) {
+        if entered
+            .present
+            .as_ref()
+            .is_some_and(|present| *present != value)
+        {
             self.proclaim_as(&leader, value).await?;
         }
-        queue.turn(&entry).await?;
+        queue.turn(&entered, NOT_LEADER).await?;
         Ok(Response::new(pb::CampaignResponse {
             header: self.0.header(entered.revision),
             leader: Some(leader),
@@ -90,6 +96,7 @@ impl election_server::Election for Election {
     async fn resign(&self, request: Request<pb::ResignRequest>) -> Served<pb::ResignResponse> {
         let leader = request.into_inner().leader;
         let leader = leader.ok_or_else(missing_leader)?;
+        checked(validate::not_empty(&leader.key))?;
         let resigned = self
             .0
             .store
@@ -112,7 +119,7 @@ impl Election {
             lease: leader.lease,
             ..PutRequest::default()
         };
-        validate::put(&put, &self.0.limits)?;
+        checked(validate::put(&put, &self.0.limits))?;
         let txn = Txn {
             compares: vec![created(&leader.key, Revision(leader.rev))],
             success: vec![Op::Put(put.into())],
@@ -122,7 +129,7 @@ impl Election {
         if answer.reply.succeeded {
             Ok(answer.revision)
         } else {
-            Err(Status::unknown("election: not leader"))
+            Err(Status::unknown(NOT_LEADER))
         }
     }
 }

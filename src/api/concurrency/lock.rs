@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::{Queue, told};
-use crate::api::Context;
+use super::{Queue, checked, told};
+use crate::api::{Context, validate};
 use crate::proto::v3lockpb::{self as pb, lock_server};
-use crate::types::{Delete, KeyRange, Range};
+use crate::types::{Delete, KeyRange};
 
 /// The service.
 pub(in crate::api) struct Lock(pub Arc<Context>);
@@ -23,20 +23,10 @@ impl lock_server::Lock for Lock {
         let pb::LockRequest { name, lease } = request.into_inner();
         let queue = Queue::of(&self.0, &name);
         let entered = queue.enter(lease, Bytes::new()).await?;
-        let entry = entered.entry;
-        let mut revision = entered.revision;
-        if queue.turn(&entry).await? {
-            // His lease may have run out while he waited.
-            let own = self.0.store.range(Range::key(entry.key.clone()));
-            let own = own.await.map_err(|error| told(&error))?;
-            if own.reply.kvs.is_empty() {
-                return Err(Status::unknown("mutex: session is expired"));
-            }
-            revision = own.revision;
-        }
+        let revision = queue.turn(&entered, "mutex: session is expired").await?;
         Ok(Response::new(pb::LockResponse {
             header: self.0.header(revision),
-            key: entry.key,
+            key: entered.entry.key,
         }))
     }
 
@@ -44,8 +34,10 @@ impl lock_server::Lock for Lock {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<Response<pb::UnlockResponse>, Status> {
+        let pb::UnlockRequest { key } = request.into_inner();
+        checked(validate::not_empty(&key))?;
         let delete = Delete {
-            keys: KeyRange::One(request.into_inner().key),
+            keys: KeyRange::One(key),
             prev_kv: false,
         };
         let deleted = self

@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use tonic::Status;
 
 use super::Context;
-use super::errors::{status, stopped};
+use super::errors::{Refusal, status, stopped};
 use super::validate;
 use crate::proto::etcdserverpb as pb;
 use crate::store::{StoreError, Watch, WatchItem};
@@ -41,6 +41,8 @@ struct Entry {
     key: Bytes,
     created: Revision,
     lease: LeaseId,
+    /// The lease was granted for this request, and nobody else knows it.
+    own_lease: bool,
 }
 
 /// What was found where somebody wanted to enter.
@@ -63,7 +65,8 @@ impl Queue {
     /// Puts somebody at the end of the queue, unless he is in it already: he is known by his lease.
     async fn enter(&self, lease: i64, value: Bytes) -> Result<Entered, Status> {
         let store = &self.context.store;
-        let lease = if lease == 0 {
+        let own_lease = lease == 0;
+        let lease = if own_lease {
             let grant = Grant {
                 id: None,
                 ttl_s: TTL_S,
@@ -86,7 +89,7 @@ impl Queue {
             lease: lease.0,
             ..pb::PutRequest::default()
         };
-        validate::put(&put, &self.context.limits)?;
+        checked(validate::put(&put, &self.context.limits))?;
         let txn = Txn {
             compares: vec![created(&key, Revision(0))],
             success: vec![Op::Put(put.into())],
@@ -103,16 +106,20 @@ impl Queue {
                 key,
                 created,
                 lease,
+                own_lease,
             },
             revision,
             present: present.map(|kv| kv.value),
         })
     }
 
-    /// Waits until nobody is before `entry`, and answers whether somebody was. Whoever gives up meanwhile
-    /// leaves the queue.
-    async fn turn(&self, entry: &Entry) -> Result<bool, Status> {
-        let leaving = Leaving::unless_done(self, entry);
+    /// Waits until nobody is before who has `entered`, and answers the revision at which he had his turn. Whoever
+    /// gives up while he waits leaves the queue. Fails with `lost` if he is not in it any more.
+    async fn turn(&self, entered: &Entered, lost: &str) -> Result<Revision, Status> {
+        let entry = &entered.entry;
+        let leaving = || Leaving::unless_done(self, entry);
+        // Whoever was there already may have had his turn, which he must not lose by asking again.
+        let mut leaves = entered.present.is_none().then(leaving);
         let before = RevisionFilter {
             max_create: Revision(entry.created.0 - 1),
             ..RevisionFilter::default()
@@ -121,12 +128,27 @@ impl Queue {
         loop {
             let found = self.one(Direction::Descending, before).await?;
             let Some(last) = found.reply else {
-                leaving.done();
-                return Ok(waited);
+                break;
             };
+            leaves.get_or_insert_with(leaving);
             waited = true;
             self.deleted(last.key, found.revision).await?;
         }
+        let mut revision = entered.revision;
+        if waited {
+            // His lease may have run out, or another request of his may have given up and come again.
+            let own = self.context.store.range(Range::key(entry.key.clone()));
+            let own = own.await.map_err(|error| told(&error))?;
+            let is_there = |kv: &KeyValue| kv.create_revision == entry.created;
+            if !own.reply.kvs.first().is_some_and(is_there) {
+                return Err(Status::unknown(lost));
+            }
+            revision = own.revision;
+        }
+        if let Some(leaves) = leaves {
+            leaves.done();
+        }
+        Ok(revision)
     }
 
     /// Whoever has the turn.
@@ -198,6 +220,10 @@ impl Drop for Leaving<'_> {
         let Some((queue, entry)) = self.0 else {
             return;
         };
+        if queue.context.shutdown.is_cancelled() && !entry.own_lease {
+            // He comes back through another proxy, to his place.
+            return;
+        }
         let store = Arc::clone(&queue.context.store);
         let leave = leave(entry.key.clone(), entry.created);
         // The request that it belonged to is gone. What fails here, the lease makes good.
@@ -233,6 +259,11 @@ fn in_hex(lease: LeaseId) -> String {
     } else {
         format!("{:x}", lease.0)
     }
+}
+
+/// What a client is told of a request that is refused without asking a store, likewise.
+fn checked(request: Result<(), Refusal>) -> Result<(), Status> {
+    request.map_err(|refusal| Status::unknown(refusal.to_string()))
 }
 
 /// What a client is told of `error`: etcd asks itself as one of its own clients would, and of the refusal of a

@@ -234,18 +234,22 @@ impl Table {
         let context = Arc::clone(&self.context);
         let entry = self.entry(id, generation)?;
         let fragment = entry.fragment.then_some(limit);
+        // Not where the watch begins, which may be in the future.
+        let mut seen = Revision(0);
         let mut responses = Responses::new(&context, id, fragment, entry.watch.prev_kv);
         let mut progress = None;
         let mut end = None;
         for item in items {
             match item {
                 WatchItem::Events(batch) => {
-                    entry.next = batch.revision.next();
+                    seen = batch.revision;
+                    entry.next = seen.next();
                     entry.idle = entry.idle.and(Some(false));
                     responses.add(batch, outbox);
                 }
                 WatchItem::Progress(revision) => {
                     responses.flush(outbox);
+                    seen = seen.max(revision);
                     entry.next = entry.next.max(revision.next());
                     if std::mem::take(&mut entry.progress_due) {
                         outbox.push_back(pb::WatchResponse {
@@ -264,8 +268,7 @@ impl Table {
             }
         }
         responses.flush(outbox);
-        let next = entry.next;
-        self.seen = self.seen.max(Revision(next.0 - 1));
+        self.seen = self.seen.max(seen);
         if let Some(revision) = progress {
             self.answered(id, Some(revision), outbox);
         }

@@ -41,6 +41,11 @@ impl Faulty {
         self.frozen.store(true, Ordering::SeqCst);
     }
 
+    /// Reads are answered again.
+    pub(super) fn thaw(&self) {
+        self.frozen.store(false, Ordering::SeqCst);
+    }
+
     pub(super) fn find(&self) {
         self.turns.send_modify(|turns| *turns += *turns & 1);
     }

@@ -1,6 +1,7 @@
 //! Plain HTTP on the API's port, and the services that any gRPC server has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use segue::proto::etcdserverpb as pb;
 use segue::proto::etcdserverpb::auth_client::AuthClient;
@@ -100,6 +101,22 @@ async fn a_store_that_is_away_shows() {
             .unwrap()
             .contains("200 OK")
     );
+}
+
+#[tokio::test]
+async fn who_watches_the_health_holds_up_no_shutdown() {
+    let api = Api::start_with(Arc::new(Memory::new()), |config| {
+        config.shutdown_grace = Duration::from_mins(10);
+    })
+    .await;
+    let mut health = HealthClient::new(channel(&api).await);
+    let request = HealthCheckRequest {
+        service: String::new(),
+    };
+    let mut statuses = health.watch(request).await.unwrap().into_inner();
+    assert_eq!(statuses.message().await.unwrap().unwrap().status, 1);
+    let stopped = tokio::time::timeout(Duration::from_secs(20), api.stop());
+    stopped.await.expect("nothing is waited for");
 }
 
 /// Clients with a user name log in first, and go on without a token where they are told so in these words.

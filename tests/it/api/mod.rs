@@ -5,4 +5,5 @@ mod client;
 mod connections;
 mod faulty;
 mod http;
+mod locks;
 mod streams;

@@ -8,6 +8,7 @@ use segue::proto::etcdserverpb as pb;
 use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
 use segue::proto::etcdserverpb::watch_client::WatchClient;
+use segue::proto::etcdserverpb::watch_request::RequestUnion;
 use segue::store::Store;
 use segue::store::memory::Memory;
 use segue::types::Put;
@@ -351,4 +352,26 @@ async fn streams_end_when_the_server_is_stopped() {
             (Code::Unavailable, "etcdserver: server stopped")
         );
     }
+}
+
+#[tokio::test]
+async fn a_watch_of_the_future_does_not_move_the_present() {
+    let api = Api::start(Arc::new(Memory::new())).await;
+    let (requests, mut responses) = watch_all(&api, |watch| watch.start_revision = 1000).await;
+    let ask = async |request| {
+        let request_union = Some(request);
+        requests
+            .send(pb::WatchRequest { request_union })
+            .await
+            .unwrap();
+    };
+    let progress = pb::WatchProgressRequest {};
+    ask(RequestUnion::ProgressRequest(progress)).await;
+    let told = next(&mut responses).await;
+    assert_eq!(told.header.unwrap().revision, 1);
+    let cancel = pb::WatchCancelRequest { watch_id: 0 };
+    ask(RequestUnion::CancelRequest(cancel)).await;
+    let told = next(&mut responses).await;
+    assert!(told.canceled);
+    assert_eq!(told.header.unwrap().revision, 1);
 }

@@ -117,6 +117,8 @@ async fn locks(asked: &mut Asked) {
         asked.note(what, told);
     }
     asked.note("second", second.await.unwrap());
+    let told = asked.client.unlock("").await;
+    asked.note("unlocked nothing", told.map(|told| format!("{told:?}")));
     let third = spawn_owned(lock(asked.client.clone(), 0x67));
     asked.until("l/67", true).await;
     asked.client.lease_revoke(0x67).await.unwrap();
@@ -171,6 +173,9 @@ async fn elections(asked: &mut Asked) {
     }
     asked.note("second", second.await.unwrap().map(|(told, _)| told));
     observe("four").await;
+    let nobody = ResignOptions::new().with_leader(LeaderKey::new());
+    let told = asked.client.resign(Some(nobody)).await;
+    asked.note("resigned nothing", told.map(|told| format!("{told:?}")));
     let told = asked.client.proclaim("five", Some(proclaim(&first))).await;
     asked.note("no leader", told.map(|told| format!("{told:?}")));
     let told = asked.client.proclaim("six", None).await;
