@@ -7,6 +7,7 @@ use segue::types::{Put, Reserved};
 use tempfile::TempDir;
 
 use super::{complaint, open, open_with};
+use crate::alike;
 use crate::support::MariaDb;
 use crate::support::mariadb::{database, run};
 
@@ -14,15 +15,7 @@ use crate::support::mariadb::{database, run};
 async fn starters_that_meet_open_one_store() {
     let url = database().await;
     let opened = join_all((0..6).map(|_| open(&url))).await;
-    let mut identities = Vec::new();
-    for (number, store) in opened.iter().enumerate() {
-        identities.push(store.identity().await.unwrap());
-        let put = Put::new(format!("{number}"), "");
-        let revision = store.put(put).await.unwrap().revision;
-        assert_eq!(revision.0, 2 + i64::try_from(number).unwrap());
-    }
-    identities.dedup();
-    assert_eq!(identities.len(), 1);
+    alike::have_opened_one_store(&opened).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,5 @@
 //! Connections, locks and servers that fail in the middle, and what fits into a row.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,14 +12,12 @@ use segue::store::{
     Watch, WatchItem,
 };
 use segue::tasks::spawn_owned;
-use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, Grant, KeyRange, KeyValue, LeaseId, Op,
-    Put, Range, Revision, Txn,
-};
+use segue::types::{Delete, Grant, KeyRange, KeyValue, LeaseId, Op, Put, Range, Revision, Txn};
 
 use super::open;
+use crate::alike;
 use crate::support::link::{Cut, Link, Signs};
-use crate::support::mariadb::{database, run};
+use crate::support::mariadb::{database, run, try_run};
 use crate::support::wait::within;
 use crate::support::{MariaDb, eventually};
 
@@ -39,26 +35,7 @@ async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = database().await;
     let link = Link::watching(&url, COMMIT).await;
     let store = open(&link.url(&url)).await;
-    for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
-        .into_iter()
-        .enumerate()
-    {
-        link.cut_next(cut);
-        let answer = store.put(Put::new("a", format!("{number}"))).await.unwrap();
-        let number = i64::try_from(number).unwrap();
-        assert_eq!(link.cuts(), usize::try_from(number).unwrap() + 1);
-        // Neither lost nor done twice.
-        let read = store.range(Range::key("a")).await.unwrap();
-        assert_eq!(
-            (answer.revision, read.revision),
-            (Revision(2 + number), Revision(2 + number))
-        );
-        let kv = &read.reply.kvs[0];
-        assert_eq!(
-            (kv.version, &kv.value[..]),
-            (1 + number, number.to_string().as_bytes())
-        );
-    }
+    alike::commits_are_looked_up(&*store, &link).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,174 +187,39 @@ async fn a_batch_that_loses_a_deadlock_is_tried_again() {
     );
 }
 
-/// Adds one to a counter, until that succeeds. Answers whether it is certain that it did, once.
-async fn count_up(store: &MysqlStore) -> bool {
-    loop {
-        let Ok(read) = store.range(Range::key("counter")).await else {
-            continue;
-        };
-        let kv = read.reply.kvs.first();
-        let (version, value) = kv.map_or((0, 0), |kv| {
-            let value = std::str::from_utf8(&kv.value).unwrap();
-            (kv.version, value.parse::<u64>().unwrap())
-        });
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: KeyRange::One("counter".into()),
-                result: CompareResult::Equal,
-                target: CompareTarget::Version(version),
-            }],
-            success: vec![Op::Put(Put::new("counter", format!("{}", value + 1)))],
-            failure: Vec::new(),
-        };
-        match store.txn(txn).await {
-            Ok(answer) if answer.reply.succeeded => return true,
-            Ok(_) | Err(StoreError::Unavailable(_)) => {}
-            Err(StoreError::Unknown(_)) => return false,
-            Err(err) => panic!("{err}"),
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_counter_stays_exact_while_connections_are_killed_and_the_server_is_restarted() {
-    const WRITERS: usize = 8;
-    const EACH: u64 = 40;
     let mut server = MariaDb::start().await;
     let url = server.database().await;
     let store = open(&url).await;
-    let certain = Arc::new(AtomicU64::new(0));
-    let uncertain = Arc::new(AtomicU64::new(0));
-    let writers = (0..WRITERS).map(|_| {
-        let (store, certain, uncertain) = (store.clone(), certain.clone(), uncertain.clone());
-        async move {
-            for _ in 0..EACH {
-                let count = if count_up(&store).await {
-                    &certain
-                } else {
-                    &uncertain
-                };
-                count.fetch_add(1, Ordering::SeqCst);
-            }
+    alike::a_counter_stays_exact(&*store, async |part| {
+        if part % 2 == 0 {
+            server.kill();
+            server.restart().await;
+        } else {
+            end_connections(&url).await;
         }
-    });
-    let trouble = async {
-        for part in 1..=4 {
-            let goal = u64::try_from(WRITERS).unwrap() * EACH * part / 6;
-            eventually("the counter goes up", async || {
-                let done = certain.load(Ordering::SeqCst);
-                if done >= goal { Ok(()) } else { Err(done) }
-            })
-            .await;
-            if part % 2 == 0 {
-                server.kill();
-                server.restart().await;
-                continue;
-            }
-            let ids = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() \
-                       AND id <> CONNECTION_ID()";
-            for id in run(&url, ids).await {
-                // It may have gone by itself.
-                crate::support::mariadb::try_run(&url, &format!("KILL {id}"))
-                    .await
-                    .ok();
-            }
-        }
-    };
-    tokio::join!(join_all(writers), trouble);
-    let (certain, uncertain) = (
-        certain.load(Ordering::SeqCst),
-        uncertain.load(Ordering::SeqCst),
-    );
-    assert_eq!(uncertain, 0, "the outcome of every commit can be looked up");
-    let read = store.range(Range::key("counter")).await.unwrap();
-    let value: u64 = std::str::from_utf8(&read.reply.kvs[0].value)
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert_eq!(value, certain);
-    assert_eq!(
-        read.revision.0,
-        1 + i64::try_from(certain).unwrap(),
-        "no gap"
-    );
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_see_what_another_process_writes() {
     let url = database().await;
     let (writer, reader) = (open(&url).await, open(&url).await);
-    let mut watching = reader
-        .watch(Watch::of(KeyRange::all(), None))
-        .await
-        .unwrap();
-    for number in 0..50 {
-        let written = writer
-            .put(Put::new("a", format!("{number}")))
-            .await
-            .unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
-        let Ok(Some(WatchItem::Events(batch))) = next.await else {
-            panic!("change {number} is not seen");
-        };
-        assert_eq!(batch.revision, written.revision);
-    }
+    alike::watches_see_what_another_writes(&*writer, &*reader).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_every_byte_and_the_longest_keys_and_values_go_through_unchanged() {
-    let url = database().await;
-    let store = open(&url).await;
-    let long = |last: u8| {
-        let mut key: Vec<u8> = (0..3072u32)
-            .map(|at| u8::try_from(at % 256).unwrap())
-            .collect();
-        key[0] = 1;
-        key[3071] = last;
-        Bytes::from(key)
-    };
-    let value: Bytes = (0..1_400_000u32)
-        .map(|at| u8::try_from(at % 251).unwrap())
-        .collect();
-    let mut keys = vec![long(0), long(1), long(255)];
-    keys.extend((0..=255u8).map(|byte| Bytes::from(vec![2, byte, 0])));
-    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
-    for key in &keys {
-        let value = if key.len() > 3 {
-            value.clone()
-        } else {
-            key.clone()
-        };
-        store.put(Put::new(key.clone(), value)).await.unwrap();
-        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
-            panic!("the watch has ended");
-        };
-        let Change::Put(kv) = &batch.events[0].change else {
-            panic!("a put is shown as something else");
-        };
-        assert_eq!(&kv.key, key);
-    }
-    let read = store.range(Range::of(KeyRange::all())).await.unwrap().reply;
-    let found: Vec<_> = read.kvs.iter().map(|kv| kv.key.clone()).collect();
-    assert_eq!(found, keys, "in the order of their bytes");
-    assert!(read.kvs[..3].iter().all(|kv| kv.value == value));
-    for key in &keys {
-        let read = store.range(Range::key(key.clone())).await.unwrap().reply;
-        assert_eq!(read.kvs[0].key, key);
-    }
-    let mut longer = long(0).to_vec();
-    longer.push(0);
+    let store = open(&database().await).await;
+    let longest = alike::all_keys_go_through_unchanged(&*store).await;
+    let longer = [&longest[..], b"x"].concat();
     let refused = store.put(Put::new(longer, "")).await.unwrap_err();
     let StoreError::Request(RequestError::Unacceptable(why)) = refused else {
         panic!("{refused}");
     };
     assert!(why.contains("3072"), "{why}");
-    // The history is as good.
-    let past = Range {
-        at: Some(Revision(4)),
-        ..Range::of(KeyRange::all())
-    };
-    assert_eq!(store.range(past).await.unwrap().reply.kvs.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -411,6 +253,16 @@ async fn pages_of_the_past_skip_no_keys_that_are_alike_for_long() {
         }
         let expected: Vec<Bytes> = (0..KEYS).map(|number| key(number).into()).collect();
         assert!(seen == expected, "{limit}: {} keys", seen.len());
+    }
+}
+
+/// Ends all connections to a database.
+async fn end_connections(url: &str) {
+    let ids = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() \
+               AND id <> CONNECTION_ID()";
+    for id in run(url, ids).await {
+        // It may have gone by itself.
+        try_run(url, &format!("KILL {id}")).await.ok();
     }
 }
 
@@ -501,14 +353,7 @@ async fn a_read_of_what_another_process_wrote_does_without_a_connection_that_was
         let written = writer.put(Put::new("a", "")).await.unwrap().revision;
         let read = reader.range(Range::key("a")).await.unwrap();
         assert_eq!((read.revision, written), (written, Revision(1 + number)));
-        let ids = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() \
-                   AND id <> CONNECTION_ID()";
-        for id in run(&url, ids).await {
-            // It may have gone by itself.
-            crate::support::mariadb::try_run(&url, &format!("KILL {id}"))
-                .await
-                .ok();
-        }
+        end_connections(&url).await;
     }
 }
 
@@ -594,48 +439,8 @@ async fn a_value_that_the_server_does_not_take_is_refused_and_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_ten_thousand_keys_in_one_revision_are_found_again_quickly() {
-    const KEYS: usize = 10_000;
-    let url = database().await;
-    let store = open(&url).await;
-    // Alike for longer than an index looks at the beginning.
-    let key = |number: usize| format!("{}{number:05}", "k".repeat(800));
-    let put_all = async || {
-        for numbers in (0..KEYS).collect::<Vec<_>>().chunks(1000) {
-            let puts = numbers
-                .iter()
-                .map(|number| Op::Put(Put::new(key(*number), "v")));
-            store.txn(Txn::of(puts.collect())).await.unwrap();
-        }
-    };
-    put_all().await;
-    let all = Delete {
-        keys: KeyRange::all(),
-        prev_kv: false,
-    };
-    let deleted = store.delete(all.clone()).await.unwrap();
-    assert_eq!(deleted.reply.deleted, KEYS);
-    put_all().await;
-    store.delete(all).await.unwrap();
-    let begun = Instant::now();
-    let watch = Watch {
-        prev_kv: true,
-        ..Watch::of(KeyRange::all(), Some(deleted.revision))
-    };
-    let mut watching = store.watch(watch).await.unwrap();
-    let mut seen = 0;
-    while seen < 3 * KEYS {
-        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
-            panic!("the watch has ended");
-        };
-        seen += batch.events.len();
-    }
-    // Each looks for the one before it among ten thousand of the same revision; if it had to look at
-    // all of them it would take minutes.
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
+    let store = open(&database().await).await;
+    alike::many_changes_of_a_revision_are_found(&*store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -736,4 +541,18 @@ async fn whiteouts_among_many_pairs_are_found_in_short_steps_and_dropped_in_smal
         (1..LIVE / 2).contains(&most),
         "{most} rows in one statement"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_prepares_no_statements_is_written_to_all_the_same() {
+    const PUTS: usize = 200;
+    let server = MariaDb::start_with(&["--max-prepared-stmt-count=0"]).await;
+    let store = open(&server.database().await).await;
+    let puts = (0..PUTS).map(|number| store.put(Put::new(format!("{number}"), "")));
+    for put in join_all(puts).await {
+        put.unwrap();
+    }
+    let read = store.range(Range::of(KeyRange::all())).await.unwrap();
+    let revision = Revision(1 + i64::try_from(PUTS).unwrap());
+    assert_eq!((read.revision, read.reply.count), (revision, PUTS));
 }

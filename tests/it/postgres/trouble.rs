@@ -1,25 +1,20 @@
 //! Connections, locks and servers that fail in the middle, and what fits into a row.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use segue::store::sql::postgres::PostgresStore;
-
 use segue::store::{
     Guard, Line, NewStore as _, RecordTxn, Store, StoreError, Watch, WatchEnd, WatchItem,
 };
 use segue::tasks::spawn_owned;
-use segue::types::{
-    Change, Compare, CompareResult, CompareTarget, Delete, Epoch, Grant, KeyRange, Op, Put, Range,
-    Revision, Txn,
-};
+use segue::types::{Epoch, Grant, KeyRange, Put, Range, Revision};
 
 use super::open;
-use crate::support::link::{Cut, Link, Signs};
+use crate::alike;
+use crate::support::link::{Link, Signs};
 use crate::support::postgres::{connect, run, schema, schema_of};
 use crate::support::wait::within;
 use crate::support::{Postgres, eventually};
@@ -40,26 +35,7 @@ async fn a_commit_that_is_not_answered_is_looked_up() {
     let url = schema().await;
     let link = Link::watching(&url, COMMIT).await;
     let store = open(&link.url(&url)).await;
-    for (number, cut) in [Cut::Before, Cut::After, Cut::After, Cut::Before]
-        .into_iter()
-        .enumerate()
-    {
-        link.cut_next(cut);
-        let answer = store.put(Put::new("a", format!("{number}"))).await.unwrap();
-        let number = i64::try_from(number).unwrap();
-        assert_eq!(link.cuts(), usize::try_from(number).unwrap() + 1);
-        // Neither lost nor done twice.
-        let read = store.range(Range::key("a")).await.unwrap();
-        assert_eq!(
-            (answer.revision, read.revision),
-            (Revision(2 + number), Revision(2 + number))
-        );
-        let kv = &read.reply.kvs[0];
-        assert_eq!(
-            (kv.version, &kv.value[..]),
-            (1 + number, number.to_string().as_bytes())
-        );
-    }
+    alike::commits_are_looked_up(&*store, &link).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,92 +371,22 @@ async fn a_process_that_is_busy_lets_others_write() {
     tokio::join!(join_all((0..64).map(load)), write);
 }
 
-/// Adds one to a counter, until that succeeds. Answers whether it is certain that it did, once.
-async fn count_up(store: &PostgresStore) -> bool {
-    loop {
-        let Ok(read) = store.range(Range::key("counter")).await else {
-            continue;
-        };
-        let kv = read.reply.kvs.first();
-        let (version, value) = kv.map_or((0, 0), |kv| {
-            let value = std::str::from_utf8(&kv.value).unwrap();
-            (kv.version, value.parse::<u64>().unwrap())
-        });
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: KeyRange::One("counter".into()),
-                result: CompareResult::Equal,
-                target: CompareTarget::Version(version),
-            }],
-            success: vec![Op::Put(Put::new("counter", format!("{}", value + 1)))],
-            failure: Vec::new(),
-        };
-        match store.txn(txn).await {
-            Ok(answer) if answer.reply.succeeded => return true,
-            Ok(_) | Err(StoreError::Unavailable(_)) => {}
-            Err(StoreError::Unknown(_)) => return false,
-            Err(err) => panic!("{err}"),
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_counter_stays_exact_while_connections_are_killed_and_the_server_is_restarted() {
-    const WRITERS: usize = 8;
-    const EACH: u64 = 40;
     let mut server = Postgres::start().await;
     let url = server.schema();
     let store = open(&url).await;
-    let certain = Arc::new(AtomicU64::new(0));
-    let uncertain = Arc::new(AtomicU64::new(0));
-    let writers = (0..WRITERS).map(|_| {
-        let (store, certain, uncertain) = (store.clone(), certain.clone(), uncertain.clone());
-        async move {
-            for _ in 0..EACH {
-                let count = if count_up(&store).await {
-                    &certain
-                } else {
-                    &uncertain
-                };
-                count.fetch_add(1, Ordering::SeqCst);
-            }
+    alike::a_counter_stays_exact(&*store, async |part| {
+        if part % 2 == 0 {
+            server.kill();
+            server.restart().await;
+        } else {
+            let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                       WHERE application_name = 'segue'";
+            run(&url, all).await;
         }
-    });
-    let trouble = async {
-        for part in 1..=4 {
-            let goal = u64::try_from(WRITERS).unwrap() * EACH * part / 6;
-            eventually("the counter goes up", async || {
-                let done = certain.load(Ordering::SeqCst);
-                if done >= goal { Ok(()) } else { Err(done) }
-            })
-            .await;
-            if part % 2 == 0 {
-                server.kill();
-                server.restart().await;
-            } else {
-                let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                           WHERE application_name = 'segue'";
-                run(&url, all).await;
-            }
-        }
-    };
-    tokio::join!(join_all(writers), trouble);
-    let (certain, uncertain) = (
-        certain.load(Ordering::SeqCst),
-        uncertain.load(Ordering::SeqCst),
-    );
-    assert_eq!(uncertain, 0, "the outcome of every commit can be looked up");
-    let read = store.range(Range::key("counter")).await.unwrap();
-    let value: u64 = std::str::from_utf8(&read.reply.kvs[0].value)
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert_eq!(value, certain);
-    assert_eq!(
-        read.revision.0,
-        1 + i64::try_from(certain).unwrap(),
-        "no gap"
-    );
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -497,7 +403,7 @@ async fn two_processes_write_one_line_of_revisions() {
     });
     let count = stores.iter().map(|store| async {
         for _ in 0..20 {
-            assert!(count_up(store).await);
+            assert!(alike::count_up(&**store).await);
         }
     });
     let (mut revisions, _) = tokio::join!(join_all(puts), join_all(count));
@@ -513,22 +419,8 @@ async fn two_processes_write_one_line_of_revisions() {
 async fn watches_see_what_another_process_writes_without_asking() {
     let url = schema().await;
     let (writer, reader) = (open(&url).await, open(&url).await);
-    let mut watching = reader
-        .watch(Watch::of(KeyRange::all(), None))
-        .await
-        .unwrap();
     let begun = Instant::now();
-    for number in 0..50 {
-        let written = writer
-            .put(Put::new("a", format!("{number}")))
-            .await
-            .unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(4), watching.items.next());
-        let Ok(Some(WatchItem::Events(batch))) = next.await else {
-            panic!("change {number} is not seen");
-        };
-        assert_eq!(batch.revision, written.revision);
-    }
+    alike::watches_see_what_another_writes(&*writer, &*reader).await;
     // While notifications come, it is looked every five seconds only.
     assert!(
         begun.elapsed() < Duration::from_secs(5),
@@ -595,144 +487,12 @@ async fn watches_see_what_another_process_writes_when_notifications_do_not_come(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_every_byte_and_the_longest_keys_and_values_go_through_unchanged() {
-    let url = schema().await;
-    let store = open(&url).await;
-    // Not to be compressed, and alike in what is indexed.
-    let long = |len: usize, last: u8| {
-        let mut state = 7u32;
-        let mut key: Vec<u8> = (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                state.to_be_bytes()[0]
-            })
-            .collect();
-        key[0] = 1;
-        *key.last_mut().unwrap() = last;
-        Bytes::from(key)
-    };
-    let value: Bytes = (0..1_400_000u32)
-        .map(|at| u8::try_from(at % 251).unwrap())
-        .collect();
-    let mut keys = vec![
-        long(2000, 0),
-        long(2000, 255),
-        long(2001, 0),
-        long(2001, 255),
-        long(3072, 0),
-        long(3072, 1),
-        long(3072, 255),
-    ];
-    keys.extend((0..=255u8).map(|byte| Bytes::from(vec![2, byte, 0])));
-    keys.sort_unstable();
-    let mut watching = store.watch(Watch::of(KeyRange::all(), None)).await.unwrap();
-    for key in &keys {
-        let value = if key.len() > 3 {
-            value.clone()
-        } else {
-            key.clone()
-        };
-        store.put(Put::new(key.clone(), value)).await.unwrap();
-        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
-            panic!("the watch has ended");
-        };
-        let Change::Put(kv) = &batch.events[0].change else {
-            panic!("a put is shown as something else");
-        };
-        assert_eq!(&kv.key, key);
-    }
-    let read = store.range(Range::of(KeyRange::all())).await.unwrap().reply;
-    let found: Vec<_> = read.kvs.iter().map(|kv| kv.key.clone()).collect();
-    assert_eq!(found, keys, "in the order of their bytes");
-    assert!(read.kvs[..7].iter().all(|kv| kv.value == value));
-    for (at, key) in keys.iter().enumerate() {
-        let read = store.range(Range::key(key.clone())).await.unwrap().reply;
-        assert_eq!((&read.kvs[0].key, read.count), (key, 1));
-        // From this key on, and up to it.
-        for (span, count) in [
-            (KeyRange::span(key.clone(), None), keys.len() - at),
-            (KeyRange::span(Bytes::new(), Some(key.clone())), at),
-        ] {
-            let limited = Range {
-                limit: 3,
-                ..Range::of(span)
-            };
-            assert_eq!(store.range(limited).await.unwrap().reply.count, count);
-        }
-    }
-    // Each is itself and no other, also when it is changed and in the past.
-    for key in &keys[..7] {
-        let put = Put {
-            prev_kv: true,
-            ..Put::new(key.clone(), key.clone())
-        };
-        let prev = store.put(put).await.unwrap().reply.prev_kv.unwrap();
-        assert_eq!((&prev.key, prev.version, &prev.value), (key, 1, &value));
-    }
-    let past = Range {
-        at: Some(Revision(5)),
-        ..Range::of(KeyRange::all())
-    };
-    let past = store.range(past).await.unwrap().reply;
-    assert_eq!(past.kvs.len(), 4);
-    assert!(past.kvs.iter().all(|kv| kv.value == value));
-    let deleted = store
-        .delete(Delete {
-            keys: KeyRange::One(keys[4].clone()),
-            prev_kv: false,
-        })
-        .await
-        .unwrap();
-    assert_eq!(deleted.reply.deleted, 1);
-    let count = store
-        .range(Range::of(KeyRange::all()))
-        .await
-        .unwrap()
-        .reply
-        .count;
-    assert_eq!(count, keys.len() - 1);
+    let store = open(&schema().await).await;
+    alike::all_keys_go_through_unchanged(&*store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_ten_thousand_keys_in_one_revision_are_found_again_quickly() {
-    const KEYS: usize = 10_000;
-    let url = schema().await;
-    let store = open(&url).await;
-    let key = |number: usize| format!("{}{number:05}", "k".repeat(800));
-    let put_all = async || {
-        for numbers in (0..KEYS).collect::<Vec<_>>().chunks(1000) {
-            let puts = numbers
-                .iter()
-                .map(|number| Op::Put(Put::new(key(*number), "v")));
-            store.txn(Txn::of(puts.collect())).await.unwrap();
-        }
-    };
-    put_all().await;
-    let all = Delete {
-        keys: KeyRange::all(),
-        prev_kv: false,
-    };
-    let deleted = store.delete(all.clone()).await.unwrap();
-    assert_eq!(deleted.reply.deleted, KEYS);
-    put_all().await;
-    store.delete(all).await.unwrap();
-    let begun = Instant::now();
-    let watch = Watch {
-        prev_kv: true,
-        ..Watch::of(KeyRange::all(), Some(deleted.revision))
-    };
-    let mut watching = store.watch(watch).await.unwrap();
-    let mut seen = 0;
-    while seen < 3 * KEYS {
-        let Some(WatchItem::Events(batch)) = watching.items.next().await else {
-            panic!("the watch has ended");
-        };
-        seen += batch.events.len();
-    }
-    // Each looks for the one before it among ten thousand of the same revision; if it had to look at
-    // all of them it would take minutes.
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
+    let store = open(&schema().await).await;
+    alike::many_changes_of_a_revision_are_found(&*store).await;
 }
