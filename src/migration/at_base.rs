@@ -38,7 +38,7 @@ impl OldStore for AtBase {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        self.old.revision().await
+        Ok(self.old.revision().await?.min(self.base))
     }
 
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use super::copier::Copier;
 use super::held::{Leases, each};
 use super::ledger::Ledger;
-use crate::store::{Guard, GuardedStore, OldStore, PageSize, Result, StoreError, Watch, WatchItem};
-use crate::types::{Content, KeyRange, KeyValue, LeaseId, Revision};
+use crate::store::{Guard, GuardedStore, OldStore, Result, StoreError, Watch, WatchItem};
+use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 /// Keys that are asked for at a time.
 const CHUNK: usize = 512;
@@ -88,18 +88,8 @@ pub async fn copy_leased(
 /// The latest state of each of `keys`; nothing also for one that cannot be read. The backfill meets it
 /// again, and tells of it: clients do not wait for what somebody has to mend in the old store.
 async fn readable(old: &Arc<dyn OldStore>, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
-    match old.get(keys.clone()).await {
-        Err(StoreError::Broken(_)) => {}
-        done => return done,
-    }
-    let mut found = Vec::with_capacity(keys.len());
-    for key in keys {
-        let mut page = old
-            .scan(KeyRange::One(key), PageSize::pairs(1), Content::Full)
-            .await?;
-        found.push(page.kvs.pop());
-    }
-    Ok(found)
+    let each = old.get_each(keys).await?.into_iter();
+    Ok(each.map(|one| one.ok().flatten()).collect())
 }
 
 /// Forgets in the new store what lies before `base` if the old store has. A client that compacts at the

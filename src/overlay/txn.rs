@@ -46,6 +46,14 @@ impl Footprint {
     }
 }
 
+/// What the old store has of some keys.
+#[derive(Debug, Default)]
+struct Found {
+    copies: Vec<KeyValue>,
+    /// In place of those that are there and that it cannot read.
+    unreadable: Vec<KeyValue>,
+}
+
 impl Overlay {
     /// Runs `txn` on the new store, after everything that it touches was copied up. A key that the
     /// old store does not have needs no copy: it is absent there for good as long as it is unclaimed.
@@ -62,42 +70,116 @@ impl Overlay {
             .into_iter()
             .filter(|key| !self.decided_by_new(key))
             .collect();
-        let mut copies = Vec::new();
-        if !asked.is_empty() {
-            copies.extend(self.old.get(asked).await?.into_iter().flatten());
-        }
-        let leased = copies.iter().any(|kv| kv.lease.is_some());
-        if leased || copies.len() > COPIES_WITH_TXN_MAX {
-            self.copy_up(std::mem::take(&mut copies)).await?;
-        }
-        let claimed: Vec<Bytes> = copies.iter().map(|kv| kv.key.clone()).collect();
-        let answer = self.run_over(copies, txn).await?;
-        self.counters.copied_up(claimed.len());
+        let Found { copies, unreadable } = self.find(asked, &txn).await?;
+        let claimed: Vec<Bytes> = copies
+            .iter()
+            .chain(&unreadable)
+            .map(|kv| kv.key.clone())
+            .collect();
+        let answer = self.run_over(copies, unreadable, txn).await?;
         self.known.extend(&claimed);
         Ok(answer)
     }
 
-    /// Runs `txn` over `copies`. A value that the new store cannot take need not be there if it goes at once:
-    /// so a client can change or delete what could not be copied.
-    async fn run_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
-        if copies.is_empty() || !replaces_all(&txn, &copies) {
-            return self.new.txn_over(copies, txn).await;
+    /// The pairs of these keys in the old store. One that cannot be read there need not be if `txn` replaces it:
+    /// so a client can write it anew or delete it.
+    async fn find(&self, asked: Vec<Bytes>, txn: &Txn) -> Result<Found> {
+        let mut found = Found::default();
+        if asked.is_empty() {
+            return Ok(found);
         }
-        let refused = match self.new.txn_over(copies.clone(), txn.clone()).await {
-            Err(StoreError::Request(
-                refused @ (RequestError::Unacceptable(_) | RequestError::TooLarge),
-            )) => refused,
-            done => return done,
-        };
-        let without_value = |kv| KeyValue {
-            value: Bytes::new(),
-            ..kv
-        };
-        let copies = copies.into_iter().map(without_value).collect();
-        match self.new.txn_over(copies, txn).await {
-            Err(StoreError::Request(_)) => Err(refused.into()),
-            done => done,
+        let mut broken = None;
+        let each = self.old.get_each(asked.clone()).await?;
+        for (key, one) in asked.into_iter().zip(each) {
+            match one {
+                Ok(kv) => found.copies.extend(kv),
+                Err(error) => {
+                    broken.get_or_insert(error);
+                    found.unreadable.push(KeyValue {
+                        key,
+                        version: 1,
+                        ..KeyValue::default()
+                    });
+                }
+            }
         }
+        let Some(broken) = broken else {
+            return Ok(found);
+        };
+        if !replaces_all(txn, &found.unreadable) {
+            return Err(broken);
+        }
+        let base = self.old.revision().await?;
+        for kv in &mut found.unreadable {
+            kv.create_revision = base;
+            kv.mod_revision = base;
+        }
+        Ok(found)
+    }
+
+    /// Runs `txn` over `copies`, with which it goes where that is possible, and in place of what is `unreadable`
+    /// in the old store. A value that the new store cannot take need not be there if it goes at once: so a client
+    /// can change or delete what could not be copied.
+    async fn run_over(
+        &self,
+        copies: Vec<KeyValue>,
+        unreadable: Vec<KeyValue>,
+        txn: Txn,
+    ) -> Result<Answer<TxnReply>> {
+        let leased = copies.iter().any(|kv| kv.lease.is_some());
+        if unreadable.is_empty() && !leased && copies.len() <= COPIES_WITH_TXN_MAX {
+            let count = copies.len();
+            match self.new.txn_over(copies.clone(), txn.clone()).await {
+                Err(error) if count > 0 && is_refusal(&error) => {}
+                done => {
+                    self.counters.copied_up(done.as_ref().map_or(0, |_| count));
+                    return done;
+                }
+            }
+        }
+        let mut unseen = unreadable;
+        if let Some(refused) = self.copy_up_ahead(copies, &mut unseen).await?
+            && !replaces_all(&txn, &unseen)
+        {
+            return Err(refused);
+        }
+        let count = unseen.len();
+        let answer = if unseen.is_empty() {
+            self.new.txn_over(unseen, txn).await?
+        } else {
+            self.new.replace(unseen, txn).await?
+        };
+        self.counters.copied_up(count);
+        Ok(answer)
+    }
+
+    /// Copies up `copies`, and adds to `unseen` those that the new store cannot take. Answers why it cannot take
+    /// the first.
+    async fn copy_up_ahead(
+        &self,
+        copies: Vec<KeyValue>,
+        unseen: &mut Vec<KeyValue>,
+    ) -> Result<Option<StoreError>> {
+        match self.copy_up(copies.clone()).await {
+            Err(error) if is_refusal(&error) => {}
+            done => return done.map(|()| None),
+        }
+        // One by one, so that those that are not to blame keep what they have.
+        let mut why = None;
+        for kv in copies {
+            match self.copy_up(vec![kv.clone()]).await {
+                Err(error) if is_refusal(&error) => {
+                    unseen.push(KeyValue {
+                        value: Bytes::new(),
+                        lease: LeaseId::NONE,
+                        ..kv
+                    });
+                    why.get_or_insert(error);
+                }
+                done => done?,
+            }
+        }
+        Ok(why)
     }
 
     /// Copies up everything in `gap`, a page at a time. Afterwards every old key in it is claimed,
@@ -169,6 +251,14 @@ impl Overlay {
         }
         Ok(made)
     }
+}
+
+/// Whether the new store cannot take what it was given, be it a copy or the transaction.
+fn is_refusal(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Request(RequestError::Unacceptable(_) | RequestError::TooLarge)
+    )
 }
 
 /// Whether the transaction overwrites or deletes all these pairs whatever they are, and shows none of their

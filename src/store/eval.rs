@@ -207,9 +207,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
     /// Fails with [`RequestError::LeaseNotFound`], and nothing done, if the lease of any that is
     /// unclaimed does not exist.
     pub fn copy_up(&mut self, copies: &[KeyValue]) -> Result<usize> {
-        let unclaimed = |copy: &&KeyValue| {
-            !self.changes.contains_key(&copy.key) && !self.rows.is_claimed(&copy.key)
-        };
+        let unclaimed = |copy: &&KeyValue| !self.is_claimed(&copy.key);
         let copies: Vec<_> = copies.iter().filter(unclaimed).collect();
         if copies
             .iter()
@@ -230,6 +228,25 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             });
         }
         Ok(fresh)
+    }
+
+    /// Copies up pairs, each only if its key is unclaimed, then runs a transaction. If either fails, nothing
+    /// of it was done.
+    pub fn txn_over(&mut self, copies: &[KeyValue], txn: &Txn) -> Result<Answer<TxnReply>> {
+        let unclaimed = |copy: &&KeyValue| !self.is_claimed(&copy.key);
+        let fresh: Vec<&Bytes> = copies
+            .iter()
+            .filter(unclaimed)
+            .map(|copy| &copy.key)
+            .collect();
+        self.copy_up(copies)?;
+        let done = self.txn(txn);
+        if done.is_err() {
+            for key in fresh {
+                self.changes.remove(key);
+            }
+        }
+        done
     }
 
     /// Makes a lease known to the requests that follow.
@@ -457,6 +474,10 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
                 }
             }
         }
+    }
+
+    fn is_claimed(&self, key: &[u8]) -> bool {
+        self.changes.contains_key(key) || self.rows.is_claimed(key)
     }
 
     fn has_lease(&self, id: LeaseId) -> bool {

@@ -237,12 +237,8 @@ impl GuardedStore for Memory {
 
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
         self.act(|state| {
-            let reply = state.working(|working| {
-                working.copy_up(&copies)?;
-                // A failure of the transaction is no failure of the copies.
-                Ok(working.txn(&txn))
-            })?;
-            Ok(reply?.reply)
+            let answer = state.working(|working| working.txn_over(&copies, &txn))?;
+            Ok(answer.reply)
         })
     }
 

@@ -287,9 +287,20 @@ pub trait GuardedStore: Store {
         fewer::until_it_fits(&mut most, first, answers).await
     }
 
-    /// Copies up `copies`, each only if its key is unclaimed, then runs `txn`. Copies that were
-    /// made stay made if the transaction fails.
+    /// Copies up `copies`, each only if its key is unclaimed, then runs `txn`. Whether copies stay made if the
+    /// transaction fails is the store's choice; see [`Self::replace`].
     async fn txn_over(&self, copies: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>>;
+
+    /// Runs `txn` over keys that the old store holds and that cannot be copied up: unconditionally and whatever
+    /// they are it puts or deletes each of them, and shows nothing of what was there. Where one is unclaimed it is
+    /// to `txn` as if the pair in `unseen` had been copied up, which has neither value nor lease; where the store
+    /// assigns numbers by itself, a put may begin a new life of it instead.
+    ///
+    /// All or nothing: without the change there is no claim, or the pair of the old store would be lost.
+    async fn replace(&self, unseen: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        // For stores that undo the copies of a transaction that fails.
+        self.txn_over(unseen, txn).await
+    }
 
     /// Copies up many keys, each only if it is unclaimed, together with a record (the backfill's
     /// cursor), in one transaction. Answers how many were unclaimed, or nothing if the record was

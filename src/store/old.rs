@@ -27,7 +27,28 @@ pub trait OldStore: Send + Sync + 'static {
     async fn revision(&self) -> Result<Revision>;
 
     /// The latest state of each of `keys`, in their order; nothing for one that does not exist.
+    ///
+    /// Fails with [`StoreError::Broken`] if one is there and cannot be read.
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>>;
+
+    /// The same, with the error in place of each that cannot be read: it does not stand in the way of the others.
+    async fn get_each(&self, keys: Vec<Bytes>) -> Result<Vec<Result<Option<KeyValue>>>> {
+        let broken = match self.get(keys.clone()).await {
+            Err(broken @ StoreError::Broken(_)) => broken,
+            found => return Ok(found?.into_iter().map(Ok).collect()),
+        };
+        let mut each = Vec::with_capacity(keys.len());
+        for key in keys {
+            let one = KeyRange::One(key);
+            let mut page = self.scan(one, PageSize::pairs(1), Content::Full).await?;
+            each.push(if page.rejects.is_empty() {
+                Ok(page.kvs.pop())
+            } else {
+                Err(broken.clone())
+            });
+        }
+        Ok(each)
+    }
 
     /// The first pairs of `keys` in byte order, in one snapshot per page. A page ends with the pair with
     /// which `size` is reached, or earlier where the store finds it large enough.

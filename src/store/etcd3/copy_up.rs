@@ -100,7 +100,7 @@ impl Session {
             .compare
             .push(absent(&self.view.names.claims_of(&span)));
         for kv in kvs {
-            request.success.extend(self.copy_ops(kv));
+            request.success.extend(copy_ops(&self.view.names, kv));
         }
         let response = self.view.client.txn(request).await?;
         if !response.succeeded {
@@ -118,13 +118,8 @@ impl Session {
         write_record: bool,
     ) -> Result<Option<usize>> {
         let mut request = self.copy_txn(record, write_record);
-        for kv in kvs {
-            request.success.push(txn_op(pb::TxnRequest {
-                compare: vec![absent(&KeyRange::One(self.view.names.claim(&kv.key)))],
-                success: self.copy_ops(kv).into(),
-                failure: Vec::new(),
-            }));
-        }
+        let copies = kvs.iter().map(|kv| copy_op(&self.view.names, kv));
+        request.success.extend(copies);
         if self.epoch.is_some() {
             request.failure.push(self.epoch_op());
         }
@@ -173,10 +168,6 @@ impl Session {
         request
     }
 
-    fn copy_ops(&self, kv: &KeyValue) -> [pb::RequestOp; 2] {
-        copy_ops(&self.view.names, kv)
-    }
-
     fn learn_copies(&self, kvs: &[KeyValue], at: i64) {
         if kvs.len() > LEARNED_MAX {
             return;
@@ -191,6 +182,15 @@ impl Session {
             self.view.learn(&kv.key, Claimed::Copied(copied));
         }
     }
+}
+
+/// Writes a pair with its claim, if its key is unclaimed.
+pub(super) fn copy_op(names: &Names, kv: &KeyValue) -> pb::RequestOp {
+    txn_op(pb::TxnRequest {
+        compare: vec![absent(&KeyRange::One(names.claim(&kv.key)))],
+        success: copy_ops(names, kv).into(),
+        failure: Vec::new(),
+    })
 }
 
 /// Writes a pair with its claim, which keeps its numbers.

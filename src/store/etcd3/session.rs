@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 
 use super::Shared;
 use super::copies::Copies;
+use super::copy_up::copy_op;
 use super::decide::Decided;
 use super::reads::Reads;
 use super::records::delete_op;
@@ -47,6 +48,15 @@ pub(super) struct Session {
     pub(super) copies: Copies,
     /// Writes of keys whose claim is not known leave one.
     pub(super) leave_claims: bool,
+}
+
+/// What comes before the operations of a client's transaction, and with them.
+#[derive(Clone)]
+struct Before {
+    /// Writes of keys whose claim is not known leave one.
+    leave_claims: bool,
+    /// These are carried out first.
+    ops: Vec<pb::RequestOp>,
 }
 
 impl Guarded {
@@ -263,15 +273,17 @@ impl Session {
 
     /// Runs a client's transaction.
     pub(super) async fn txn(&self, txn: Txn) -> Result<Answer<TxnReply>> {
-        let writes = !txn.is_read_only();
-        let leave_claims = self.leave_claims && self.claims_fit(&txn).await?;
+        let before = Before {
+            leave_claims: self.leave_claims && self.claim_what_does_not_fit(&txn).await?,
+            ops: Vec::new(),
+        };
         let mut decided = Decided::read(self, &txn).await?;
         if decided.truths.is_empty() {
-            let answer = self.attempt(txn, decided, leave_claims, writes).await?;
+            let answer = self.attempt(txn, decided, before).await?;
             return answer.ok_or(StoreError::StaleEpoch);
         }
         for _ in 0..TRIES_MAX {
-            let attempt = self.attempt(txn.clone(), decided, leave_claims, writes);
+            let attempt = self.attempt(txn.clone(), decided, before.clone());
             if let Some(answer) = attempt.await? {
                 return Ok(answer);
             }
@@ -282,21 +294,43 @@ impl Session {
         ))
     }
 
+    /// Runs a client's transaction over keys that cannot be copied up; see [`GuardedStore::replace`].
+    ///
+    /// All of it is one transaction of etcd's, whose order makes it one: a key that is put is claimed as one of
+    /// this store, since etcd does not write a key twice. One that is deleted is copied up before, as it would
+    /// have been otherwise, so that there is something to delete.
+    pub(super) async fn replace(&self, unseen: &[KeyValue], txn: Txn) -> Result<Answer<TxnReply>> {
+        let put = written_keys(&txn);
+        let deleted = unseen.iter().filter(|kv| !put.contains(&kv.key));
+        let before = Before {
+            leave_claims: true,
+            ops: deleted.map(|kv| copy_op(&self.view.names, kv)).collect(),
+        };
+        let (operations, unclaimed) = self.size(&txn);
+        if operations + 2 * (unclaimed.len() + before.ops.len()) + 2 > OPS_WITH_CLAIMS_MAX {
+            return Err(RequestError::TooManyOperations.into());
+        }
+        let answer = self.attempt(txn, Decided::default(), before).await?;
+        answer.ok_or(StoreError::StaleEpoch)
+    }
+
     /// Runs a client's transaction, unless what was decided beforehand is no longer so.
     async fn attempt(
         &self,
         txn: Txn,
         decided: Decided,
-        leave_claims: bool,
-        writes: bool,
+        before: Before,
     ) -> Result<Option<Answer<TxnReply>>> {
+        let writes = !txn.is_read_only();
+        let Before { leave_claims, ops } = before;
         let mut rewriting = Writer::new(&self.view, leave_claims, &decided.claims, &decided.truths);
         let (request, plan) = rewriting.txn(txn)?;
         let failure_may_run = request.compare.is_empty() || is_harmless(&request.failure);
-        let within = !decided.guards.is_empty() || (self.epoch.is_some() && !failure_may_run);
+        let within = !(decided.guards.is_empty() && ops.is_empty())
+            || (self.epoch.is_some() && !failure_may_run);
         let before_base = rewriting.before_base;
         let sent = if within {
-            self.run_within(request, decided.guards, &plan, writes)
+            self.run_within(ops, request, decided.guards, &plan, writes)
                 .await
         } else {
             self.run_beside(request, &plan, writes).await.map(Some)
@@ -343,18 +377,20 @@ impl Session {
         Ok((revision, plan.read(&self.view, response)))
     }
 
-    /// Runs a transaction within one whose conditions are the epoch and `guards`; answers nothing if
-    /// only the guards failed.
+    /// Runs a transaction behind other operations, within one whose conditions are the epoch and `guards`;
+    /// answers nothing if only the guards failed.
     async fn run_within(
         &self,
+        mut before: Vec<pb::RequestOp>,
         request: pb::TxnRequest,
         guards: Vec<pb::Compare>,
         plan: &Plan,
         writes: bool,
     ) -> Result<Option<(Revision, TxnReply)>> {
+        before.push(txn_op(request));
         let outer = pb::TxnRequest {
             compare: self.epoch.iter().cloned().chain(guards).collect(),
-            success: vec![txn_op(request)],
+            success: before,
             failure: vec![self.epoch_op()],
         };
         let mut response = self.send(outer, writes).await?;
@@ -389,10 +425,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the claims that a transaction has to leave can be added to it. Where they would make
-    /// it larger than etcd takes they are left beforehand: the keys do not exist in the old store, or
-    /// they would have been copied up, so a claim alone changes nothing that anybody sees.
-    async fn claims_fit(&self, txn: &Txn) -> Result<bool> {
+    /// How many operations a transaction has, and the keys that it may write and whose claims are not known.
+    fn size(&self, txn: &Txn) -> (usize, Vec<Bytes>) {
         let mut keys = written_keys(txn);
         keys.retain(|key| !self.view.is_known(key));
         let mut operations = txn
@@ -406,6 +440,14 @@ impl Session {
                     nested.success.len().max(nested.failure.len()) + nested.compares.len();
             }
         });
+        (operations, keys)
+    }
+
+    /// Whether the claims that a transaction has to leave can be added to it. Where they would make
+    /// it larger than etcd takes they are left beforehand: the keys do not exist in the old store, or
+    /// they would have been copied up, so a claim alone changes nothing that anybody sees.
+    async fn claim_what_does_not_fit(&self, txn: &Txn) -> Result<bool> {
+        let (operations, keys) = self.size(txn);
         if operations + 2 * keys.len() + 2 <= OPS_WITH_CLAIMS_MAX {
             return Ok(true);
         }
@@ -447,6 +489,10 @@ impl GuardedStore for Guarded {
             Ok(answer) => Ok(answer),
             Err(error) => Err(session.view.complete_error(error).await),
         }
+    }
+
+    async fn replace(&self, unseen: Vec<KeyValue>, txn: Txn) -> Result<Answer<TxnReply>> {
+        self.session().await?.replace(&unseen, txn).await
     }
 
     async fn copy_up(&self, copy_up: CopyUp) -> Result<Option<usize>> {

@@ -430,7 +430,11 @@ async fn translate(
     if !copied.is_empty() {
         for batch in &mut batches {
             let revision = batch.revision.0;
-            let shown = |event: &Event| !copied.contains(&(revision, event.key().clone()));
+            // What could not be copied up and is deleted is written for a moment; see `replace`.
+            let shown = |event: &Event| {
+                matches!(event.change, Change::Delete { .. })
+                    || !copied.contains(&(revision, event.key().clone()))
+            };
             batch.events.retain(shown);
         }
     }

@@ -134,12 +134,7 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn run(&mut self, work: &Work) -> Result<Done> {
         Ok(match work {
-            Work::Txn { copies, txn } => {
-                if !copies.is_empty() {
-                    self.working.copy_up(copies)?;
-                }
-                Done::Txn(self.working.txn(txn)?)
-            }
+            Work::Txn { copies, txn } => Done::Txn(self.working.txn_over(copies, txn)?),
             Work::CopyUp(copy_up) => Done::CopiedUp(self.copy_up(copy_up)?),
             Work::Grant { id, ttl_s } => Done::Granted(self.grant(*id, *ttl_s)?),
             Work::Revoke(id) => {

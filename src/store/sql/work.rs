@@ -114,7 +114,7 @@ pub(super) fn lost() -> StoreError {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Copy up what is unclaimed, then run the transaction.
+    /// Copy up what is unclaimed, then run the transaction; both or neither.
     Txn { copies: Vec<KeyValue>, txn: Txn },
     /// Copy up what is unclaimed, with a record.
     CopyUp(CopyUp),

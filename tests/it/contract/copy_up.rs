@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use segue::store::{CopyUp, RequestError, Watch};
 use segue::types::CompareResult::Equal;
 use segue::types::CompareTarget::{Mod, Version};
-use segue::types::{KeyRange, KeyValue, LeaseId, Op, Put, Revision, Txn};
+use segue::types::{KeyRange, KeyValue, LeaseId, Op, Put, Reply, Revision, Txn};
 
 use super::NewFixture;
 use super::dsl::*;
@@ -346,4 +346,40 @@ pub async fn racing_copies_of_a_key_agree(fixture: &dyn NewFixture) {
         };
         assert_eq!(state, expected, "k{n:02}");
     }
+}
+
+pub async fn what_cannot_be_copied_is_replaced_in_one_piece_or_left_alone(
+    fixture: &dyn NewFixture,
+) {
+    let subject = NewSubject::of(fixture).await;
+    let replace = async |unseen: &[&str], ops: Vec<Op>| {
+        let unseen = unseen.iter().map(|key| old(key, "")).collect();
+        let answer = subject.handle.replace(unseen, Txn::of(ops)).await?;
+        segue::store::Result::Ok(answer.reply)
+    };
+    let mut watched = subject.store.watch(KeyRange::all(), None).await;
+    let start = subject.store.revision().await.next();
+    let failing = || Op::Put(leased("x", "", LeaseId(4711)));
+    let both = || vec![put_op("a", "1"), delete_op(one("b"))];
+    let refusal = refused(replace(&["a", "b"], [both(), vec![failing()]].concat()).await);
+    assert_eq!(refusal, RequestError::LeaseNotFound);
+    assert_eq!(subject.claims(KeyRange::all()).await, [""; 0]);
+
+    let reply = replace(&["a", "b"], both()).await.unwrap();
+    let deleted = matches!(&reply.replies[1], Reply::Delete(delete) if delete.deleted == 1);
+    assert!(deleted, "{reply:?}");
+    assert_eq!(subject.claims(KeyRange::all()).await, ["a=1", "b whiteout"]);
+    assert_eq!(subject.store.value("b").await, None);
+    let mut past = subject.store.watch(KeyRange::all(), Some(start)).await;
+    for watched in [&mut watched, &mut past] {
+        assert_eq!(watched.words().await, ["put a=1", "delete b"]);
+    }
+    // Who is claimed already is what it is here.
+    let version = subject.store.get("a").await.unwrap().version;
+    let reply = replace(&["a", "b"], both()).await.unwrap();
+    let deleted = matches!(&reply.replies[1], Reply::Delete(delete) if delete.deleted == 0);
+    assert!(deleted, "{reply:?}");
+    let now = subject.store.get("a").await.unwrap();
+    assert_eq!(now.version, version + 1);
+    assert_eq!(subject.copy_up(vec![old("a", "0"), old("b", "0")]).await, 0);
 }

@@ -189,6 +189,7 @@ macro_rules! new_store_contract {
                     a_transaction_runs_over_its_copies
                     transactions_at_the_same_time_each_have_their_copies
                     copies_stay_if_the_transaction_fails
+                    what_cannot_be_copied_is_replaced_in_one_piece_or_left_alone
                     racing_copies_of_a_key_agree
                 }
                 line {

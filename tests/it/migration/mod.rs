@@ -10,7 +10,7 @@ mod fleet;
 mod gate;
 mod leases;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
-mod picky;
+pub(crate) mod picky;
 mod rehearsal;
 mod repaired;
 mod returned;

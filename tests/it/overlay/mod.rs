@@ -7,6 +7,7 @@ mod flight;
 mod latest;
 mod lines;
 mod order;
+mod rejects;
 mod sabotage;
 
 use std::sync::Arc;
