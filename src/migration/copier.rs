@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use tracing::{debug, warn};
 
-use super::ledger::{Entry, Ledger, write};
+use super::ledger::{Entry, Ledger, TOGETHER, write};
 use super::records::{Reject, Shard, readable};
 use crate::store::{
-    CopyUp, GuardedStore, OldStore, Read, RecordTxn, RequestError, Result, StoreError, miscounted,
+    CopyUp, GuardedStore, OldStore, Read, RecordTxn, RecordWrite, RequestError, Result, StoreError,
+    miscounted,
 };
 use crate::types::range::successor;
 use crate::types::{Epoch, Grant, KeyRange, KeyValue, LeaseId};
@@ -236,10 +237,20 @@ impl Copier {
             .rejects
             .iter()
             .map(|reject| write(Reject::record(&reject.key), reject));
-        let mut txn = RecordTxn {
-            writes: writes.collect(),
+        let writes: Vec<RecordWrite> = writes.collect();
+        // What does not fit into one transaction goes ahead of the cursor: it may be repeated.
+        let (ahead, with_cursor) = writes.split_at(writes.len().saturating_sub(TOGETHER));
+        let of = |writes: &[RecordWrite]| RecordTxn {
+            writes: writes.to_vec(),
             ..RecordTxn::default()
         };
+        for some in ahead.chunks(TOGETHER) {
+            match &cursor {
+                Some(cursor) => self.ledger.write_in(cursor.epoch, of(some)).await?,
+                None => self.ledger.write_while_open(of(some)).await?,
+            };
+        }
+        let mut txn = of(with_cursor);
         let Some(cursor) = cursor else {
             if !txn.writes.is_empty() {
                 self.ledger.write_while_open(txn).await?;

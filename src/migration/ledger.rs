@@ -11,9 +11,9 @@ use super::records::STATE;
 use crate::store::{NewStore, Record, RecordTxn, RecordWrite, Result, StoreError};
 use crate::types::Epoch;
 
-/// Records that are removed in one transaction: as many as one of etcd's takes, with room for what the store
-/// adds.
-const TOGETHER: usize = 100;
+/// Records that are written or removed in one transaction: as many as one of etcd's takes, with room for what
+/// goes with them and what the store adds.
+pub(super) const TOGETHER: usize = 100;
 
 /// The records of a new store.
 #[derive(Clone)]

@@ -12,6 +12,7 @@ mod leases;
 #[allow(unreachable_pub, reason = "as in the toolbox")]
 pub(crate) mod picky;
 mod rehearsal;
+mod rejects;
 mod repaired;
 mod returned;
 mod rival;

@@ -41,7 +41,7 @@ pub(super) async fn roll_back(member: &Member) {
     member.controller.ready().await;
 }
 
-async fn delete(store: &dyn Store, key: &str) {
+pub(super) async fn delete(store: &dyn Store, key: &str) {
     let delete = Delete {
         keys: KeyRange::One(key.to_owned().into()),
         prev_kv: false,

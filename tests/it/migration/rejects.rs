@@ -1,0 +1,67 @@
+//! Keys that cannot be migrated: however many they are, and whatever comes of the migration.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use segue::migration::status::Status;
+use segue::store::memory::Memory;
+use segue::store::{OldStore, open_new, open_old};
+use segue::types::Reserved;
+
+use super::fleet::{Member, Stores, get, put};
+use super::rollback::delete;
+use crate::support::{Etcd, V2, eventually};
+
+/// From `old` to an etcd.
+async fn to_etcd(old: Arc<dyn OldStore>, etcd: &Etcd) -> Stores {
+    let url = etcd.url().parse().unwrap();
+    Stores {
+        old,
+        source: Arc::new(Memory::new()),
+        new: open_new(&url, &Reserved::default()).await.unwrap(),
+    }
+}
+
+async fn verify(member: &Member) {
+    let number = member.controller.verify();
+    eventually("it is verified", async || {
+        if member.controller.verifications_done() >= number {
+            Ok(())
+        } else {
+            Err(member.controller.trouble())
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_rejects_than_an_etcd_takes_at_once_do_not_stop_the_backfill() {
+    // All of them are in one page of an etcd v2.
+    const REJECTS: usize = 140;
+    let (old, etcd) = tokio::join!(Etcd::start_v2(), Etcd::start());
+    let v2 = V2::of(&old);
+    let name = |number: usize| format!("/a{number:04}");
+    let unreadable = (0..REJECTS).map(|number| {
+        let v2 = v2.clone();
+        async move { v2.set(name(number).as_bytes(), b"\xff", "").await }
+    });
+    join_all(unreadable).await;
+    v2.put("/b", "old").await;
+    let url = old.v2_url().parse().unwrap();
+    let old = open_old(&url, &Reserved::default()).await.unwrap();
+    let member = to_etcd(old, &etcd).await.join("a").await.unwrap();
+    let copied = |status: &Status| status.stage == "open" && status.backfill_complete;
+    let status = member.until("copied", copied).await;
+    assert_eq!(status.rejects, REJECTS as u64);
+    let store = member.store();
+    assert_eq!(get(&*store, "/b").await.unwrap().value, "old");
+
+    // What is written anew, or deleted, is none any more.
+    put(&*store, &name(0), "new").await;
+    delete(&*store, &name(1)).await;
+    assert_eq!(get(&*store, &name(0)).await.unwrap().value, "new");
+    assert_eq!(get(&*store, &name(1)).await, None);
+    verify(&member).await;
+    assert_eq!(member.status().await.rejects, REJECTS as u64 - 2);
+    member.kill().await;
+}
