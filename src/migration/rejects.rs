@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::copier::Copier;
 use super::ledger::Ledger;
 use super::records::{REJECTS, Reject};
@@ -19,10 +21,9 @@ pub async fn retry(
     let copier = Copier::new(ledger.clone(), old.clone(), new.clone());
     let mut left = 0;
     for (name, entry) in ledger.list::<Reject>(REJECTS).await? {
-        let key = KeyRange::One(entry.value.key.clone());
-        let page = old
-            .scan(key.clone(), PageSize::pairs(1), Content::Full)
-            .await?;
+        let key = &entry.value.key;
+        let one = KeyRange::One(key.clone());
+        let page = old.scan(one, PageSize::pairs(1), Content::Full).await?;
         if page.rejects.is_empty() {
             // Records the reject anew, in a new version, if the pair still cannot be taken.
             copier.copy(&page.kvs, None).await?;
@@ -39,6 +40,8 @@ pub async fn retry(
     Ok(left)
 }
 
-async fn is_claimed(new: &Arc<dyn GuardedStore>, keys: KeyRange) -> Result<bool> {
-    Ok(!new.claims(keys, 0).await?.is_empty())
+/// The empty key is none, and an etcd refuses to look for it: it stands for rows of a table without a key.
+async fn is_claimed(new: &Arc<dyn GuardedStore>, key: &Bytes) -> Result<bool> {
+    let one = KeyRange::One(key.clone());
+    Ok(!key.is_empty() && !new.claims(one, 0).await?.is_empty())
 }

@@ -10,6 +10,8 @@ use segue::types::Reserved;
 
 use super::fleet::{Member, Stores, get, put};
 use super::rollback::delete;
+use crate::support::tables::Home;
+use crate::support::tables::Kind::Sqlite;
 use crate::support::{Etcd, V2, eventually};
 
 /// From `old` to an etcd.
@@ -63,5 +65,24 @@ async fn more_rejects_than_an_etcd_takes_at_once_do_not_stop_the_backfill() {
     assert_eq!(get(&*store, &name(1)).await, None);
     verify(&member).await;
     assert_eq!(member.status().await.rejects, REJECTS as u64 - 2);
+    member.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_without_a_key_does_not_stop_the_verification() {
+    let (home, etcd) = tokio::join!(Home::new(Sqlite), Etcd::start());
+    home.run(
+        "CREATE TABLE kv (k TEXT, v TEXT); \
+         INSERT INTO kv VALUES (NULL, 'nowhere'), ('b', 'old')",
+    )
+    .await;
+    let old = home.open("kv", "key=k&value=v").await;
+    let member = to_etcd(old, &etcd).await.join("a").await.unwrap();
+    let copied = |status: &Status| status.stage == "open" && status.backfill_complete;
+    member.until("copied", copied).await;
+    verify(&member).await;
+    let rejects = member.controller.rejects().await.unwrap();
+    assert_eq!(rejects.len(), 1, "{rejects:?}");
+    assert_eq!(rejects[0].key, "");
     member.kill().await;
 }
