@@ -419,6 +419,15 @@ async fn rows_that_are_no_pairs_are_rejects_with_the_reason() {
             assert_eq!(said, expected, "{kind:?} {limit}");
         }
         assert_eq!(store.revision().await.unwrap().0, 5);
+        // So they do where only keys are asked for.
+        let size = PageSize::pairs(100);
+        let scan = |content| store.scan(KeyRange::all(), size, content);
+        let (full, bare) = tokio::join!(scan(Content::Full), scan(Content::KeysOnly));
+        let (full, bare) = (full.unwrap(), bare.unwrap());
+        assert_eq!(bare.rejects, full.rejects, "{kind:?}");
+        let keys = |kvs: &[KeyValue]| kvs.iter().map(|kv| kv.key.clone()).collect::<Vec<_>>();
+        assert_eq!(keys(&bare.kvs), keys(&full.kvs), "{kind:?}");
+        assert!(bare.kvs.iter().all(|kv| kv.value.is_empty()), "{kind:?}");
         // Asked for one by one they say the same.
         let one = |key: &str| KeyRange::One(Bytes::copy_from_slice(key.as_bytes()));
         for (key, rejects) in [("", 1), ("twice", 1), ("good", 0)] {
@@ -525,6 +534,15 @@ async fn clients_find_what_lies_behind_rows_that_are_no_pairs() {
             let expected = [(&b"b"[..], &b"1"[..]), (b"c", b"2")];
             assert_eq!(pairs(&found.kvs), expected[..seen], "{kind:?} {limit}");
             assert_eq!(found.count, 2, "{kind:?} {limit}");
+        }
+        // Without values they are as little there.
+        for content in [Content::KeysOnly, Content::CountOnly] {
+            let request = Range {
+                content,
+                ..Range::of(KeyRange::all())
+            };
+            let found = overlay.range(request).await.unwrap().reply;
+            assert_eq!(found.count, 2, "{kind:?} {content:?}");
         }
         // Deleting them all leaves no pair of the old store to be seen, in a transaction either.
         let delete = Txn::of(vec![delete_op(KeyRange::all())]);

@@ -13,7 +13,7 @@ const TTL_MAX_S: i64 = 9_000_000_000;
 pub(super) struct Row {
     /// The key, its columns joined.
     pub(super) key: Option<Bytes>,
-    /// The value, if it was asked for.
+    /// The value; where only keys were asked for, an empty one in its place.
     pub(super) value: Option<Bytes>,
     /// The revision, or the number that was asked for.
     pub(super) revision: Option<i64>,
@@ -96,7 +96,7 @@ pub(super) fn judge(
 }
 
 fn pair(key: Bytes, row: Row, values: bool, has_revision: bool) -> Result<KeyValue, String> {
-    if values && row.value.is_none() {
+    if row.value.is_none() {
         return Err("its value is NULL".to_owned());
     }
     let revision = match row.revision.map(Revision) {

@@ -61,12 +61,16 @@ pub(super) struct Expires {
 }
 
 impl Shape {
-    /// A statement for the first rows of a span in the order of their keys.
+    /// A statement for the first rows of a span in the order of their keys; without `values`, of these they have
+    /// only whether there is one.
     pub(super) fn page(&self, keys: &KeyRange, limit: usize, values: bool) -> String {
-        let value = if values { &self.value } else { self.nothing.0 };
+        let select = if values {
+            self.select(&self.value)
+        } else {
+            self.select(&self.has_value())
+        };
         format!(
-            "{} WHERE {} ORDER BY 1 LIMIT {limit}",
-            self.select(value),
+            "{select} WHERE {} ORDER BY 1 LIMIT {limit}",
             self.within(keys)
         )
     }
@@ -139,19 +143,23 @@ impl Shape {
     }
 
     /// A statement for all rows that expire, in the order of their keys. Of their values they have only
-    /// whether there is one: a row without is no pair.
+    /// whether there is one.
     pub(super) fn expiring(&self) -> Option<String> {
         let Expires { column, .. } = self.expires.as_ref()?;
         let all = self.within(&KeyRange::all());
-        let (none, empty) = (self.nothing.0, (self.bytes)(b""));
-        let value = format!(
-            "CASE WHEN {} IS NULL THEN {none} ELSE {empty} END",
-            self.value
-        );
         Some(format!(
             "{} WHERE {column} IS NOT NULL AND {all} ORDER BY 1",
-            self.select(&value)
+            self.select(&self.has_value())
         ))
+    }
+
+    /// An empty value in place of each, and none where there is none: a row without a value is no pair.
+    fn has_value(&self) -> String {
+        let (none, empty) = (self.nothing.0, (self.bytes)(b""));
+        format!(
+            "CASE WHEN {} IS NULL THEN {none} ELSE {empty} END",
+            self.value
+        )
     }
 
     fn select(&self, value: &str) -> String {
