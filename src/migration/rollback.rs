@@ -11,6 +11,7 @@
 //! may open that store afterwards, but nobody is sent there, and the mirror goes on only when it has shut it
 //! again and made sure that it stays so; see [`Mirror`].
 
+use std::collections::BTreeSet;
 use std::future::ready;
 use std::sync::Arc;
 
@@ -191,23 +192,34 @@ async fn hold_leases(
 /// Makes the leases of the old store those of the new one.
 async fn grant(old: &Arc<dyn NewStore>, held: &[Found]) -> Result<()> {
     let plain = &old.guarded(Guard::None);
+    let live: &BTreeSet<LeaseId> = &held.iter().map(|lease| lease.id).collect();
     let ids = plain.leases().await?.reply;
-    // Those that go on are granted anew, since their time to live may be another one. No key is
-    // attached to any: the mirror has seen to that.
-    each(ids, |id| async move {
+    let stay = each(ids, |id| async move {
+        // The mirror has detached what the new store holds. What is still attached that one could not take, and
+        // it is nowhere else: a revoke would delete it. Only if its lease has ended does it end with it.
+        if live.contains(&id)
+            && let Some(status) = plain.time_to_live(id, true).await?.reply
+            && !status.keys.is_empty()
+            && plain.keep_alive(id).await?.reply.is_some()
+        {
+            return Ok(Some(id));
+        }
+        // Those that go on are granted anew, since their time to live may be another one.
         match plain.revoke(id).await {
-            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => Ok(()),
+            Ok(_) | Err(StoreError::Request(RequestError::LeaseNotFound)) => Ok(None),
             Err(error) => Err(error),
         }
-    })
-    .await?;
+    });
+    let stay: BTreeSet<LeaseId> = stay.await?.into_iter().flatten().collect();
     let grant = |lease: Found| {
         plain.grant(Grant {
             id: Some(lease.id),
             ttl_s: lease.ttl_s,
         })
     };
-    each(held.to_vec(), grant).await?;
+    let mut anew = held.to_vec();
+    anew.retain(|lease| !stay.contains(&lease.id));
+    each(anew, grant).await?;
     Ok(())
 }
 

@@ -226,10 +226,10 @@ impl Batch<'_> {
     }
 
     /// A lease whose time is over cannot be saved, though it may not have been ended yet: its
-    /// holder may have been told already that it is lost.
+    /// holder may have been told already that it is lost. While nobody is served nobody is told, and none ends.
     fn keep_alive(&mut self, id: LeaseId) -> Option<i64> {
         let lease = *self.leases.get(&id)?;
-        if lease.deadline_ms <= self.now_ms {
+        if lease.deadline_ms <= self.now_ms && self.head.serves() {
             return None;
         }
         let deadline_ms = self.now_ms + lease.ttl_s * 1000;

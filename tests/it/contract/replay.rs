@@ -545,12 +545,17 @@ pub async fn leases_end_only_while_the_store_serves(fixture: &dyn NewFixture) {
         let grant = segue::types::Grant { id, ttl_s: 8 };
         plain.store.grant(grant).await.unwrap();
     } else {
-        // Its time is over, while there is always something written, as by a mirror.
+        let kept = plain.grant(3).await;
+        // Their time is over, while there is always something written, as by a mirror.
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(250)).await;
             old.replay(vec![]).await;
         }
         assert_eq!(plain.value("short").await.as_deref(), Some("1"));
+        // What has not ended can be kept, until it does.
+        let renewed = plain.store.keep_alive(kept).await.unwrap().reply;
+        assert_eq!(renewed, Some(3));
+        plain.store.revoke(kept).await.unwrap();
     }
     let short = plain.store.leases().await.unwrap().reply;
     let short = *short.iter().find(|id| **id != long).unwrap();

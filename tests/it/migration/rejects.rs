@@ -5,11 +5,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use segue::migration::status::Status;
 use segue::store::memory::Memory;
-use segue::store::{OldStore, open_new, open_old};
-use segue::types::Reserved;
+use segue::store::{AsOld, OldStore, open_new, open_old};
+use segue::types::{LeaseId, Put, Reserved};
 
-use super::fleet::{Member, Stores, get, put};
-use super::rollback::delete;
+use super::fleet::{Member, Stores, get, grant, put, put_leased};
+use super::picky::{Picky, Taste};
+use super::rollback::{delete, roll_back};
 use crate::support::tables::Home;
 use crate::support::tables::Kind::Sqlite;
 use crate::support::{Etcd, V2, eventually};
@@ -84,5 +85,47 @@ async fn a_row_without_a_key_does_not_stop_the_verification() {
     let rejects = member.controller.rejects().await.unwrap();
     assert_eq!(rejects.len(), 1, "{rejects:?}");
     assert_eq!(rejects[0].key, "");
+    member.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leased_key_that_the_new_store_could_not_take_is_there_on_the_way_back() {
+    let source = Arc::new(Memory::new());
+    let taste = Taste {
+        pairs: usize::MAX,
+        values: true,
+        rival: None,
+        door: None,
+    };
+    let stores = Stores {
+        old: Arc::new(AsOld::of(source.clone()).await.unwrap()),
+        source,
+        new: Arc::new(Picky(Memory::new(), taste)),
+    };
+    for lease in [77, 88] {
+        grant(&*stores.source, lease, 600).await;
+        let refused = Put {
+            lease: Some(LeaseId(lease)),
+            ..Put::new(format!("refused/{lease}"), "unpalatable")
+        };
+        stores.source.put(refused).await.unwrap();
+    }
+    put_leased(&*stores.source, "taken", 77).await;
+    let before = get(&*stores.source, "refused/77").await.unwrap();
+    let member = stores.join("a").await.unwrap();
+    let copied = |status: &Status| status.stage == "open" && status.backfill_complete;
+    let status = member.until("copied", copied).await;
+    assert_eq!(status.rejects, 2);
+    let store = member.store();
+    put(&*store, "made in the new store", "1").await;
+    // A lease that ends takes its keys with it.
+    store.revoke(LeaseId(88)).await.unwrap();
+    roll_back(&member).await;
+    assert_eq!(get(&*store, "refused/77").await, Some(before));
+    assert_eq!(get(&*store, "refused/88").await, None);
+    let lease = store.time_to_live(LeaseId(77), true).await.unwrap().reply;
+    let mut keys = lease.expect("it lives on").keys;
+    keys.sort_unstable();
+    assert_eq!(keys, ["refused/77", "taken"]);
     member.kill().await;
 }
