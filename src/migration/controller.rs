@@ -14,6 +14,7 @@ use super::at_base::AtBase;
 use super::backfill::Progress;
 use super::driver::Driver;
 use super::ending::COMPLETE;
+use super::fence;
 use super::fleet::Fleet;
 use super::foreign::Watched;
 use super::held::Opening;
@@ -360,6 +361,9 @@ impl Controller {
             line: (to.line() != from.value.line()).then(|| to.line()),
             ..RecordTxn::default()
         };
+        if txn.line == Some(None) {
+            fence::take_down_with(&mut txn, &self.new).await?;
+        }
         if to.holds_leases() != from.value.holds_leases() {
             txn.writes.push(RecordWrite {
                 name: HOLD.to_owned(),

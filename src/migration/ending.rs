@@ -21,7 +21,6 @@ use std::time::Duration;
 use tracing::{debug, info};
 
 use super::controller::{Controller, now_ms};
-use super::fence;
 use super::fleet::Fleet;
 use super::ledger::{Entry, write};
 use super::phase::{State, Surroundings};
@@ -44,9 +43,8 @@ pub const BEGUN: &str = "something has begun in the store that this proxy serves
                          proxy with both stores to take part in the migration, or this one again when it has come \
                          to its end";
 
-/// The records that may be left when a migration is over. The fence of a store that was an old one once is
-/// there for good.
-const STAY: [&str; 3] = [STATE, FENCE, fence::OVER];
+/// The records that may be left when a migration is over. The fence is the next one's, whose old store this is.
+const STAY: [&str; 2] = [STATE, FENCE];
 
 /// The records that tell of nothing that is under way, by their names.
 #[derive(Clone, Debug)]
@@ -105,13 +103,9 @@ impl Controller {
         let Some(next) = state.value.closing(&around, now_ms()) else {
             return Ok(());
         };
-        let mut writes = vec![write(STATE, &next)];
-        if fence::is_up(&self.new).await? {
-            writes.push(write(fence::OVER, &next.migration));
-        }
         let txn = RecordTxn {
             expect: vec![(STATE.to_owned(), state.version)],
-            writes,
+            writes: vec![write(STATE, &next)],
             forget: vec![self.options.reserved.key(KEY)],
             ..RecordTxn::default()
         };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::held::Held;
 use crate::store::{
-    FENCE, Fence, Guard, NewStore, RecordTxn, RecordWrite, RequestError, Result, StoreError,
+    FENCE, Fence, Guard, NewStore, Record, RecordTxn, RecordWrite, RequestError, Result, StoreError,
 };
 use crate::types::Epoch;
 
@@ -39,8 +39,7 @@ pub async fn see_leases_behind(old: &Arc<dyn NewStore>, held: &Held) -> Result<(
 /// has one of a later epoch.
 pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Result<()> {
     loop {
-        let records = old.records(FENCE).await?;
-        let present = records.into_iter().find(|record| record.name == FENCE);
+        let present = present(old).await?;
         if let Some(fence) = &present {
             let found = Fence::read(&fence.value);
             if found.migration != migration {
@@ -76,16 +75,10 @@ pub async fn raise(old: &Arc<dyn NewStore>, migration: &str, epoch: Epoch) -> Re
     }
 }
 
-/// The record of a store that has a fence and was the new one of a later migration, which has come to its end: it
-/// is served alone in spite of the fence.
-pub const OVER: &str = "fence/over";
-
 /// Whether this is the old store of a migration that has taken its data over: it is fenced, and no rollback has let
 /// it in again.
 pub async fn is_left_behind(store: &Arc<dyn NewStore>) -> Result<bool> {
-    let records = store.records(FENCE).await?;
-    let has = |name: &str| records.iter().any(|record| record.name == name);
-    Ok(has(FENCE) && !has(OVER) && store.line().await?.is_none())
+    Ok(is_up(store).await? && store.line().await?.is_none())
 }
 
 /// What a store is asked under that is served alone: should it become the old one of a migration, nothing is done
@@ -104,8 +97,26 @@ pub async fn guard_alone(store: &Arc<dyn NewStore>) -> Result<Guard> {
 
 /// Whether there is a fence, whoever has put it there.
 pub async fn is_up(old: &Arc<dyn NewStore>) -> Result<bool> {
-    let records = old.records(FENCE).await?;
-    Ok(records.iter().any(|record| record.name == FENCE))
+    Ok(present(old).await?.is_some())
+}
+
+async fn present(old: &Arc<dyn NewStore>) -> Result<Option<Record>> {
+    let mut records = old.records(FENCE).await?.into_iter();
+    Ok(records.find(|record| record.name == FENCE))
+}
+
+/// Has `txn`, which removes the line of `new`, take the fence down there if it was the old store of an earlier
+/// migration. Under the line it kept those out who still served it then; from now on it is a store like any
+/// other, which is served, ends leases, and lets its claims go.
+pub(super) async fn take_down_with(txn: &mut RecordTxn, new: &Arc<dyn NewStore>) -> Result<()> {
+    if let Some(fence) = present(new).await? {
+        txn.expect.push((FENCE.to_owned(), fence.version));
+        txn.writes.push(RecordWrite {
+            name: FENCE.to_owned(),
+            value: None,
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -140,15 +151,10 @@ mod tests {
         put(again).await.unwrap();
         raise(&old, "one", Epoch(7)).await.unwrap();
         assert_eq!(put(again).await.err(), Some(StoreError::StaleEpoch));
-        // It was the new one of another since.
-        let over = RecordTxn {
-            writes: vec![RecordWrite {
-                name: OVER.into(),
-                value: Some("m".into()),
-            }],
-            ..RecordTxn::default()
-        };
-        old.write_records(over).await.unwrap();
+        // It was the new one of another.
+        let mut over = RecordTxn::default();
+        take_down_with(&mut over, &old).await.unwrap();
+        assert!(old.write_records(over).await.unwrap());
         assert!(!is_left_behind(&old).await.unwrap());
         put(guard_alone(&old).await.unwrap()).await.unwrap();
     }

@@ -141,9 +141,10 @@ impl StoredLine {
         }
     }
 
-    /// Whether there are claims of a migration that is over, in a store that never was an old one.
-    fn has_settled_claims(&self) -> bool {
-        self.epoch.is_none() && !self.was_in_service() && self.copies != Copies::Gone
+    /// Whether there are claims of a migration that is over: of what was copied up in it, or replayed.
+    fn has_claims_of_before(&self) -> bool {
+        let replayed = self.replaying.is_some() || self.was_in_service();
+        self.epoch.is_none() && (replayed || self.copies != Copies::Gone)
     }
 
     /// Whether keys are copied up into this store, or were in the epoch that stands. Into an old store that went
@@ -287,7 +288,9 @@ impl Shared {
         {
             return Ok((None, StoredLine::service_until(before, fence)));
         }
-        if let Some(before) = before.filter(|before| before.base == line.base) {
+        // Without an epoch a line is what an earlier migration has left, or one that was rolled back.
+        let goes_on = |before: &&StoredLine| before.epoch.is_some() && before.base == line.base;
+        if let Some(before) = before.filter(goes_on) {
             return Ok((Some(before.origin), before.earlier.clone()));
         }
         let origin = self.plain.holds_keys().await?.then_some(BEFORE_ALL);
@@ -450,12 +453,22 @@ impl NewStore for Etcd3 {
             let mut seen = None;
             if let Some(line) = txn.line {
                 let before = shared.read_line().await?;
-                if line.is_some() && before.as_ref().is_some_and(StoredLine::has_settled_claims) {
-                    // Of an earlier migration: in another one they would be deleted keys.
-                    self.drop_claims().await?;
-                }
                 let written = before.as_ref().map_or(0, |before| before.written);
-                request.compare.push(shared.line_is(before.as_ref()));
+                let unchanged = shared.line_is(before.as_ref());
+                if line.is_some_and(|line| line.claims)
+                    && before
+                        .as_ref()
+                        .is_some_and(StoredLine::has_claims_of_before)
+                {
+                    // In this migration they would be deleted keys. The fence is there for as long as it takes, if
+                    // this was the old store of that one.
+                    shared.forget_views();
+                    match self.drop(std::slice::from_ref(&unchanged), |_| true).await {
+                        Err(StoreError::StaleEpoch) => continue,
+                        dropped => dropped?,
+                    }
+                }
+                request.compare.push(unchanged);
                 request
                     .success
                     .extend(shared.line_ops(before.as_ref(), line).await?);
@@ -493,12 +506,13 @@ impl NewStore for Etcd3 {
 
     async fn drop_claims(&self) -> Result<()> {
         self.shared.forget_views();
-        self.drop(|_| true).await
+        self.drop(&self.at_rest(), |_| true).await
     }
 
     async fn settle_claims(&self) -> Result<()> {
-        self.drop(|record| Claimed::read(&record.value, 0) == Some(Claimed::Here))
-            .await
+        let here =
+            |record: &mvccpb::KeyValue| Claimed::read(&record.value, 0) == Some(Claimed::Here);
+        self.drop(&self.at_rest(), here).await
     }
 
     async fn clear(&self) -> Result<()> {
@@ -507,15 +521,25 @@ impl NewStore for Etcd3 {
 }
 
 impl Etcd3 {
-    /// Removes the claims that are `unneeded`, and the mark of what nobody is to see.
-    async fn drop(&self, unneeded: impl Fn(&mvccpb::KeyValue) -> bool) -> Result<()> {
+    /// The conditions that claims go under: there is no line, and no fence, since the claims of an old store
+    /// hold the numbers of what was replayed.
+    fn at_rest(&self) -> [pb::Compare; 2] {
         let names = &self.shared.names;
-        // The claims of an old store hold the numbers of what was replayed.
-        let no_fence = record_compare(names, FENCE, 0);
         let no_line = absent(&KeyRange::One(names.epoch.clone()));
+        [no_line, record_compare(names, FENCE, 0)]
+    }
+
+    /// Removes the claims that are `unneeded`, and the mark of what nobody is to see, as long as what is
+    /// compared holds. Fails with [`StoreError::StaleEpoch`] if it does not.
+    async fn drop(
+        &self,
+        holds: &[pb::Compare],
+        unneeded: impl Fn(&mvccpb::KeyValue) -> bool,
+    ) -> Result<()> {
+        let names = &self.shared.names;
         let remove = async |keys: &[KeyRange]| {
             let request = pb::TxnRequest {
-                compare: vec![no_line.clone(), no_fence.clone()],
+                compare: holds.to_vec(),
                 success: keys.iter().map(delete_op).collect(),
                 failure: Vec::new(),
             };

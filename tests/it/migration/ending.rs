@@ -11,10 +11,10 @@ use segue::migration::switch::Request;
 use segue::migration::{OpenError, Options};
 use segue::server::{self, Server};
 use segue::store::memory::Memory;
-use segue::store::{Guard, NewStore, StoreError, StoreUrl, open_new};
+use segue::store::{AsOld, Guard, NewStore, StoreError, StoreUrl, open_new};
 use segue::types::{Delete, KeyRange, Put, Range, Reserved, Revision};
 
-use super::fleet::{Member, Stores, TIMING, get, key, put};
+use super::fleet::{Member, Stores, TIMING, get, grant, key, put, put_leased};
 use super::gate::{Gate, Mode};
 use crate::support::{Etcd, eventually};
 
@@ -364,6 +364,78 @@ async fn a_member_does_not_follow_another_migration_in_the_same_store() {
     let members = stores.new.records(MEMBERS).await.unwrap();
     let names: Vec<_> = members.iter().map(|record| &*record.name).collect();
     assert_eq!(names, ["members/a"]);
+}
+
+/// Takes `store` through a migration as the old store, and through one back to it.
+async fn leaves_and_comes_back(store: Arc<dyn NewStore>) {
+    let plain = store.guarded(Guard::None);
+    let away = Stores {
+        source: plain.clone(),
+        old: Arc::new(AsOld::of(store.clone()).await.unwrap()),
+        new: Arc::new(Memory::new()),
+    };
+    away.fill(3).await;
+    let member = away.join("a").await.unwrap();
+    to_normal(&[&member]).await;
+    put(&*member.store(), "moved", "x").await;
+    member
+        .until("mirrored", |status| {
+            status.way_back.is_some_and(|standing| standing.behind == 0)
+        })
+        .await;
+    complete(&member).await;
+    until_over(&member).await;
+    member.kill().await;
+    assert_eq!(left_in(&away.old.fenceable().unwrap()).await[0], "fence");
+
+    // What it does not hold any more comes from the other one again.
+    for gone in ["moved", &key(0)] {
+        let delete = Delete {
+            keys: KeyRange::One(gone.to_owned().into()),
+            prev_kv: false,
+        };
+        assert_eq!(plain.delete(delete).await.unwrap().reply.deleted, 1);
+    }
+    let back = Stores {
+        source: away.new.guarded(Guard::None),
+        old: Arc::new(AsOld::of(away.new.clone()).await.unwrap()),
+        new: store,
+    };
+    let member = back.join_as("b", allowed).await.unwrap();
+    to_normal(&[&member]).await;
+    for (name, value) in [("moved", "x"), (&key(0), "old"), (&key(1), "old")] {
+        let found = get(&*member.store(), name).await;
+        assert_eq!(found.map(|kv| kv.value), Some(value.into()), "{name}");
+    }
+    complete(&member).await;
+    until_over(&member).await;
+    let left = left_in(&back.new).await;
+    assert!(!left.iter().any(|name| name.contains("fence")), "{left:?}");
+
+    let store = member.store();
+    grant(&*store, 7, 1).await;
+    put_leased(&*store, "leased", 7).await;
+    eventually("the lease ends", async || {
+        match get(&*store, "leased").await {
+            None => Ok(()),
+            still => Err(still),
+        }
+    })
+    .await;
+    member.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_store_of_a_migration_becomes_a_new_one_like_any_other() {
+    let (_dir, file) = sqlite().await;
+    let etcd = Etcd::start().await;
+    let url: StoreUrl = etcd.url().parse().unwrap();
+    let served = open_new(&url, &Reserved::default()).await.unwrap();
+    tokio::join!(
+        leaves_and_comes_back(Arc::new(Memory::new())),
+        leaves_and_comes_back(file),
+        leaves_and_comes_back(served),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
