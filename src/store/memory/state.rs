@@ -381,6 +381,12 @@ impl State {
             self.keys.remove(key);
         }
         if let Some(line) = txn.line {
+            if self.line.is_none() && line.is_some_and(|line| line.claims) {
+                // What an earlier migration has copied up is the store's own in this one.
+                for key in self.keys.values_mut() {
+                    key.copied = None;
+                }
+            }
             self.line = line;
             if let Some(line) = line
                 && line.base > self.revision

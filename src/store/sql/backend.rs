@@ -232,6 +232,17 @@ pub enum Logged {
     /// An entry with the lease that the key had until it was replayed without one. It tells reads of the
     /// past, while the row is the present.
     Leased,
+    /// Nothing: the key was copied up in an earlier migration, and is the store's own in this one. It gets
+    /// an entry when it is first changed.
+    Own,
+}
+
+impl Logged {
+    /// Whether the log has nothing of the state.
+    #[must_use]
+    pub fn is_nothing(self) -> bool {
+        matches!(self, Self::No | Self::Own)
+    }
 }
 
 /// A lease.

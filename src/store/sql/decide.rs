@@ -91,6 +91,7 @@ pub(super) fn decide(batch: &[Request], mut found: Prefetched, reserved: &Reserv
             (Work::Records(txn), Ok(Done::Records(true))) => {
                 forget(&txn.forget, &table, &mut changes);
             }
+            (Work::Own(keys), Ok(_)) => own(keys, &table, &mut changes),
             _ => {}
         }
     }
@@ -162,6 +163,8 @@ impl Batch<'_> {
             }
             Work::Records(txn) => Done::Records(self.write_records(txn)),
             Work::Replay(replay) => Done::Records(self.replay(replay)?),
+            // What becomes of the rows follows in [`own`].
+            Work::Own(_) => Done::Plain(self.answer(())),
             Work::Compact(at) => {
                 // Reading at the origin is possible until it is compacted, like any revision.
                 if *at <= self.head.compacted || *at < self.head.origin {
@@ -320,7 +323,7 @@ fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<Event
         // The first change of a copied key puts the state that it was copied in into the log, where
         // the new entry's `prev_revision` finds it.
         let unlogged = before
-            .filter(|row| row.live && row.logged == Logged::No)
+            .filter(|row| row.live && row.logged.is_nothing())
             .map(|row| &row.kv);
         if let Some(kv) = row.copied.as_ref().or(unlogged)
             && entry.is_some()
@@ -358,6 +361,18 @@ fn forget(keys: &[Bytes], table: &Table, changes: &mut Changes) {
     let removed = keys.iter().filter_map(|key| table.remove(key));
     changes.removed.extend(removed);
     changes.head.unnumbered += i64::from(!changes.removed.is_empty());
+}
+
+/// Takes rows that were copied up for the store's own.
+fn own(keys: &[Bytes], table: &Table, changes: &mut Changes) {
+    let rows = keys.iter().filter_map(|key| table.row(key));
+    let copied = rows.filter(|row| row.live && row.logged == Logged::No);
+    changes.rows.extend(copied.map(|row| {
+        table.write(Row {
+            logged: Logged::Own,
+            ..row.clone()
+        })
+    }));
 }
 
 /// The revision of the key's entry before this one.

@@ -52,13 +52,13 @@ fn with_another_lease(row: &Row, kv: &KeyValue, changes: &mut Changes) -> Logged
         // It was replayed without its lease.
         Logged::Yes if kv.lease.is_some() => Logged::No,
         Logged::Yes => Logged::Leased,
-        Logged::No if row.kv.mod_revision <= changes.head.origin => {
+        Logged::No | Logged::Own if row.kv.mod_revision <= changes.head.origin => {
             changes.log.push(copied(row));
             Logged::Leased
         }
         // It gets back the lease that the entry knows; or nobody was served meanwhile who would have to
         // know of the one that it loses.
-        Logged::Leased | Logged::No => Logged::Yes,
+        Logged::Leased | Logged::No | Logged::Own => Logged::Yes,
     }
 }
 
@@ -75,7 +75,7 @@ fn copied(row: &Row) -> LogEntry {
 fn log(kind: LogKind, kv: KeyValue, before: Option<&Row>, changes: &mut Changes) {
     let origin = changes.head.origin;
     let unlogged =
-        |row: &&Row| row.live && row.logged == Logged::No && row.kv.mod_revision <= origin;
+        |row: &&Row| row.live && row.logged.is_nothing() && row.kv.mod_revision <= origin;
     changes.log.extend(before.filter(unlogged).map(copied));
     changes.log.push(LogEntry {
         kind,

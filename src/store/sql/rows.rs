@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::backend::{Found, Head, Lease, LogScan, Logged, Row, Rows};
-use super::tables::{LEASED, log_kind};
+use super::tables::{LEASED, OWN, log_kind};
 use crate::store::{Line, Record};
 use crate::types::range::successor;
 use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
@@ -63,6 +63,7 @@ pub(super) fn row_of<C: Columns>(row: &C) -> Result<Row, C::Error> {
         logged: match row.int(7)? {
             0 => Logged::No,
             leased if leased == i64::from(LEASED) => Logged::Leased,
+            own if own == i64::from(OWN) => Logged::Own,
             _ => Logged::Yes,
         },
     })

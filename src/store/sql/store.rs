@@ -292,6 +292,13 @@ impl<B: Backend> NewStore for SqlStore<B> {
     }
 
     async fn write_records(&self, txn: RecordTxn) -> Result<bool> {
+        if txn.line.flatten().is_some_and(|line| line.claims) {
+            match self.own_copies().await {
+                // There is a line, and this is the next one.
+                Ok(()) | Err(StoreError::StaleEpoch) => {}
+                Err(error) => return Err(error),
+            }
+        }
         match self.engine.submit(Guard::None, Work::Records(txn)).await? {
             Done::Records(written) => Ok(written),
             _ => Err(unanswered()),
@@ -350,6 +357,30 @@ impl<B: Backend> SqlStore<B> {
         };
         let read = self.engine.read(snapshot).await?;
         Ok((read.head, read.found))
+    }
+
+    /// Takes what an earlier migration has copied up for the store's own, before there is a line: in the next
+    /// migration it would be taken for copies of what is in another old store.
+    async fn own_copies(&self) -> Result<()> {
+        let idle = Self {
+            engine: self.engine.clone(),
+            guard: Guard::NoLine,
+        };
+        let mut rest = Some(KeyRange::all());
+        while let Some(keys) = rest {
+            let size = PageSize::pairs(COPY_UP_PAIRS);
+            let (claims, end) = idle.first_claims(keys.clone(), size).await?;
+            let copied = claims.into_iter().filter_map(|claim| match claim {
+                Claim::Copied(kv) => Some(kv.key),
+                Claim::Live(_) | Claim::Whiteout(_) => None,
+            });
+            let copied: Vec<Bytes> = copied.collect();
+            if !copied.is_empty() {
+                idle.plain(Work::Own(copied)).await?;
+            }
+            rest = end.and_then(|end| keys.intersect(&KeyRange::span(end, None)));
+        }
+        Ok(())
     }
 
     /// A transaction that cannot write needs no place in a batch: a snapshot will do.

@@ -57,12 +57,16 @@ pub(super) mod log_kind {
 /// How [`Logged::Leased`] is written in `kv.logged`.
 pub(super) const LEASED: i16 = 2;
 
+/// How [`Logged::Own`] is written there.
+pub(super) const OWN: i16 = 3;
+
 /// How [`Logged`] is written.
 pub(super) fn logged(logged: Logged) -> i16 {
     match logged {
         Logged::No => 0,
         Logged::Yes => 1,
         Logged::Leased => LEASED,
+        Logged::Own => OWN,
     }
 }
 

@@ -130,6 +130,8 @@ pub(super) enum Work {
     Records(RecordTxn),
     /// Make changes of another store.
     Replay(Replay),
+    /// Take what was copied up, of these keys, for the store's own.
+    Own(Vec<Bytes>),
     /// Forget the past.
     Compact(Revision),
 }
@@ -147,7 +149,7 @@ pub(super) enum Done {
     KeptAlive(Answer<Option<i64>>),
     /// Of [`Work::Records`] and [`Work::Replay`].
     Records(bool),
-    /// Of [`Work::Revoke`], [`Work::Expire`] and [`Work::Compact`].
+    /// Of [`Work::Revoke`], [`Work::Expire`], [`Work::Own`] and [`Work::Compact`].
     Plain(Answer<()>),
 }
 
@@ -160,7 +162,7 @@ impl Work {
                 let of_all = |write: &RecordWrite| [FENCE, HOLD].contains(&&*write.name);
                 txn.line.is_some() || !txn.forget.is_empty() || txn.writes.iter().any(of_all)
             }
-            Self::Compact(_) | Self::Replay(_) => true,
+            Self::Compact(_) | Self::Replay(_) | Self::Own(_) => true,
             _ => false,
         }
     }
@@ -174,7 +176,11 @@ impl Work {
             | Self::Revoke(_)
             | Self::KeepAlive(_)
             | Self::Compact(_) => true,
-            Self::CopyUp(_) | Self::Expire(_) | Self::Records(_) | Self::Replay(_) => false,
+            Self::CopyUp(_)
+            | Self::Expire(_)
+            | Self::Records(_)
+            | Self::Replay(_)
+            | Self::Own(_) => false,
         }
     }
 
@@ -277,6 +283,7 @@ impl Work {
                 want.records.extend(expected.chain(written).cloned());
                 want.keys.extend(txn.forget.iter().cloned());
             }
+            Self::Own(keys) => want.keys.extend(keys.iter().cloned()),
             Self::Replay(replay) => {
                 for change in &replay.changes {
                     want.keys.push(change.key().clone());

@@ -197,6 +197,49 @@ pub async fn keys_that_were_there_before_win(fixture: &dyn NewFixture) {
     assert_eq!(subject.claims(one(&key(8))).await, ["key/008 whiteout"]);
 }
 
+pub async fn what_an_earlier_migration_has_copied_is_the_stores_own_in_the_next(
+    fixture: &dyn NewFixture,
+) {
+    let earlier = NewSubject::of(fixture).await;
+    earlier.copy_up(vec![old("a", "1"), old("b", "1")]).await;
+    set_line(&*earlier.new, None).await;
+    earlier.new.settle_claims().await.unwrap();
+    let line = Line {
+        base: Revision(2000),
+        ..line(2)
+    };
+    set_line(&*earlier.new, Some(line)).await;
+    let subject = NewSubject::with(earlier.new, 2, fixture.gapless());
+    subject.handle.claim_present().await.unwrap();
+    let copies = ["a", "b", "c"].map(|key| old(key, "2"));
+    assert_eq!(subject.copy_up(copies.to_vec()).await, 1);
+    // As behind the next transition.
+    let line = Line {
+        epoch: Epoch(3),
+        ..line
+    };
+    set_line(&*subject.new, Some(line)).await;
+    let subject = NewSubject::with(subject.new, 3, fixture.gapless());
+    let claims = subject.handle.claims(KeyRange::all(), usize::MAX).await;
+    let claims = claims.unwrap();
+    let copied = claims.iter().map(|claim| matches!(claim, Claim::Copied(_)));
+    assert_eq!(
+        copied.collect::<Vec<_>>(),
+        [false, false, true],
+        "{claims:?}"
+    );
+    assert_eq!(subject.claims(KeyRange::all()).await, ["a=1", "b=1", "c=2"]);
+
+    // The past has what was there before its first change.
+    let before = subject.store.revision().await;
+    subject.store.put("a", "3").await;
+    let deleted = subject.store.delete(one("b")).await;
+    assert_eq!(deleted.prev_kvs[0].value, "1");
+    let past = subject.store.range(at(before, KeyRange::all())).await;
+    let past: Vec<_> = past.kvs.iter().map(|kv| &kv.value[..]).collect();
+    assert_eq!(past, [b"1", b"1", b"2"]);
+}
+
 pub async fn a_line_without_claims_leaves_no_whiteouts(fixture: &dyn NewFixture) {
     let subject = NewSubject::of(fixture).await;
     subject.store.put("a", "1").await;

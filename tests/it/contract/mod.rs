@@ -171,6 +171,7 @@ macro_rules! new_store_contract {
                     reserved_keys_are_hidden_from_claims_that_cross_them
                     dropping_claims_removes_whiteouts_and_keeps_keys
                     keys_that_were_there_before_win
+                    what_an_earlier_migration_has_copied_is_the_stores_own_in_the_next
                     a_line_without_claims_leaves_no_whiteouts
                 }
                 copy_up {

@@ -123,7 +123,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     version         BIGINT         NOT NULL,
     lease           BIGINT         NOT NULL,
     live            TINYINT        NOT NULL COMMENT '0: a whiteout',
-    logged          TINYINT        NOT NULL COMMENT '0: copied up and not changed since; 2: without its lease',
+    logged          TINYINT        NOT NULL COMMENT '0, 3: copied up and not changed since; 2: without its lease',
     value           LONGBLOB,
     KEY {p}kv_lease (lease)
 ) {OPTIONS}"

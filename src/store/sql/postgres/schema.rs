@@ -311,7 +311,7 @@ CREATE TABLE IF NOT EXISTS {p}kv (
     version         BIGINT   NOT NULL,
     lease           BIGINT   NOT NULL,
     live            SMALLINT NOT NULL,  -- 0: a whiteout
-    logged          SMALLINT NOT NULL,  -- 0: copied up and not changed since; 2: without its lease
+    logged          SMALLINT NOT NULL,  -- 0, 3: copied up and not changed since; 2: without its lease
     value           BYTEA
 ) WITH (fillfactor = 85);
 CREATE INDEX IF NOT EXISTS {prefix}kv_key ON {p}kv (\"key\");

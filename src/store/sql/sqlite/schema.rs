@@ -249,7 +249,7 @@ CREATE TABLE {p}kv (
     version         INTEGER NOT NULL,
     lease           INTEGER NOT NULL,
     live            INTEGER NOT NULL,  -- 0: a whiteout
-    logged          INTEGER NOT NULL,  -- 0: copied up and not changed since; 2: without its lease
+    logged          INTEGER NOT NULL,  -- 0, 3: copied up and not changed since; 2: without its lease
     value           BLOB               -- last, so that large ones are not in the way of the rest
 );
 -- The keys of a lease, when it ends.
