@@ -470,11 +470,14 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
             return Ok(false);
         }
         let mut next = entry.value.clone();
-        next.verified = Some(Verified {
-            epoch: state.epoch,
-            good: report.good,
-            mirrored: report.unmirrored == 0,
-        });
+        // What was missing when it came past may have been copied since: it says nothing of what there is now.
+        if report.backfill_complete || !entry.value.backfill_complete {
+            next.verified = Some(Verified {
+                epoch: state.epoch,
+                good: report.good,
+                mirrored: report.unmirrored == 0,
+            });
+        }
         let txn = RecordTxn {
             expect: vec![(STATE.to_owned(), entry.version)],
             writes: vec![write(STATE, &next), write(VERIFY, &report)],

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use segue::migration::asking::Started;
 use segue::migration::phase::Phase;
-use segue::migration::records::Outcome;
+use segue::migration::records::{Outcome, VERIFY};
 use segue::migration::status::Status;
 use segue::migration::switch::Request;
 use segue::store::{Guard, Store, Watch};
@@ -26,6 +26,33 @@ async fn outcome(member: &Member, outcome: Outcome) {
     member
         .until("decided", |status| status.switch.outcome == outcome)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_missing_while_the_backfill_ran_does_not_count_when_it_is_complete() {
+    let stores = Stores::in_memory().await;
+    stores.fill(10).await;
+    let gate = Gate::before(stores.new.clone());
+    let stores = Stores {
+        new: gate.clone(),
+        ..stores
+    };
+    let paused = |options: &mut segue::migration::Options| options.control.paused = true;
+    let member = stores.join_as("a", paused).await.unwrap();
+    member.until_phase(Phase::Migration).await;
+    gate.set(Mode::Hold(VERIFY));
+    member.controller.verify();
+    gate.holds().await;
+    member
+        .controller
+        .steer(|control| control.paused = false)
+        .await
+        .unwrap();
+    member
+        .until("copied", |status| status.backfill_complete)
+        .await;
+    gate.set(Mode::Open);
+    member.until_verified().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
