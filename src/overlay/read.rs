@@ -21,6 +21,9 @@ const PAGE_KEYS: usize = 10_000;
 /// Claims that are looked up in the old store at once, and in all: more take longer than the keys.
 const LOOKUPS: usize = 64;
 const LOOKUPS_MAX: usize = 2_000;
+/// Parts of a range that are read as copied. Each, and each gap between two, takes up to three of the 128
+/// operations that etcd takes in one transaction.
+const COPIED_MAX: usize = 20;
 /// How often the old store may change while keys are counted.
 const COUNTS_MAX: usize = 4;
 
@@ -85,8 +88,7 @@ impl Overlay {
         // A piece is a request of its own to the new store, which would show reserved keys to one
         // that lies within them.
         let visible = self.reserved.visible(&request.keys);
-        let cut = |keys| self.copied.load().cut(keys);
-        let pieces: Vec<_> = visible.iter().flat_map(cut).collect();
+        let pieces = self.pieces(&visible);
         if pieces.iter().all(|(_, copied)| *copied) {
             self.counters.read_new();
             return self.new.range(request).await;
@@ -114,6 +116,19 @@ impl Overlay {
                 Outcome::Uncounted { again: false } => counts_left = 0,
             }
         }
+    }
+
+    /// The pieces of `parts`, each with whether it is copied.
+    fn pieces(&self, parts: &[KeyRange]) -> Vec<(KeyRange, bool)> {
+        let copied = self.copied.load();
+        let mut left = COPIED_MAX;
+        let mut pieces = Vec::new();
+        for part in parts {
+            let some = copied.cut_at_most(part, left);
+            left -= some.iter().filter(|(_, copied)| *copied).count();
+            pieces.extend(some);
+        }
+        pieces
     }
 
     async fn read_one(&self, key: Bytes, request: Range) -> Result<Answer<RangeReply>> {

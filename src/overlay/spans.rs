@@ -59,6 +59,12 @@ impl Spans {
     /// `range` cut at the borders of the set, in key order; each piece with whether it is in it.
     #[must_use]
     pub fn cut(&self, range: &KeyRange) -> Vec<(KeyRange, bool)> {
+        self.cut_at_most(range, usize::MAX)
+    }
+
+    /// The same, but that no more than the first so many pieces count as in the set, as if it lagged behind.
+    #[must_use]
+    pub fn cut_at_most(&self, range: &KeyRange, most: usize) -> Vec<(KeyRange, bool)> {
         let (from, to) = match range {
             _ if range.is_empty() => return Vec::new(),
             KeyRange::One(key) => return vec![(range.clone(), self.contains(key))],
@@ -66,12 +72,11 @@ impl Spans {
         };
         let mut pieces = Vec::new();
         let mut at = from.clone();
-        for (start, end) in &self.spans {
+        let behind = self.spans.iter();
+        let behind = behind.filter(|(_, end)| end.as_ref().is_none_or(|end| *end > *from));
+        for (start, end) in behind.take(most) {
             if to.as_ref().is_some_and(|to| start >= to) {
                 break;
-            }
-            if end.as_ref().is_some_and(|end| *end <= at) {
-                continue;
             }
             if *start > at {
                 pieces.push((KeyRange::span(at, Some(start.clone())), false));
@@ -183,5 +188,19 @@ mod tests {
         ] {
             assert_eq!(spans(&copied).cut(&range), pieces, "{copied:?} {range:?}");
         }
+    }
+
+    #[test]
+    fn what_comes_behind_the_most_pieces_lags_behind() {
+        let copied = spans(&[("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")]);
+        let pieces = vec![
+            (span("c", "d"), true),
+            (span("d", "e"), false),
+            (span("e", "f"), true),
+            (span("f", "z"), false),
+        ];
+        assert_eq!(copied.cut_at_most(&span("c", "z"), 2), pieces);
+        let all = vec![(span("c", "z"), false)];
+        assert_eq!(copied.cut_at_most(&span("c", "z"), 0), all);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use segue::migration::copier::{Copier, Step};
 use segue::migration::ledger::Ledger;
+use segue::overlay::Overlay;
 use segue::store::memory::Memory;
 use segue::store::open::replayed_bytes_max;
 use segue::store::{
@@ -11,8 +12,8 @@ use segue::store::{
     StoreUrl,
 };
 use segue::types::{
-    Compare, CompareResult, CompareTarget, Grant, KeyRange, KeyValue, LeaseId, Op, Put, Range,
-    Revision, Txn,
+    Compare, CompareResult, CompareTarget, Content, Grant, KeyRange, KeyValue, LeaseId, Op, Put,
+    Range, Reserved, Revision, Txn,
 };
 
 use super::{open, under_an_epoch};
@@ -89,6 +90,52 @@ fn record() -> RecordWrite {
     RecordWrite {
         name: "mirror".into(),
         value: Some(vec![b'r'; 4096].into()),
+    }
+}
+
+#[tokio::test]
+async fn a_wide_read_is_one_transaction_however_many_parts_are_copied() {
+    const PARTS: usize = 60;
+    let etcd = Etcd::start().await;
+    let new = under_an_epoch(open(&etcd).await, Revision(100)).await;
+    let old = Arc::new(Memory::new());
+    let key = |number: usize| format!("k{number:03}");
+    for number in 0..2 * PARTS {
+        old.put(Put::new(key(number), "old")).await.unwrap();
+    }
+    let old = Arc::new(AsOld::new(old, "old".into()));
+    // Every other key is.
+    let copied = (0..PARTS).map(|number| key(2 * number));
+    let kvs = copied.clone().map(|key| KeyValue {
+        key: key.into(),
+        ..pair("", 1)
+    });
+    let copy_up = CopyUp {
+        kvs: kvs.collect(),
+        record: None,
+    };
+    new.copy_up(copy_up).await.unwrap();
+    let overlay = Overlay::new(old, new, Reserved::default());
+    overlay.set_copied(copied.map(KeyRange::prefix).collect());
+    for (limit, content) in [
+        (0, Content::Full),
+        (7, Content::Full),
+        (0, Content::CountOnly),
+    ] {
+        let range = Range {
+            limit,
+            content,
+            ..Range::of(KeyRange::all())
+        };
+        let reply = overlay.range(range).await.unwrap().reply;
+        assert_eq!(reply.count, 2 * PARTS, "{limit} {content:?}");
+        for (number, kv) in reply.kvs.iter().enumerate() {
+            let value = if number % 2 == 0 { "v" } else { "old" };
+            assert_eq!(
+                (&kv.key[..], &kv.value[..]),
+                (key(number).as_bytes(), value.as_bytes())
+            );
+        }
     }
 }
 
