@@ -26,6 +26,8 @@ pub struct Tail {
     at: (String, Revision, Revision),
     /// What was taken from the watch and is not known to be in the old store.
     batch: Batch,
+    /// Changes behind a goal were taken from the watch and left out: nobody can go on behind it.
+    cut: bool,
 }
 
 /// Changes on their way, of each key the latest.
@@ -73,6 +75,7 @@ impl Tail {
             watching: new.watch(Watch::of(KeyRange::all(), start)).await?,
             at: place(position),
             batch: Batch::default(),
+            cut: false,
         })
     }
 
@@ -97,10 +100,11 @@ impl Tail {
         };
         while let Some(item) = next {
             match item {
-                // What comes behind the goal is not to be told of.
+                // What comes behind the goal is not to be told of, unless the rollback is called off.
                 Some(WatchItem::Events(events))
                     if goal.is_some_and(|goal| events.revision > goal) =>
                 {
+                    self.cut = true;
                     self.batch.through = goal;
                 }
                 Some(WatchItem::Events(events)) => self.batch.add(events),
@@ -153,7 +157,7 @@ impl Tail {
             // The answer was not waited for.
             self.done(position);
         }
-        self.at == place
+        self.at == place && !self.cut
     }
 }
 
@@ -281,5 +285,18 @@ mod tests {
         assert_eq!(keys(&tails, &new, &at(first), third).await, ["b", "c"]);
         tails.clear();
         assert_eq!(keys(&tails, &new, &begun, third).await, ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn what_came_behind_the_goal_of_a_rollback_is_there_when_it_is_called_off() {
+        let new = Memory::new().guarded(Guard::None);
+        let put = async |key: &'static str| new.put(Put::new(key, "")).await.unwrap().revision;
+        let (tails, begun) = (Tails::default(), Position::default());
+        put("a").await;
+        // No event tells of it.
+        let goal = put("segue/switch").await;
+        let behind = put("b").await;
+        assert_eq!(keys(&tails, &new, &begun, goal).await, ["a"]);
+        assert_eq!(keys(&tails, &new, &begun, behind).await, ["a", "b"]);
     }
 }
