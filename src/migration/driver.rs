@@ -26,7 +26,7 @@ use super::records::{
     CONTROL, Control, MEMBERS, Member, OWNER, Outcome, Owner, STATE, SWITCH, Stall, Switch,
 };
 use super::rehearsal::millis;
-use super::router::Router;
+use super::router::{Mirrored, Router};
 use super::status::add;
 use super::switch::{KEY, LOOK, seen};
 use crate::overlay::{Overlay, WithPast};
@@ -285,10 +285,13 @@ impl Driver {
             shared.past_counters.store(Arc::new(sum));
         }
         let mirrored = state.mirror && matches!(state.phase, Phase::Migration | Phase::Normal);
-        let replayed_bytes_max = shared.options.replayed_bytes_max.filter(|_| mirrored);
+        let mirrored = mirrored.then(|| Mirrored {
+            old: shared.old.clone(),
+            pair_bytes_max: shared.options.replayed_bytes_max,
+        });
         let stretch = self.stretch_of(state);
         let router = &self.shared.router;
-        let served = router.serve(state.epoch, store, stretch, replayed_bytes_max);
+        let served = router.serve(state.epoch, store, stretch, mirrored);
         self.draining.push(served);
         self.routed = Some(state.epoch);
         self.published = false;

@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::crossing::{self, Stretch};
 use super::stalls::{Stall, Stalls};
-use crate::store::{RequestError, Result, Status, Store, StoreError, Watch, Watching};
+use crate::store::{OldStore, RequestError, Result, Status, Store, StoreError, Watch, Watching};
 use crate::types::{
     Answer, Delete, DeleteReply, Epoch, Grant, Granted, LeaseId, LeaseStatus, Op, Put, PutReply,
     Range, RangeReply, Revision, Txn, TxnReply,
@@ -30,10 +30,36 @@ struct Route {
     store: Option<Arc<dyn Store>>,
     /// The part of the line of revisions that the store has; nothing, if it has all that comes.
     stretch: Option<Stretch>,
-    /// Most bytes of a pair, its key counted twice, while the old store has to get it as well.
-    pair_bytes_max: Option<usize>,
+    /// Nothing, unless the old store has to get every pair as well.
+    mirrored: Option<Mirrored>,
     drained: CancellationToken,
     _last_one_out: DropGuard,
+}
+
+/// What pairs the mirror can bring into the old store.
+#[derive(Clone)]
+pub struct Mirrored {
+    /// The old store, which may yet have to be opened: until then nobody can ask it.
+    pub old: Arc<dyn OldStore>,
+    /// Most bytes of a pair, its key counted twice.
+    pub pair_bytes_max: Option<usize>,
+}
+
+impl Mirrored {
+    fn check(&self, key: &[u8], value_len: usize) -> Result<()> {
+        let bytes = 2 * key.len() + value_len;
+        if self.pair_bytes_max.is_some_and(|most| bytes > most) {
+            return Err(RequestError::TooLarge.into());
+        }
+        let old = self.old.fenceable();
+        match old.and_then(|old| old.unacceptable(key, value_len)) {
+            Some(why) => Err(RequestError::Unacceptable(format!(
+                "the old store has to take it too, for as long as there is a way back: {why}"
+            ))
+            .into()),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Route {
@@ -41,14 +67,14 @@ impl Route {
         epoch: Epoch,
         store: Option<Arc<dyn Store>>,
         stretch: Option<Stretch>,
-        pair_bytes_max: Option<usize>,
+        mirrored: Option<Mirrored>,
     ) -> Self {
         let drained = CancellationToken::new();
         Self {
             epoch,
             store,
             stretch,
-            pair_bytes_max,
+            mirrored,
             _last_one_out: drained.clone().drop_guard(),
             drained,
         }
@@ -56,10 +82,9 @@ impl Route {
 
     /// Refuses a pair that the mirror could not bring into the old store.
     fn check_put(&self, put: &Put) -> Result<()> {
-        let bytes = 2 * put.key.len() + put.value.as_ref().map_or(0, Bytes::len);
-        match self.pair_bytes_max {
-            Some(most) if bytes > most => Err(RequestError::TooLarge.into()),
-            _ => Ok(()),
+        match &self.mirrored {
+            Some(mirrored) => mirrored.check(&put.key, put.value.as_ref().map_or(0, Bytes::len)),
+            None => Ok(()),
         }
     }
 
@@ -125,15 +150,14 @@ impl Router {
     }
 
     /// Sends what comes from now on to `store`; without one, lets it wait. Watches go on behind the
-    /// border of `stretch`, if it ever has one. A pair with more bytes than `pair_bytes_max`, its key
-    /// counted twice, is refused. The token that comes back is cancelled once nothing is under way any
-    /// more on the way before.
+    /// border of `stretch`, if it ever has one. A pair that could not be `mirrored` is refused. The token that
+    /// comes back is cancelled once nothing is under way any more on the way before.
     pub fn serve(
         &self,
         epoch: Epoch,
         store: Option<Arc<dyn Store>>,
         stretch: Option<Stretch>,
-        pair_bytes_max: Option<usize>,
+        mirrored: Option<Mirrored>,
     ) -> CancellationToken {
         let present = self.route.load();
         if let (Some(before), Some(next)) = (&present.stretch, &stretch)
@@ -145,7 +169,7 @@ impl Router {
             })));
         }
         drop(present);
-        let route = Route::new(epoch, store, stretch, pair_bytes_max);
+        let route = Route::new(epoch, store, stretch, mirrored);
         let before = self.route.swap(Arc::new(route));
         self.turns.send_modify(|turn| *turn += 1);
         before.drained.clone()

@@ -55,6 +55,12 @@ pub trait NewStore: Send + Sync + 'static {
     /// store takes at once: callers try again with fewer changes.
     async fn replay(&self, replay: Replay) -> Result<bool>;
 
+    /// Why the store cannot take a pair of these sizes, if it is known to be unable to.
+    fn unacceptable(&self, key: &[u8], value_len: usize) -> Option<String> {
+        let _ = (key, value_len);
+        None
+    }
+
     /// Tells by an item each time that `key` may have changed; ends when it no longer can. Only for
     /// whoever looks now and then anyhow and wants to be quicker: it may miss a change, and should cost
     /// requests for other keys nothing.

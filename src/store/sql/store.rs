@@ -319,6 +319,10 @@ impl<B: Backend> NewStore for SqlStore<B> {
         }
     }
 
+    fn unacceptable(&self, key: &[u8], value_len: usize) -> Option<String> {
+        self.engine.backend.unacceptable(key, value_len)
+    }
+
     async fn is_empty(&self) -> Result<bool> {
         match self.engine.query(Guard::None, Query::Any).await? {
             (_, Found::Any(any)) => Ok(!any),

@@ -16,6 +16,9 @@ use segue::types::{
 };
 use tokio::sync::Mutex;
 
+/// It says that it takes no longer keys.
+pub const KEY_BYTES_MAX: usize = 100;
+
 /// What it does not take.
 #[derive(Clone, Copy, Debug)]
 pub struct Taste {
@@ -94,6 +97,10 @@ impl NewStore for Picky {
         let live = replay.changes.iter().filter_map(Replayed::live);
         self.1.check(&live.cloned().collect::<Vec<_>>())?;
         self.0.replay(replay).await
+    }
+
+    fn unacceptable(&self, key: &[u8], _: usize) -> Option<String> {
+        (key.len() > KEY_BYTES_MAX).then(|| "the key is unpalatable".into())
     }
 
     async fn is_empty(&self) -> Result<bool> {

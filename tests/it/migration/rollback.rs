@@ -18,7 +18,7 @@ use segue::types::{
 
 use super::fleet::{Member, Stores, get, grant, key, passthrough, put, put_leased};
 use super::gate::{Gate, Mode};
-use super::picky::{Picky, Taste};
+use super::picky::{KEY_BYTES_MAX, Picky, Taste};
 use crate::support::eventually;
 
 fn to(phase: Phase) -> Request {
@@ -329,8 +329,8 @@ async fn without_a_mirror_there_is_no_way_back_and_nothing_is_written_to_the_old
     assert_eq!(get(&*stores.source, &key(1)).await.unwrap().value, "old");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_old_store_does_not_take_shuts_the_way_back_until_it_is_written_anew() {
+/// From a store that does not take everything, which there is a way back to.
+async fn from_picky() -> Stores {
     let source = Memory::new();
     let taste = Taste {
         pairs: usize::MAX,
@@ -339,11 +339,51 @@ async fn what_the_old_store_does_not_take_shuts_the_way_back_until_it_is_written
         door: None,
     };
     let picky = Arc::new(Picky(source.clone(), taste));
-    let stores = Stores {
+    Stores {
         old: Arc::new(AsOld::of(picky).await.unwrap()),
         source: Arc::new(source),
         new: Arc::new(Memory::new()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_old_store_cannot_hold_is_refused_as_long_as_there_is_a_way_back() {
+    let stores = from_picky().await;
+    let member = stores.join("a").await.unwrap();
+    member.until_verified().await;
+    let store = member.store();
+    let write = async |length: usize| {
+        let put = || Put::new(vec![b'k'; length], "v");
+        let txn = Txn::of(vec![Op::Put(put())]);
+        [
+            store.put(put()).await.map(drop),
+            store.txn(txn).await.map(drop),
+        ]
     };
+    assert_eq!(write(KEY_BYTES_MAX).await, [Ok(()), Ok(())]);
+    for refused in write(KEY_BYTES_MAX + 1).await {
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("the key is unpalatable"), "{told}");
+    }
+    for phase in [Phase::Normal, Phase::Settled] {
+        eventually("it goes on", async || {
+            match member.controller.go_to(phase).await {
+                Ok(Ok(())) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        member.until_phase(phase).await;
+        let refused = phase != Phase::Settled;
+        for written in write(KEY_BYTES_MAX + 1).await {
+            assert_eq!(written.is_err(), refused, "{phase}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_old_store_does_not_take_shuts_the_way_back_until_it_is_written_anew() {
+    let stores = from_picky().await;
     let first = stores.join("a").await.unwrap();
     first.until_phase(Phase::Migration).await;
     let second = stores.join("b").await.unwrap();
