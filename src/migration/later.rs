@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::mark::Mark;
@@ -24,6 +24,7 @@ pub struct OldLater {
     /// What the store has to be; see [`OldStore::identity`].
     expected: Option<String>,
     store: OnceCell<Arc<dyn OldStore>>,
+    opened: Notify,
 }
 
 impl OldLater {
@@ -35,6 +36,7 @@ impl OldLater {
             open,
             expected,
             store: OnceCell::new(),
+            opened: Notify::new(),
         }
     }
 
@@ -46,7 +48,11 @@ impl OldLater {
             }
             Ok(store)
         };
-        self.store.get_or_try_init(open).await
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let opened = self.store.get_or_try_init(open).await;
+        opened.inspect(|_| self.opened.notify_waiters())
     }
 }
 
@@ -112,5 +118,78 @@ impl OldStore for OldLater {
 
     async fn scan_reserved(&self, keys: KeyRange, size: PageSize) -> Result<Page> {
         self.store().await?.scan_reserved(keys, size).await
+    }
+
+    /// It is not opened for this.
+    async fn astray(&self) -> String {
+        loop {
+            let opened = self.opened.notified();
+            if let Some(store) = self.store.get() {
+                return store.astray().await;
+            }
+            opened.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::store::AsOld;
+    use crate::store::memory::Memory;
+
+    /// A store that has died.
+    struct Dead(AsOld);
+
+    #[async_trait]
+    impl OldStore for Dead {
+        async fn identity(&self) -> Result<String> {
+            self.0.identity().await
+        }
+
+        async fn revision(&self) -> Result<Revision> {
+            self.0.revision().await
+        }
+
+        async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<KeyValue>>> {
+            self.0.get(keys).await
+        }
+
+        async fn scan(&self, keys: KeyRange, size: PageSize, content: Content) -> Result<Page> {
+            self.0.scan(keys, size, content).await
+        }
+
+        async fn count(&self, keys: KeyRange) -> Result<usize> {
+            self.0.count(keys).await
+        }
+
+        async fn leases(&self) -> Result<Vec<OldLease>> {
+            self.0.leases().await
+        }
+
+        async fn astray(&self) -> String {
+            "a part of it".into()
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_told_that_it_has_died_also_to_those_who_asked_before_it_was_opened() {
+        let opener: Opener = Box::new(|| {
+            Box::pin(async {
+                let store = AsOld::new(Arc::new(Memory::new()), "old".into());
+                Ok(Arc::new(Dead(store)) as Arc<dyn OldStore>)
+            })
+        });
+        let later = OldLater::new(opener, None);
+        let mut astray = std::pin::pin!(later.astray());
+        assert!(astray.as_mut().now_or_never().is_none());
+        later.revision().await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(30), astray).await;
+        assert_eq!(told.expect("it is told"), "a part of it");
+        assert_eq!(later.astray().now_or_never().unwrap(), "a part of it");
     }
 }
