@@ -437,8 +437,10 @@ impl Snapshot {
             }
             Query::Prefetch(want) => want.is_small(),
             Query::Lease { keys, .. } => !keys,
-            Query::Any | Query::Sizes => true,
-            Query::Leases | Query::Due(_) | Query::Records(_) | Query::Log(_) => false,
+            // Where all keys are looked for, every entry counts: the log is read no further than its bounds.
+            Query::Log(scan) => scan.parts == [KeyRange::all()],
+            Query::Any | Query::Sizes | Query::Due(_) => true,
+            Query::Leases | Query::Records(_) => false,
         };
         self.at.is_none() && self.queries.len() <= 4 && self.queries.iter().all(small)
     }
@@ -573,4 +575,30 @@ pub enum Found {
     Any(bool),
     /// Bytes that the store takes up, and bytes of them that hold data.
     Sizes(u64, u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_small(query: Query) -> bool {
+        Snapshot::latest(vec![query]).is_small()
+    }
+
+    #[test]
+    fn what_ends_leases_and_what_follows_the_log_does_not_wait_for_long_lists() {
+        assert!(is_small(Query::Due(1000)));
+        let scan = |parts| LogScan {
+            parts,
+            from: Revision(1),
+            to: Revision(i64::MAX),
+            max_events: 4096,
+            max_bytes: 1 << 20,
+            prev_kv: true,
+        };
+        assert!(is_small(Query::Log(scan(vec![KeyRange::all()]))));
+        // Who looks for some keys may pass by any number of others.
+        assert!(!is_small(Query::Log(scan(vec![KeyRange::prefix("k")]))));
+        assert!(!is_small(Query::Leases));
+    }
 }

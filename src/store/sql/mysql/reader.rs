@@ -2,8 +2,8 @@
 //!
 //! A snapshot is one script, so one round trip: begin, head row, data, end. Reads of single keys that
 //! wait together are one script too: they share a lane of their own, and while one script is on its
-//! way the next one gathers. Everything else goes by other lanes, so that no short read waits for a
-//! long one.
+//! way the next one gathers. Everything else goes by other lanes, of which large reads never have all:
+//! no short read waits for a long one.
 //!
 //! A read whose connection breaks is read again on another one. One that nobody waits for any more is ended,
 //! and with it its connection.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tracing::debug;
 
 use super::Db;
@@ -35,6 +35,9 @@ const POINT_LANES: usize = 2;
 
 /// Connections for all other reads.
 const RANGE_LANES: usize = 6;
+
+/// Large reads at a time, at most: one fewer than there are connections, so that small ones always find one.
+const LARGE_MAX: usize = RANGE_LANES - 1;
 
 /// Reads of single keys in one script, at most.
 const TOGETHER: usize = 128;
@@ -61,6 +64,8 @@ const BEGIN: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
 pub(super) struct Readers {
     points: mpsc::Sender<Job>,
     ranges: mpsc::Sender<Job>,
+    /// Large reads have one each.
+    large: Semaphore,
 }
 
 struct Job {
@@ -91,16 +96,19 @@ impl Readers {
         Self {
             points: lanes(POINT_LANES, TOGETHER),
             ranges: lanes(RANGE_LANES, 1),
+            large: Semaphore::new(LARGE_MAX),
         }
     }
 
     /// See [`crate::store::sql::backend::Backend::read`].
     pub(super) async fn read(&self, snapshot: Snapshot) -> Result<Read> {
         let closed = || StoreError::Unavailable("the store is closed".into());
-        let queue = if is_points(&snapshot) {
-            &self.points
+        let points = is_points(&snapshot);
+        let queue = if points { &self.points } else { &self.ranges };
+        let _permit = if points || snapshot.is_small() {
+            None
         } else {
-            &self.ranges
+            Some(self.large.acquire().await.map_err(|_| closed())?)
         };
         let (reply, answer) = oneshot::channel();
         let job = Job { snapshot, reply };
