@@ -265,6 +265,7 @@ impl Mirror {
                 None => {}
                 Some(WatchEnd::Compacted(_)) => return Ok(Followed::Gap),
                 Some(WatchEnd::Lost(why)) => return Err(StoreError::Unavailable(why)),
+                Some(WatchEnd::Failed(error)) => return Err(error),
             }
         }
     }

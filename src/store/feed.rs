@@ -42,7 +42,7 @@ struct Room {
 #[async_trait]
 pub trait History: Send + Sync + 'static {
     /// What happened after the revision `after`, oldest first, about `limit` events at a time but
-    /// never a part of a revision.
+    /// never a part of a revision; also less, where it takes long to find so many.
     ///
     /// What `watch` does not ask for may be left out; the feed looks at its keys, filters and
     /// `prev_kv`, not at its start. Changes that were published before the call must be seen.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
 
+use super::{RequestError, StoreError};
 use crate::types::{Epoch, EventBatch, KeyRange, Revision};
 
 /// A request for the changes of some keys.
@@ -82,6 +83,19 @@ pub enum WatchEnd {
     Compacted(Revision),
     /// The store is gone; a new watch from the last delivered revision + 1 may work later.
     Lost(String),
+    /// The store cannot tell what would come next, and a new watch would end in the same way.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for WatchEnd {
+    /// How a watch is over whose history failed to be read.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Request(RequestError::Compacted(oldest)) => Self::Compacted(oldest),
+            error if error.is_final() => Self::Failed(error),
+            error => Self::Lost(error.to_string()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -196,8 +196,8 @@ impl Stream {
             }
             Action::Current(revision) => self.table.current(revision, &mut self.outbox),
             Action::Items(id, generation, items) => {
-                if let Some(lost) = self.table.items(id, generation, items, &mut self.outbox) {
-                    self.reopen(id, generation, lost, Duration::ZERO);
+                if self.table.items(id, generation, items, &mut self.outbox) {
+                    self.reopen(id, generation);
                 }
             }
             Action::Reopened(id, generation, Ok(watching)) => {
@@ -207,9 +207,10 @@ impl Stream {
                     self.listen(id, generation, watching, registration);
                 }
             }
-            Action::Reopened(id, generation, Err(failure)) => {
-                self.not_reopened(id, generation, &failure);
+            Action::Reopened(id, generation, Err(failure)) if failure.is_final() => {
+                self.table.fail(id, generation, &failure, &mut self.outbox);
             }
+            Action::Reopened(id, generation, Err(_)) => self.reopen(id, generation),
             Action::Tick => self.table.ask_idle(),
             Action::NoLeader => self.end = Some(End::Failed(no_leader())),
             Action::Shutdown => self.end = Some(End::Failed(stopped())),
@@ -265,31 +266,25 @@ impl Stream {
         self.open.push(Abortable::new(items, registration).boxed());
     }
 
-    /// Opens a watch anew whose store was lost, behind what it delivered.
-    fn reopen(&mut self, id: i64, generation: Generation, watch: store::Watch, after: Duration) {
+    /// Opens a watch anew whose store was lost, behind what it delivered: at once, or after a while if nothing
+    /// has come of it before.
+    fn reopen(&mut self, id: i64, generation: Generation) {
+        let Some((watch, lost_for)) = self.table.lost(id, generation) else {
+            return;
+        };
+        if self.needs_leader && lost_for > Some(self.context.silence) {
+            self.end = Some(End::Failed(no_leader()));
+        }
+        let (first, longest) = BACKOFF;
+        let pause = lost_for.map_or(Duration::ZERO, |time| time.clamp(first, longest));
         let context = Arc::clone(&self.context);
         self.pending.push(
             async move {
-                tokio::time::sleep(after).await;
+                tokio::time::sleep(pause).await;
                 Action::Reopened(id, generation, context.store.watch(watch).await)
             }
             .boxed(),
         );
-    }
-
-    fn not_reopened(&mut self, id: i64, generation: Generation, failure: &StoreError) {
-        if failure.is_final() {
-            self.table.fail(id, generation, failure, &mut self.outbox);
-            return;
-        }
-        let Some((watch, lost_for)) = self.table.lost(id, generation) else {
-            return;
-        };
-        if self.needs_leader && lost_for > self.context.silence {
-            self.end = Some(End::Failed(no_leader()));
-        }
-        let (first, longest) = BACKOFF;
-        self.reopen(id, generation, watch, lost_for.clamp(first, longest));
     }
 
     /// Looks up the current revision where an answer waits for nothing else.

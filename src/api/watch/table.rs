@@ -44,6 +44,8 @@ struct Entry {
     generation: Generation,
     /// While it is open.
     open: Option<Open>,
+    /// Since it was lost, until it has delivered something: that it could be opened anew does not mean that
+    /// its history can be read.
     lost_since: Option<Instant>,
 }
 
@@ -192,17 +194,11 @@ impl Table {
     ) -> Option<(Generation, AbortRegistration)> {
         self.entry(id, generation)?;
         let (open, generation, registration) = self.opening(watching);
-        let asked = self
-            .round
-            .as_ref()
-            .is_some_and(|round| round.waiting.contains(&id));
         let entry = self.entries.get_mut(&id)?;
-        if asked || entry.progress_due {
-            open.progress.notify_one();
-        }
+        // It has been found again when it says how far it is, though nothing may have happened meanwhile.
+        open.progress.notify_one();
         entry.open = Some(open);
         entry.generation = generation;
-        entry.lost_since = None;
         Some((generation, registration))
     }
 
@@ -222,17 +218,19 @@ impl Table {
         removed
     }
 
-    /// What a watch yielded. Answers with the watch to open anew if its store was lost.
+    /// What a watch yielded. Answers whether its store was lost, and it is to be opened anew.
     pub(super) fn items(
         &mut self,
         id: i64,
         generation: Generation,
         items: Vec<WatchItem>,
         outbox: &mut Outbox,
-    ) -> Option<store::Watch> {
+    ) -> bool {
         let limit = self.context.message_bytes();
         let context = Arc::clone(&self.context);
-        let entry = self.entry(id, generation)?;
+        let Some(entry) = self.entry(id, generation) else {
+            return false;
+        };
         let fragment = entry.fragment.then_some(limit);
         // Not where the watch begins, which may be in the future.
         let mut seen = Revision(0);
@@ -242,6 +240,7 @@ impl Table {
         for item in items {
             match item {
                 WatchItem::Events(batch) => {
+                    entry.lost_since = None;
                     seen = batch.revision;
                     entry.next = seen.next();
                     entry.idle = entry.idle.and(Some(false));
@@ -249,6 +248,7 @@ impl Table {
                 }
                 WatchItem::Progress(revision) => {
                     responses.flush(outbox);
+                    entry.lost_since = None;
                     seen = seen.max(revision);
                     entry.next = entry.next.max(revision.next());
                     if std::mem::take(&mut entry.progress_due) {
@@ -272,37 +272,44 @@ impl Table {
         if let Some(revision) = progress {
             self.answered(id, Some(revision), outbox);
         }
-        match end? {
-            WatchEnd::Compacted(oldest) => {
+        match end {
+            None => false,
+            Some(WatchEnd::Compacted(oldest)) => {
                 self.remove(id, outbox);
                 outbox.push_back(pb::WatchResponse {
                     compact_revision: oldest.0,
                     // etcd puts no revision into this header.
                     ..canceled(&context, id, Revision(0), "")
                 });
-                None
+                false
             }
-            WatchEnd::Lost(why) => {
+            Some(WatchEnd::Lost(why)) => {
                 tracing::debug!(watch = id, %why, "a watch lost its store");
-                self.lost(id, generation).map(|(watch, _)| watch)
+                true
+            }
+            Some(WatchEnd::Failed(failure)) => {
+                self.fail(id, generation, &failure, outbox);
+                false
             }
         }
     }
 
-    /// Notes that a watch has no store now; answers what to open anew, and how long it is lost.
+    /// Notes that a watch has no store now; answers what to open anew, and how long it is lost if it was
+    /// before.
     pub(super) fn lost(
         &mut self,
         id: i64,
         generation: Generation,
-    ) -> Option<(store::Watch, Duration)> {
+    ) -> Option<(store::Watch, Option<Duration>)> {
         let entry = self.entry(id, generation)?;
         entry.open = None;
-        let since = *entry.lost_since.get_or_insert_with(Instant::now);
+        let lost_for = entry.lost_since.map(|since| since.elapsed());
+        entry.lost_since.get_or_insert_with(Instant::now);
         let watch = store::Watch {
             start: Some(entry.next),
             ..entry.watch.clone()
         };
-        Some((watch, since.elapsed()))
+        Some((watch, lost_for))
     }
 
     /// Ends a watch that cannot go on.

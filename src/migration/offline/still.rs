@@ -113,6 +113,7 @@ async fn first_write(mut watching: Watching, last: Revision) -> Option<String> {
                 return Some("what has changed is compacted".to_owned());
             }
             WatchItem::End(WatchEnd::Lost(why)) => return Some(why),
+            WatchItem::End(WatchEnd::Failed(error)) => return Some(error.to_string()),
         }
     }
     Some("its history has ended".to_owned())

@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::timeout;
 
 use super::*;
-use crate::store::{RequestError, WatchEnd};
+use crate::store::{RequestError, StoreError, WatchEnd};
 use crate::types::{Change, Event, KeyRange, KeyValue};
 
 /// A log in memory, from behind `compacted` on.
@@ -16,17 +16,30 @@ use crate::types::{Change, Event, KeyRange, KeyValue};
 struct Log {
     batches: Mutex<Vec<Arc<EventBatch>>>,
     compacted: Mutex<Revision>,
+    /// Batches that are read at a time, if that is bounded.
+    at_a_time: Option<usize>,
+    /// What the next reads fail with.
+    failures: Mutex<Vec<StoreError>>,
+    /// Reads of so many events are too slow, if any are.
+    too_many: Option<usize>,
 }
 
 #[async_trait]
 impl History for Log {
     async fn history(&self, _: &Watch, after: Revision, limit: usize) -> Result<Stretch> {
+        if let Some(failure) = self.failures.lock().unwrap().pop() {
+            return Err(failure);
+        }
+        if self.too_many.is_some_and(|many| limit >= many) {
+            return Err(StoreError::Unavailable("too slow".into()));
+        }
         let compacted = *self.compacted.lock().unwrap();
         if after.next() < compacted {
             return Err(RequestError::Compacted(compacted).into());
         }
         let batches = self.batches.lock().unwrap();
         let later = batches.iter().filter(|batch| batch.revision > after);
+        let limit = self.at_a_time.unwrap_or(limit);
         let batches: Vec<_> = later.take(limit).cloned().collect();
         let through = batches.last().map_or(after, |batch| batch.revision);
         Ok(Stretch { batches, through })
@@ -46,7 +59,11 @@ impl Fixture {
     }
 
     fn with_room(room: Room) -> Self {
-        let log = Arc::new(Log::default());
+        Self::with(Log::default(), room)
+    }
+
+    fn with(log: Log, room: Room) -> Self {
+        let log = Arc::new(log);
         let reserved = Reserved::default();
         let feed = Feed::with_room(log.clone(), reserved, Revision(0), room);
         Self { log, feed }
@@ -230,6 +247,45 @@ async fn a_watch_below_the_compacted_revision_ends_with_it() {
     assert_eq!(revisions(&mut at, 2).await, [6, 7], "queued before");
     let end = WatchItem::End(WatchEnd::Compacted(Revision(12)));
     assert_eq!(next(&mut at).await, end, "what comes next is compacted");
+}
+
+#[tokio::test]
+async fn a_history_that_is_too_long_for_one_read_is_read_on_in_shorter_stretches() {
+    let log = Log {
+        at_a_time: Some(2),
+        too_many: Some(100),
+        ..Log::default()
+    };
+    let fixture = Fixture::with(log, ROOM);
+    for _ in 0..20 {
+        fixture.put(&["often"]);
+    }
+    fixture.put(&["seldom"]);
+    let mut watching = fixture.watch(one("seldom"), Some(1));
+    assert_eq!(revisions(&mut watching, 1).await, [21]);
+}
+
+#[tokio::test]
+async fn a_history_that_fails_at_the_same_place_again_ends_the_watch() {
+    let fixture = Fixture::new(8);
+    fixture.put(&["a"]);
+    let away = StoreError::Unavailable("away".into());
+    *fixture.log.failures.lock().unwrap() = vec![away; 2];
+    let mut watching = fixture.watch(one("a"), Some(1));
+    let lost = WatchItem::End(WatchEnd::Lost("away".into()));
+    assert_eq!(next(&mut watching).await, lost);
+    assert_eq!(watching.items.next().await, None);
+}
+
+#[tokio::test]
+async fn a_history_that_nobody_can_read_ends_the_watch_for_good() {
+    let fixture = Fixture::new(8);
+    fixture.put(&["a"]);
+    let broken = StoreError::Broken("not a log".into());
+    *fixture.log.failures.lock().unwrap() = vec![broken.clone()];
+    let mut watching = fixture.watch(one("a"), Some(1));
+    let failed = WatchItem::End(WatchEnd::Failed(broken));
+    assert_eq!(next(&mut watching).await, failed);
 }
 
 #[tokio::test]

@@ -9,11 +9,12 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::Shared;
 use super::hub::Place;
-use crate::store::{RequestError, StoreError, Watch, WatchEnd, WatchItem};
+use crate::store::{Watch, WatchEnd, WatchItem};
 use crate::types::{Change, Event, EventBatch, Revision};
 
-/// Events that a watcher reads from history at a time.
+/// Events that a watcher reads from history at a time: where that goes well, and at least.
 const STRETCH_EVENTS: usize = 512;
+const STRETCH_EVENTS_MIN: usize = 8;
 
 pub(super) struct Watcher {
     shared: Arc<Shared>,
@@ -29,6 +30,10 @@ pub(super) struct Watcher {
     /// Where the store stood when the watch was opened: up to here only history can tell, whatever was
     /// published by then. It may be that the line of revisions has jumped.
     current: Revision,
+    /// Where history could not be read the last time that it could not.
+    failed_at: Option<Revision>,
+    /// Events that are read from history at a time: fewer where that was too much for the store.
+    limit: usize,
     /// What was read from history and not delivered yet.
     ready: VecDeque<EventBatch>,
     /// The place on the feed. A watcher takes it before it has read all of the history that lies
@@ -66,6 +71,8 @@ impl Watcher {
             seen,
             floor: seen.min(current),
             current,
+            failed_at: None,
+            limit: STRETCH_EVENTS,
             ready: VecDeque::new(),
             place: None,
             progress,
@@ -186,13 +193,19 @@ impl Watcher {
 
     async fn read_history(&mut self) -> Result<(), WatchEnd> {
         let history = &self.shared.history;
-        let stretch = history
-            .history(&self.request, self.seen, STRETCH_EVENTS)
-            .await
-            .map_err(|error| match error {
-                StoreError::Request(RequestError::Compacted(oldest)) => WatchEnd::Compacted(oldest),
-                error => WatchEnd::Lost(error.to_string()),
-            })?;
+        let read = history.history(&self.request, self.seen, self.limit);
+        let stretch = match read.await {
+            Ok(stretch) => stretch,
+            Err(error) => {
+                let failed_before = self.failed_at.replace(self.seen);
+                if error.is_final() || failed_before == Some(self.seen) {
+                    return Err(error.into());
+                }
+                // A new watch would begin behind what was delivered, which may be long before.
+                self.limit = (self.limit / 8).max(STRETCH_EVENTS_MIN);
+                return Ok(());
+            }
+        };
         if stretch.through <= self.seen {
             let lost = format!(
                 "the history ends at {}, before what was published",
@@ -200,6 +213,7 @@ impl Watcher {
             );
             return Err(WatchEnd::Lost(lost));
         }
+        self.limit = (self.limit * 2).min(STRETCH_EVENTS);
         for batch in &stretch.batches {
             self.take(batch);
         }

@@ -1,7 +1,7 @@
 //! A store that can be lost and found again.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -20,6 +20,10 @@ pub(super) struct Faulty {
     turns: watch::Sender<u64>,
     /// Reads are not answered at all.
     frozen: AtomicBool,
+    /// Watches that were opened.
+    pub opened: AtomicUsize,
+    /// What watches end with that are opened from now on, before they yield anything.
+    pub short: Mutex<Option<WatchEnd>>,
 }
 
 impl Faulty {
@@ -28,6 +32,8 @@ impl Faulty {
             inner: Memory::new(),
             turns: watch::Sender::new(0),
             frozen: AtomicBool::new(false),
+            opened: AtomicUsize::new(0),
+            short: Mutex::new(None),
         })
     }
 
@@ -81,6 +87,13 @@ impl Store for Faulty {
 
     async fn watch(&self, request: Watch) -> Result<Watching> {
         let watching = self.reached()?.watch(request).await?;
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        if let Some(end) = self.short.lock().unwrap().clone() {
+            return Ok(Watching {
+                items: stream::iter([WatchItem::End(end)]).boxed(),
+                ..watching
+            });
+        }
         let mut turns = self.turns.subscribe();
         // Also if it is found again before anybody looks.
         let cut = async move {

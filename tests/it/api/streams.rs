@@ -1,6 +1,7 @@
 //! Streams that are slow, lost, idle, or cut short.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use segue::api::ApiConfig;
@@ -9,8 +10,8 @@ use segue::proto::etcdserverpb::kv_client::KvClient;
 use segue::proto::etcdserverpb::lease_client::LeaseClient;
 use segue::proto::etcdserverpb::watch_client::WatchClient;
 use segue::proto::etcdserverpb::watch_request::RequestUnion;
-use segue::store::Store;
 use segue::store::memory::Memory;
+use segue::store::{Store, StoreError, WatchEnd};
 use segue::types::Put;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -131,6 +132,61 @@ async fn a_watch_goes_on_where_it_was_when_its_store_is_back() {
         let expected: Vec<i64> = (first..first + 3).collect();
         assert_eq!(revisions(&mut responses, 3).await, expected);
     }
+}
+
+/// The store answers, and its history cannot be read.
+#[tokio::test]
+async fn a_watch_that_is_lost_as_often_as_it_is_opened_is_not_opened_without_pause() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let (_keep, mut responses) = watch_all(&api, |_| {}).await;
+    *store.short.lock().unwrap() = Some(WatchEnd::Lost("lost on purpose".into()));
+    store.lose();
+    store.find();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let opened = store.opened.load(Ordering::SeqCst);
+    // At the beginning, and behind 0, 50, 50, 100 and 200 milliseconds.
+    assert!(opened <= 8, "{opened} times");
+    *store.short.lock().unwrap() = None;
+    store.inner.put(Put::new("k", "v")).await.unwrap();
+    assert_eq!(revisions(&mut responses, 1).await, [2]);
+}
+
+#[tokio::test]
+async fn a_stream_that_needs_a_leader_ends_when_its_watch_is_lost_again_and_again() {
+    let store = Faulty::new();
+    let soon = |config: &mut ApiConfig| config.silence = Duration::from_millis(50);
+    let api = Api::start_with(store.clone(), soon).await;
+    let (requests, mut responses) = stream(&api, true).await.unwrap();
+    *store.short.lock().unwrap() = Some(WatchEnd::Lost("lost on purpose".into()));
+    let request = pb::WatchCreateRequest {
+        key: "k".into(),
+        ..pb::WatchCreateRequest::default()
+    };
+    requests.send(create(request)).await.unwrap();
+    assert!(next(&mut responses).await.created);
+    let end = tokio::time::timeout(SOON, responses.message()).await;
+    let end = end.expect("in time").unwrap_err();
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+}
+
+#[tokio::test]
+async fn a_watch_whose_history_nobody_can_read_is_cancelled_with_the_reason() {
+    let store = Faulty::new();
+    let api = Api::start(store.clone()).await;
+    let (_keep, mut responses) = watch_all(&api, |_| {}).await;
+    let broken = StoreError::Broken("not a log".into());
+    *store.short.lock().unwrap() = Some(WatchEnd::Failed(broken));
+    store.lose();
+    store.find();
+    let end = next(&mut responses).await;
+    assert!(
+        end.canceled && end.cancel_reason.contains("not a log"),
+        "{end:?}"
+    );
 }
 
 #[tokio::test]
