@@ -4,10 +4,14 @@
 //! makes them and nobody waits for a timer. When as much waits as is being committed, it is begun
 //! meanwhile, by backends that can. Each request of a batch keeps its own revision and its own success
 //! or failure.
+//!
+//! Compacted history is deleted in pieces: one after the other while nothing waits, and now and then between
+//! two batches while something always does.
 
 use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
@@ -25,6 +29,10 @@ use crate::types::Reserved;
 
 /// Batches whose requests are still to be answered, at most.
 pub(super) const ANSWERS_LEN: usize = 4;
+
+/// How long writes go first behind a piece of compacted history that was deleted between them, in terms of
+/// what that took: it has a fifth of the time.
+const WRITES_PER_SWEEP: u32 = 4;
 
 /// A batch that was committed, and what was done for each of its requests.
 pub(super) type Answers = (Vec<Request>, Vec<Result<Done>>);
@@ -62,15 +70,28 @@ impl<B: Backend> Writer<B> {
         let mut head = self.committer.head().await;
         let mut gathered = Gathered::default();
         let mut last = 0;
+        let mut sweep_due = Instant::now();
         loop {
             if !gathered.requests.is_empty() {
                 let (batch, begun) = gathered.take(&mut self.queue, last);
                 last = batch.len();
+                // Writers who never let the queue run empty must not keep what is compacted for ever.
+                let sweeps = lags(head.as_ref()) && Instant::now() >= sweep_due;
                 let reserved = &self.committer.reserved;
-                let next = gathered.ahead(&mut self.queue, &self.enough, last, reserved);
+                let next = async {
+                    if sweeps {
+                        // Nothing fits between a batch and one that is begun ahead.
+                        return pending().await;
+                    }
+                    let next = gathered.ahead(&mut self.queue, &self.enough, last, reserved);
+                    next.await
+                };
                 self.committer
                     .carry_out(batch, begun, &mut head, pin!(next))
                     .await;
+                if sweeps {
+                    sweep_due = self.committer.sweep(&mut head).await;
+                }
                 continue;
             }
             let step = match gathered.held.take() {
@@ -85,7 +106,7 @@ impl<B: Backend> Writer<B> {
                         .send(self.committer.backend.drop_whiteouts().await)
                         .ok();
                 }
-                Step::Sweep => self.committer.sweep(&mut head).await,
+                Step::Sweep => sweep_due = self.committer.sweep(&mut head).await,
                 Step::End => break,
             }
         }
@@ -99,12 +120,12 @@ impl<B: Backend> Writer<B> {
         debug!("the writer has ended");
     }
 
-    /// Requests go before the deletion of compacted history.
+    /// Requests that wait go before the deletion of compacted history.
     async fn select(&mut self, head: Option<&Head>) -> Step {
         if self.cancel.is_cancelled() {
             return Step::End;
         }
-        if head.is_some_and(|head| head.swept < head.compacted) {
+        if lags(head) {
             match self.queue.try_recv() {
                 Ok(job) => return Step::Take(job),
                 Err(mpsc::error::TryRecvError::Empty) => return Step::Sweep,
@@ -126,7 +147,9 @@ impl<B: Backend> Committer<B> {
             .ok()
     }
 
-    async fn sweep(&self, head: &mut Option<Head>) {
+    /// Deletes a piece of what is compacted; answers until when writes go before the next one.
+    async fn sweep(&self, head: &mut Option<Head>) -> Instant {
+        let begun = Instant::now();
         match self.backend.sweep().await {
             Ok(swept) => *head = Some(swept),
             Err(err) => {
@@ -134,6 +157,7 @@ impl<B: Backend> Committer<B> {
                 *head = None;
             }
         }
+        Instant::now() + begun.elapsed() * WRITES_PER_SWEEP
     }
 
     /// Commits a batch and tells everybody. A failure that may be one request's own fault is not
@@ -241,6 +265,11 @@ impl<B: Backend> Committer<B> {
     }
 }
 
+/// Whether there is compacted history to be deleted.
+fn lags(head: Option<&Head>) -> bool {
+    head.is_some_and(|head| head.swept < head.compacted)
+}
+
 /// Tells everybody what became of their requests, until the writer ends.
 ///
 /// A task of its own: the writer goes on with the next batch meanwhile. One that is a thread, as
@@ -271,7 +300,9 @@ fn refuse(job: Job) {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+    use std::sync::{Mutex, OnceLock};
+    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
@@ -300,6 +331,24 @@ mod tests {
         inner: Sqlite,
         mishap: Mutex<Option<Mishap>>,
         go_on: Arc<Notify>,
+        /// From now on no batch ends before something waits behind it.
+        busy: AtomicBool,
+        queue: OnceLock<mpsc::Sender<Job>>,
+        /// Sweeps while it was so.
+        swept: AtomicUsize,
+    }
+
+    impl Unlucky {
+        /// It has a thread of its own.
+        fn wait_for_more(&self) {
+            let empty = || match self.queue.get() {
+                Some(queue) => queue.capacity() == queue.max_capacity(),
+                None => false,
+            };
+            while self.busy.load(SeqCst) && empty() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     impl Backend for Unlucky {
@@ -319,7 +368,11 @@ mod tests {
         ) -> Result<()> {
             let mishap = self.mishap.lock().unwrap().take();
             match mishap {
-                None => return self.inner.transact(prefetch, decide, next).await,
+                None => {
+                    let done = self.inner.transact(prefetch, decide, next).await;
+                    self.wait_for_more();
+                    return done;
+                }
                 Some(Mishap::Fault) => panic!("on purpose"),
                 Some(Mishap::Silence) => {
                     self.go_on.notified().await;
@@ -350,6 +403,8 @@ mod tests {
         }
 
         async fn sweep(&self) -> Result<Head> {
+            self.swept
+                .fetch_add(usize::from(self.busy.load(SeqCst)), SeqCst);
             self.inner.sweep().await
         }
 
@@ -362,11 +417,14 @@ mod tests {
         }
     }
 
-    async fn unlucky(mishap: Mishap, dir: &Path) -> SqlStore<Unlucky> {
+    async fn unlucky(mishap: impl Into<Option<Mishap>>, dir: &Path) -> SqlStore<Unlucky> {
         let backend = Unlucky {
             inner: Sqlite::open(&dir.join("store.db"), "segue_", true).unwrap(),
-            mishap: Mutex::new(Some(mishap)),
+            mishap: Mutex::new(mishap.into()),
             go_on: Arc::default(),
+            busy: AtomicBool::default(),
+            queue: OnceLock::new(),
+            swept: AtomicUsize::default(),
         };
         SqlStore::start(backend, Options::default()).await.unwrap()
     }
@@ -458,5 +516,38 @@ mod tests {
         store.engine.backend.go_on.notify_one();
         begun.await.unwrap().unwrap();
         waits.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_compacted_is_deleted_while_writers_never_let_the_queue_run_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = unlucky(None, dir.path()).await;
+        let backend = &store.engine.backend;
+        for _ in 0..3 {
+            store.put(Put::new("a", "")).await.unwrap();
+        }
+        assert!(backend.queue.set(store.engine.queue.clone()).is_ok());
+        backend.busy.store(true, SeqCst);
+        let writer = |key: &'static str| {
+            let store = store.clone();
+            spawn_owned(async move {
+                while store.engine.backend.busy.load(SeqCst) {
+                    store.put(Put::new(key, "")).await.unwrap();
+                }
+            })
+        };
+        let writers = ["b", "c", "d", "e"].map(writer);
+        let begun = store.compact(Revision(3)).await.unwrap().revision;
+        let mut now = begun;
+        while backend.swept.load(SeqCst) == 0 && now.0 < begun.0 + 100 {
+            tokio::task::yield_now().await;
+            now = store.engine.height.get();
+        }
+        let swept = backend.swept.load(SeqCst);
+        backend.busy.store(false, SeqCst);
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        assert!(swept > 0, "not between the revisions {begun} and {now}");
     }
 }
