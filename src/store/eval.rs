@@ -58,6 +58,8 @@ pub struct Working<'a, R: ?Sized> {
     compacted: Revision,
     /// Leases that came and went in this batch; the last word on each.
     leases: BTreeMap<LeaseId, bool>,
+    /// The keys that this batch has attached to a lease. Some of them may not be any more.
+    attached: HashMap<LeaseId, Vec<Bytes>>,
     /// Counts requests, so that a failed one knows which entries it made.
     request: u64,
 }
@@ -120,6 +122,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             revision,
             compacted,
             leases: BTreeMap::new(),
+            attached: HashMap::new(),
             request: 0,
         }
     }
@@ -217,6 +220,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
         }
         let mut fresh = 0;
         for copy in copies {
+            self.note_lease(copy);
             self.changes.entry(copy.key.clone()).or_insert_with(|| {
                 fresh += 1;
                 Entry {
@@ -270,7 +274,7 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
         }
         self.request += 1;
         let mut keys = self.rows.attached(id);
-        keys.extend(self.changes.keys().cloned());
+        keys.extend(self.attached.remove(&id).unwrap_or_default());
         keys.retain(|key| self.get(key).is_some_and(|kv| kv.lease == id));
         keys.sort_unstable();
         keys.dedup();
@@ -425,6 +429,9 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
     }
 
     fn set(&mut self, key: &Bytes, prev: Option<&KeyValue>, after: Option<KeyValue>) {
+        if let Some(kv) = &after {
+            self.note_lease(kv);
+        }
         if let Some(entry) = self.changes.get_mut(key) {
             entry.after = after;
             return;
@@ -436,6 +443,13 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
             made_by: self.request,
         };
         self.changes.insert(key.clone(), entry);
+    }
+
+    fn note_lease(&mut self, kv: &KeyValue) {
+        if kv.lease.is_some() {
+            let attached = self.attached.entry(kv.lease).or_default();
+            attached.push(kv.key.clone());
+        }
     }
 
     fn commit(&mut self, mut events: Vec<Event>) {

@@ -220,13 +220,14 @@ fn revoking_deletes_what_is_attached_at_that_moment_in_one_revision() {
         working
             .txn(&Txn::of(vec![Op::Put(attach.clone())]))
             .unwrap();
+        working.copy_up(&[leased("d")]).unwrap();
         assert_eq!(working.revoke(LeaseId(1)), Ok(Revision(13)));
         assert_eq!(working.revoke(LeaseId(1)), Err(RequestError::LeaseNotFound));
         let late = working.txn(&Txn::of(vec![Op::Put(attach)]));
         assert_eq!(late, Err(RequestError::LeaseNotFound));
     });
     let deleted: Vec<_> = outcome.batches[2].events.iter().map(Event::key).collect();
-    assert_eq!(deleted, ["b", "c"]);
+    assert_eq!(deleted, ["b", "c", "d"]);
 }
 
 #[test]

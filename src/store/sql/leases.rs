@@ -14,8 +14,11 @@ use crate::store::{Guard, Result};
 /// How often leases are looked at; etcd's own.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Leases that are ended at a time; what is left is found by the next look.
+/// Leases that are ended by one look; what is left is found by the next one.
 const AT_ONCE: i64 = 1000;
+
+/// Leases that are ended in one batch: each may have hundreds of keys, and what others write waits meanwhile.
+const TOGETHER: usize = 50;
 
 /// For how long nothing may be committed while there are leases, in milliseconds. Less than
 /// [`super::decide::GAP_MS`] by the time between two looks, and twice as much for a slow database.
@@ -53,9 +56,14 @@ async fn look<B: Backend>(engine: &Engine<B>) -> Result<()> {
     let quiet_ms = read.now_ms.abs_diff(read.head.at_ms);
     let over = due.iter().filter(|lease| lease.deadline_ms <= read.now_ms);
     let over: Vec<_> = over.map(|lease| lease.id).collect();
-    // Also where none is over: a commit notes that clients could have kept their leases alive.
-    if !over.is_empty() || (!due.is_empty() && quiet_ms >= QUIET_MS) {
+    if over.is_empty() && !due.is_empty() && quiet_ms >= QUIET_MS {
+        // A commit notes that clients could have kept their leases alive.
         engine.submit(Guard::None, Work::Expire(over)).await?;
+        return Ok(());
+    }
+    for ids in over.chunks(TOGETHER) {
+        let work = Work::Expire(ids.to_vec());
+        engine.submit(Guard::None, work).await?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Prefetched rows, as the evaluation of requests looks at them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -14,6 +14,8 @@ pub(super) struct Table {
     claimed: HashSet<Bytes>,
     past: Vec<Past>,
     leases: HashSet<LeaseId>,
+    /// The live keys among the rows that have a lease.
+    attached: HashMap<LeaseId, Vec<Bytes>>,
 }
 
 impl Table {
@@ -23,14 +25,23 @@ impl Table {
         past: Vec<Past>,
         leases: &[Lease],
     ) -> Self {
+        let rows: BTreeMap<_, _> = rows
+            .into_iter()
+            .map(|found| (found.row.kv.key.clone(), found))
+            .collect();
+        let mut attached = HashMap::<_, Vec<_>>::new();
+        for Placed { row, .. } in rows.values() {
+            if row.live && row.kv.lease.is_some() {
+                let keys = attached.entry(row.kv.lease).or_default();
+                keys.push(row.kv.key.clone());
+            }
+        }
         Self {
-            rows: rows
-                .into_iter()
-                .map(|found| (found.row.kv.key.clone(), found))
-                .collect(),
+            rows,
             claimed: claimed.into_iter().collect(),
             past,
             leases: leases.iter().map(|lease| lease.id).collect(),
+            attached,
         }
     }
 
@@ -88,8 +99,6 @@ impl eval::Rows for Table {
     }
 
     fn attached(&self, id: LeaseId) -> Vec<Bytes> {
-        let rows = self.rows.values().map(|found| &found.row);
-        let attached = rows.filter(|row| row.live && row.kv.lease == id);
-        attached.map(|row| row.kv.key.clone()).collect()
+        self.attached.get(&id).cloned().unwrap_or_default()
     }
 }
