@@ -146,6 +146,29 @@ impl KeyRange {
         }
     }
 
+    /// The keys of all `spans` in spans that neither overlap nor touch, in order.
+    #[must_use]
+    pub fn merged(mut spans: Vec<Self>) -> Vec<Self> {
+        spans.sort_unstable_by(|a, b| a.start().cmp(b.start()));
+        let mut merged: Vec<Self> = Vec::with_capacity(spans.len());
+        for span in spans {
+            match (merged.last_mut(), span) {
+                (Some(Self::Span { end: last, .. }), Self::Span { start, end })
+                    if last.as_ref().is_none_or(|last| start <= *last) =>
+                {
+                    // Without an end it goes on for ever.
+                    if let Some(until) = last
+                        && end.as_ref().is_none_or(|end| end > until)
+                    {
+                        *last = end;
+                    }
+                }
+                (_, span) => merged.push(span),
+            }
+        }
+        merged
+    }
+
     /// The range as bounds for an ordered map of byte strings. Ask [`Self::is_empty`] first:
     /// ordered maps panic on bounds that are the wrong way round.
     #[must_use]

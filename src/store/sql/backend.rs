@@ -4,6 +4,7 @@
 //! backend moves them between its tables and memory, set-wise, in one or two round trips per call,
 //! and is the only place that knows its driver. It never looks into a request.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -283,14 +284,14 @@ pub struct LogEntry {
     pub prev_revision: Revision,
 }
 
-/// What a batch needs to be decided. Lists are sorted and without repetitions.
+/// What a batch needs to be decided. Lists are without repetitions, and sorted, behind [`Self::tidy`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prefetch {
     /// Keys whose rows are needed.
     pub keys: Vec<Bytes>,
     /// Spans of which only has to be known which keys have a row. May overlap.
     pub claims: Vec<KeyRange>,
-    /// Spans whose rows are all needed. May overlap.
+    /// Spans whose rows are all needed. In order, without overlap.
     pub spans: Vec<KeyRange>,
     /// Spans whose live pairs at a revision of the past are needed.
     pub past: Vec<(KeyRange, Revision)>,
@@ -311,6 +312,18 @@ pub type Next<'a> = Pin<&'a mut (dyn Future<Output = Arc<Prefetch>> + Send)>;
 pub const CLAIMS_MAX: usize = 2048;
 
 impl Prefetch {
+    /// Sorts the lists, takes out what is in one of them twice, and makes one of spans whose rows are needed
+    /// and that overlap. Many requests of a batch are often about the same keys.
+    pub fn tidy(&mut self) {
+        sorted(&mut self.keys);
+        sorted(&mut self.leases);
+        sorted(&mut self.attached);
+        sorted(&mut self.records);
+        self.spans = KeyRange::merged(std::mem::take(&mut self.spans));
+        let mut met = HashSet::new();
+        self.past.retain(|past| met.insert(past.clone()));
+    }
+
     /// Whether it is so little that it is fetched in no time.
     #[must_use]
     pub fn is_small(&self) -> bool {
@@ -323,6 +336,11 @@ impl Prefetch {
         let found = |span: &KeyRange| claimed.iter().filter(|key| span.contains(key)).count();
         self.claims.iter().any(|span| found(span) >= CLAIMS_MAX)
     }
+}
+
+fn sorted<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
 }
 
 /// What was found. What is not in it does not exist.

@@ -47,6 +47,7 @@ impl<'a> Reading<'a> {
     pub(super) fn queries(&self, reserved: &Reserved) -> Vec<Query> {
         let mut want = Prefetch::default();
         want_txn(&self.rest, reserved, &mut want);
+        want.tidy();
         let spans = self.spans.iter();
         let spans = spans.map(|range| Query::Rows(rows_of(range, reserved)));
         [Query::Prefetch(want)].into_iter().chain(spans).collect()

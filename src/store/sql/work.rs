@@ -312,10 +312,7 @@ pub(super) fn want(batch: &[Request], reserved: &Reserved, claims: Claims) -> Pr
     for request in batch {
         request.work.want(reserved, claims, &mut want);
     }
-    sorted(&mut want.keys);
-    sorted(&mut want.leases);
-    sorted(&mut want.attached);
-    sorted(&mut want.records);
+    want.tidy();
     want
 }
 
@@ -326,11 +323,6 @@ fn keys_of(kvs: &[KeyValue]) -> impl Iterator<Item = &Bytes> {
 fn span_of(kvs: &[KeyValue]) -> Option<KeyRange> {
     let (first, last) = (keys_of(kvs).min()?, keys_of(kvs).max()?);
     Some(KeyRange::span(first.clone(), Some(successor(last))))
-}
-
-fn sorted<T: Ord>(list: &mut Vec<T>) {
-    list.sort_unstable();
-    list.dedup();
 }
 
 fn want_lease(id: LeaseId, want: &mut Prefetch) {
@@ -376,11 +368,64 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::types::{Compare, CompareResult, Range};
 
     async fn request() -> (Request, Asker) {
         let room = Arc::new(Semaphore::new(1));
         let room = room.acquire_owned().await.unwrap();
         Request::new(Guard::None, Work::KeepAlive(LeaseId(1)), room)
+    }
+
+    #[tokio::test]
+    async fn what_many_requests_need_is_fetched_once() {
+        let span = |start: &'static str, end: Option<&'static str>| {
+            KeyRange::span(start, end.map(Bytes::from))
+        };
+        let compare = |keys: KeyRange| Compare {
+            keys,
+            result: CompareResult::Equal,
+            target: CompareTarget::Version(0),
+        };
+        let read = |at| {
+            Op::Range(Range {
+                at: Some(Revision(at)),
+                ..Range::of(span("p", Some("q")))
+            })
+        };
+        let room = Arc::new(Semaphore::new(10));
+        let mut batch = Vec::new();
+        for keys in [
+            span("m", None),
+            span("c", Some("e")),
+            span("a", Some("d")),
+            span("a", Some("b")),
+            span("e", Some("f")),
+            span("g", Some("h")),
+            span("x", Some("y")),
+        ] {
+            let txn = Txn {
+                compares: vec![compare(keys)],
+                success: vec![read(2), read(1)],
+                failure: vec![],
+            };
+            let copies = Vec::new();
+            let room = room.clone().acquire_owned().await.unwrap();
+            batch.push(Request::new(Guard::None, Work::Txn { copies, txn }, room).0);
+        }
+        let want = want(&batch, &Reserved::default(), Claims::BySpan);
+        let all = [
+            span("a", Some("f")),
+            span("g", Some("h")),
+            // Without those of Segue's own, which are not seen.
+            span("m", Some("segue/")),
+            span("segue0", None),
+        ];
+        assert_eq!(want.spans, all);
+        let past = span("p", Some("q"));
+        assert_eq!(
+            want.past,
+            [(past.clone(), Revision(2)), (past, Revision(1))]
+        );
     }
 
     #[tokio::test]
