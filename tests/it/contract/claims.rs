@@ -222,9 +222,9 @@ pub async fn what_an_earlier_migration_has_copied_is_the_stores_own_in_the_next(
     let subject = NewSubject::with(subject.new, 3, fixture.gapless());
     let claims = subject.handle.claims(KeyRange::all(), usize::MAX).await;
     let claims = claims.unwrap();
-    let copied = claims.iter().map(|claim| matches!(claim, Claim::Copied(_)));
+    let of_this_one = claims.iter().map(|claim| matches!(claim, Claim::Copied(_)));
     assert_eq!(
-        copied.collect::<Vec<_>>(),
+        of_this_one.collect::<Vec<_>>(),
         [false, false, true],
         "{claims:?}"
     );

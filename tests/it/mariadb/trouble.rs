@@ -547,17 +547,3 @@ async fn whiteouts_among_many_pairs_are_found_in_short_steps_and_dropped_in_smal
         "{most} rows in one statement"
     );
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_prepares_no_statements_is_written_to_all_the_same() {
-    const PUTS: usize = 200;
-    let server = MariaDb::start_with(&["--max-prepared-stmt-count=0"]).await;
-    let store = open(&server.database().await).await;
-    let puts = (0..PUTS).map(|number| store.put(Put::new(format!("{number}"), "")));
-    for put in join_all(puts).await {
-        put.unwrap();
-    }
-    let read = store.range(Range::of(KeyRange::all())).await.unwrap();
-    let revision = Revision(1 + i64::try_from(PUTS).unwrap());
-    assert_eq!((read.revision, read.reply.count), (revision, PUTS));
-}
