@@ -126,11 +126,14 @@ impl Overlay {
         unreadable: Vec<KeyValue>,
         txn: Txn,
     ) -> Result<Answer<TxnReply>> {
+        if copies.is_empty() && unreadable.is_empty() {
+            return self.new.txn_over(copies, txn).await;
+        }
         let leased = copies.iter().any(|kv| kv.lease.is_some());
         if unreadable.is_empty() && !leased && copies.len() <= COPIES_WITH_TXN_MAX {
             let count = copies.len();
             match self.new.txn_over(copies.clone(), txn.clone()).await {
-                Err(error) if count > 0 && is_refusal(&error) => {}
+                Err(error) if is_refusal(&error) => {}
                 done => {
                     self.counters.copied_up(done.as_ref().map_or(0, |_| count));
                     return done;

@@ -127,12 +127,12 @@ impl Queue {
         let mut waited = false;
         loop {
             let found = self.one(Direction::Descending, before).await?;
-            let Some(last) = found.reply else {
+            let Some(predecessor) = found.reply else {
                 break;
             };
             leaves.get_or_insert_with(leaving);
             waited = true;
-            self.deleted(last.key, found.revision).await?;
+            self.deleted(predecessor.key, found.revision).await?;
         }
         let mut revision = entered.revision;
         if waited {
