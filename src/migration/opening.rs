@@ -150,7 +150,9 @@ async fn ended_behind(
     base: Revision,
 ) -> Result<BTreeMap<Bytes, KeyValue>> {
     let mut ended = BTreeMap::new();
-    if old.revision().await? <= base {
+    // Where the store stands itself: as it is at the base, its revision is no later one.
+    let state = old.state().await?;
+    if state.is_some_and(|state| state.revision <= base) {
         return Ok(ended);
     }
     let request = Watch {
