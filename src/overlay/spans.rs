@@ -18,30 +18,13 @@ impl Spans {
     /// The reserved keys and `copied`, which may overlap and come in any order.
     #[must_use]
     pub fn new(reserved: &Reserved, copied: impl IntoIterator<Item = KeyRange>) -> Self {
-        let mut all: Vec<(Bytes, Option<Bytes>)> = copied
+        let all = copied
             .into_iter()
             .chain([reserved.range().clone()])
             .filter(|range| !range.is_empty())
-            .map(|range| match range {
-                KeyRange::Span { start, end } => (start, end),
-                KeyRange::One(key) => {
-                    let end = crate::types::range::successor(&key);
-                    (key, Some(end))
-                }
-            })
             .collect();
-        all.sort();
-        let mut spans: Vec<(Bytes, Option<Bytes>)> = Vec::with_capacity(all.len());
-        for (start, end) in all {
-            match spans.last_mut() {
-                Some((_, last)) if last.as_ref().is_none_or(|last| *last >= start) => {
-                    if last.is_some() && end.as_ref().is_none_or(|end| Some(end) > last.as_ref()) {
-                        *last = end;
-                    }
-                }
-                _ => spans.push((start, end)),
-            }
-        }
+        let merged = KeyRange::merged(all).into_iter();
+        let spans = merged.map(KeyRange::into_bounds).collect();
         Self { spans }
     }
 

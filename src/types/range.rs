@@ -146,16 +146,28 @@ impl KeyRange {
         }
     }
 
-    /// The keys of all `spans` in spans that neither overlap nor touch, in order.
+    /// Start, and the end that is left out, of the keys as a span.
     #[must_use]
-    pub fn merged(mut spans: Vec<Self>) -> Vec<Self> {
-        spans.sort_unstable_by(|a, b| a.start().cmp(b.start()));
-        let mut merged: Vec<Self> = Vec::with_capacity(spans.len());
-        for span in spans {
-            match (merged.last_mut(), span) {
-                (Some(Self::Span { end: last, .. }), Self::Span { start, end })
-                    if last.as_ref().is_none_or(|last| start <= *last) =>
-                {
+    pub fn into_bounds(self) -> (Bytes, Option<Bytes>) {
+        match self {
+            Self::Span { start, end } => (start, end),
+            Self::One(key) => {
+                let end = successor(&key);
+                (key, Some(end))
+            }
+        }
+    }
+
+    /// The keys of all `ranges`, none of which is empty, in ranges that do not overlap, in order. Spans that touch
+    /// are one.
+    #[must_use]
+    pub fn merged(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_unstable_by(|a, b| a.start().cmp(b.start()));
+        let mut merged: Vec<(Bytes, Option<Bytes>)> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let (start, end) = range.into_bounds();
+            match merged.last_mut() {
+                Some((_, last)) if last.as_ref().is_none_or(|last| start <= *last) => {
                     // Without an end it goes on for ever.
                     if let Some(until) = last
                         && end.as_ref().is_none_or(|end| end > until)
@@ -163,10 +175,11 @@ impl KeyRange {
                         *last = end;
                     }
                 }
-                (_, span) => merged.push(span),
+                _ => merged.push((start, end)),
             }
         }
-        merged
+        let spans = merged.into_iter();
+        spans.map(|(start, end)| Self::span(start, end)).collect()
     }
 
     /// The range as bounds for an ordered map of byte strings. Ask [`Self::is_empty`] first:
