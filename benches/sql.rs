@@ -386,9 +386,7 @@ async fn watches(args: &Args, report: &mut Report, stores: &Stores, kind: Kind) 
                 let events: u64 = samples[0].iter().map(|lags| lags[through].events).sum();
                 let note = format!("{events} events, each seen once and in order");
                 let (ours, peers) = series.split_first().expect("Segue is there");
-                for theirs in peers {
-                    report.compare(what.clone(), "µs", ours, theirs, wish, note.clone());
-                }
+                report.compare_each(&what, "µs", ours, peers, wish, &note);
                 if peers.is_empty() {
                     report.single(what, "µs", &ours.name, ours.median(), None, note);
                 }
@@ -440,16 +438,8 @@ async fn beside_kine(args: &Args, report: &mut Report, stores: &Stores, kind: Ki
             let topic = Topic::Kine.name(kind);
             let what = format!("{topic} beside it, {request}, {in_flight} in flight");
             let note = "every write read back";
-            for peer in 1..targets.len() {
-                report.compare(
-                    what.clone(),
-                    "ops/s",
-                    &series(0),
-                    &series(peer),
-                    Some(wish),
-                    note,
-                );
-            }
+            let peers: Vec<Series> = (1..targets.len()).map(series).collect();
+            report.compare_each(&what, "ops/s", &series(0), &peers, Some(wish), note);
         }
     }
 }

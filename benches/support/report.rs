@@ -93,6 +93,21 @@ impl Report {
         });
     }
 
+    /// A series against each of its peers'.
+    pub fn compare_each(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        ours: &Series,
+        peers: &[Series],
+        target: Option<Target>,
+        note: &str,
+    ) {
+        for peer in peers {
+            self.compare(what, unit, ours, peer, target, note);
+        }
+    }
+
     /// A figure that is judged by itself.
     pub fn single(
         &mut self,

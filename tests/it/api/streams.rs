@@ -78,6 +78,24 @@ async fn next(responses: &mut Responses) -> pb::WatchResponse {
         .expect("the stream goes on")
 }
 
+/// Asks for a watch of one key.
+async fn watch_key(requests: &Requests) {
+    let request = pb::WatchCreateRequest {
+        key: "k".into(),
+        ..pb::WatchCreateRequest::default()
+    };
+    requests.send(create(request)).await.unwrap();
+}
+
+async fn ends_without_leader(responses: &mut Responses) {
+    let end = tokio::time::timeout(SOON, responses.message()).await;
+    let end = end.expect("in time").unwrap_err();
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+}
+
 /// The mod revisions of the next events, until there are `count`.
 async fn revisions(responses: &mut Responses, count: usize) -> Vec<i64> {
     let mut revisions = Vec::new();
@@ -159,18 +177,9 @@ async fn a_stream_that_needs_a_leader_ends_when_its_watch_is_lost_again_and_agai
     let api = Api::start_with(store.clone(), soon).await;
     let (requests, mut responses) = stream(&api, true).await.unwrap();
     *store.short.lock().unwrap() = Some(WatchEnd::Lost("lost on purpose".into()));
-    let request = pb::WatchCreateRequest {
-        key: "k".into(),
-        ..pb::WatchCreateRequest::default()
-    };
-    requests.send(create(request)).await.unwrap();
+    watch_key(&requests).await;
     assert!(next(&mut responses).await.created);
-    let end = tokio::time::timeout(SOON, responses.message()).await;
-    let end = end.expect("in time").unwrap_err();
-    assert_eq!(
-        (end.code(), end.message()),
-        (Code::Unavailable, "etcdserver: no leader")
-    );
+    ends_without_leader(&mut responses).await;
 }
 
 #[tokio::test]
@@ -214,18 +223,9 @@ async fn a_watch_that_finds_no_store_is_not_cancelled() {
     let api = Api::start(store.clone()).await;
     store.lose();
     let (requests, mut responses) = stream(&api, false).await.unwrap();
-    let request = pb::WatchCreateRequest {
-        key: "k".into(),
-        ..pb::WatchCreateRequest::default()
-    };
-    requests.send(create(request)).await.unwrap();
+    watch_key(&requests).await;
     // A cancelled watch is over for good; when a stream ends so, clients open it again.
-    let end = tokio::time::timeout(SOON, responses.message()).await;
-    let end = end.expect("in time").unwrap_err();
-    assert_eq!(
-        (end.code(), end.message()),
-        (Code::Unavailable, "etcdserver: no leader")
-    );
+    ends_without_leader(&mut responses).await;
 }
 
 #[tokio::test]
@@ -233,19 +233,10 @@ async fn a_stream_that_needs_a_leader_ends_without_the_store() {
     let store = Faulty::new();
     let api = Api::start(store.clone()).await;
     let (requests, mut responses) = stream(&api, true).await.unwrap();
-    let request = pb::WatchCreateRequest {
-        key: "k".into(),
-        ..pb::WatchCreateRequest::default()
-    };
-    requests.send(create(request)).await.unwrap();
+    watch_key(&requests).await;
     assert!(next(&mut responses).await.created);
     store.lose();
-    let end = tokio::time::timeout(SOON, responses.message()).await;
-    let end = end.expect("in time").unwrap_err();
-    assert_eq!(
-        (end.code(), end.message()),
-        (Code::Unavailable, "etcdserver: no leader")
-    );
+    ends_without_leader(&mut responses).await;
 }
 
 /// etcd ends it after a few seconds, so that the client goes to another member.
@@ -257,12 +248,7 @@ async fn a_stream_that_needs_a_leader_ends_when_the_store_says_nothing_any_more(
     let (_keep, mut goes_on) = watch_all(&api, |_| {}).await;
     let (_keep_too, mut responses) = stream(&api, true).await.unwrap();
     store.freeze();
-    let end = tokio::time::timeout(SOON, responses.message()).await;
-    let end = end.expect("in time").unwrap_err();
-    assert_eq!(
-        (end.code(), end.message()),
-        (Code::Unavailable, "etcdserver: no leader")
-    );
+    ends_without_leader(&mut responses).await;
     store.inner.put(Put::new("k", "v")).await.unwrap();
     assert_eq!(revisions(&mut goes_on, 1).await, [2]);
 }

@@ -32,6 +32,16 @@ pub struct Taste {
     pub door: Option<&'static Door>,
 }
 
+impl Taste {
+    /// Any number of pairs, but no unpalatable values.
+    pub const FOR_VALUES: Self = Self {
+        pairs: usize::MAX,
+        values: true,
+        rival: None,
+        door: None,
+    };
+}
+
 /// A door that lets one through at a time.
 #[derive(Debug)]
 pub struct Door {

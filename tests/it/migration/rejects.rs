@@ -91,12 +91,7 @@ async fn a_row_without_a_key_does_not_stop_the_verification() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leased_key_that_the_new_store_could_not_take_is_there_on_the_way_back() {
     let source = Arc::new(Memory::new());
-    let taste = Taste {
-        pairs: usize::MAX,
-        values: true,
-        rival: None,
-        door: None,
-    };
+    let taste = Taste::FOR_VALUES;
     let stores = Stores {
         old: Arc::new(AsOld::of(source.clone()).await.unwrap()),
         source,

@@ -180,12 +180,7 @@ async fn whoever_came_while_the_old_store_was_away_serves_from_it_behind_a_rollb
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_rejected_is_no_obstacle_on_the_way_back() {
-    let taste = Taste {
-        pairs: usize::MAX,
-        values: true,
-        rival: None,
-        door: None,
-    };
+    let taste = Taste::FOR_VALUES;
     let stores = Stores {
         new: Arc::new(Picky(Memory::new(), taste)),
         ..Stores::both_ways().await

@@ -332,12 +332,7 @@ async fn without_a_mirror_there_is_no_way_back_and_nothing_is_written_to_the_old
 /// From a store that does not take everything, which there is a way back to.
 async fn from_picky() -> Stores {
     let source = Memory::new();
-    let taste = Taste {
-        pairs: usize::MAX,
-        values: true,
-        rival: None,
-        door: None,
-    };
+    let taste = Taste::FOR_VALUES;
     let picky = Arc::new(Picky(source.clone(), taste));
     Stores {
         old: Arc::new(AsOld::of(picky).await.unwrap()),

@@ -222,9 +222,7 @@ async fn an_opening_that_was_interrupted_is_carried_on() {
 async fn a_reject_among_keys_whose_lease_is_new_is_still_to_be_seen() {
     let taste = Taste {
         pairs: 1000,
-        values: true,
-        rival: None,
-        door: None,
+        ..Taste::FOR_VALUES
     };
     let stores = Stores::to(Arc::new(Picky(Memory::new(), taste))).await;
     stores.fill(10).await;
@@ -260,9 +258,7 @@ async fn a_reject_among_keys_whose_lease_is_new_is_still_to_be_seen() {
 async fn rejects_do_not_stop_the_rest_but_hold_the_switch_back() {
     let taste = Taste {
         pairs: 7,
-        values: true,
-        rival: None,
-        door: None,
+        ..Taste::FOR_VALUES
     };
     let stores = Stores::to(Arc::new(Picky(Memory::new(), taste))).await;
     stores.fill(3_000).await;
