@@ -130,6 +130,13 @@ impl Feed {
         self.shared.hub.advance(revision);
     }
 
+    /// Counts all changes up to `revision` as published, which history has, if no watcher is on the feed that
+    /// would have to get them; else does nothing and answers `false`.
+    #[must_use]
+    pub fn pass_by(&self, revision: Revision) -> bool {
+        self.shared.hub.pass_by(revision)
+    }
+
     /// The last revision that was published.
     #[must_use]
     pub fn published(&self) -> Revision {

@@ -143,6 +143,15 @@ impl Hub {
         state.published = state.published.max(revision);
     }
 
+    pub(super) fn pass_by(&self, revision: Revision) -> bool {
+        let mut state = self.lock();
+        let watched = state.is_watched();
+        if !watched {
+            state.published = state.published.max(revision);
+        }
+        !watched
+    }
+
     pub(super) fn end_all(&self, reason: &str) {
         let mut state = self.lock();
         state.generation += 1;
@@ -215,6 +224,10 @@ fn leave(slots: Option<&mut Slots>, id: u64) -> bool {
 }
 
 impl State {
+    fn is_watched(&self) -> bool {
+        !self.ones.is_empty() || !self.spans.is_empty()
+    }
+
     fn publish(&mut self, batches: &[Arc<EventBatch>]) {
         for batch in batches {
             if batch.revision > self.published {
@@ -225,7 +238,7 @@ impl State {
     }
 
     fn hand_out(&mut self, batch: &Arc<EventBatch>) {
-        if self.ones.is_empty() && self.spans.is_empty() {
+        if !self.is_watched() {
             return;
         }
         let queued = &Queued {

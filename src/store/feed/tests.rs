@@ -505,6 +505,26 @@ async fn what_was_not_published_yet_comes_once_from_history() {
 }
 
 /// A few bytes of a kind that gives keys which are alike, and prefixes without an end.
+#[tokio::test]
+async fn what_nobody_watched_is_passed_by_and_comes_from_history() {
+    let fixture = Fixture::new(8);
+    fixture.put(&["k"]);
+    let elsewhere = Fixture::new(8);
+    elsewhere.put(&["other"]);
+    elsewhere.put(&["k"]);
+    let others = elsewhere.log.batches.lock().unwrap()[1].clone();
+    fixture.log.batches.lock().unwrap().push(others);
+    assert!(fixture.feed.pass_by(Revision(2)));
+    assert_eq!(fixture.feed.published(), Revision(2));
+    let mut past = fixture.watch(one("k"), Some(1));
+    let mut now = fixture.watch(one("k"), None);
+    // Whoever is on the feed gets everything by it.
+    assert!(!fixture.feed.pass_by(Revision(9)));
+    fixture.put(&["k"]);
+    assert_eq!(revisions(&mut past, 3).await, [1, 2, 3]);
+    assert_eq!(revisions(&mut now, 1).await, [3]);
+}
+
 fn some_key(rng: &mut StdRng) -> Bytes {
     let len = rng.random_range(1..5);
     (0..len)

@@ -1,7 +1,8 @@
 //! The changes that other processes make, and those between which theirs came.
 //!
 //! A batch of this process whose changes join those that were published before goes straight to the
-//! feed. Where others have committed in between, everything is read from the log instead.
+//! feed. Where others have committed in between, everything is read from the log instead, as far as
+//! anybody watches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,9 @@ impl<B: Backend> Tail<B> {
 
     async fn catch_up(&self) -> Result<()> {
         loop {
+            if self.feed.attached() == 0 && self.pass_by().await? {
+                return Ok(());
+            }
             let from = self.feed.published();
             let floor = self.height.get();
             let read = self.backend.read(scan(from)).await?;
@@ -87,6 +91,15 @@ impl<B: Backend> Tail<B> {
             }
         }
     }
+
+    /// Passes by what was committed without reading it, unless somebody has come to watch meanwhile: then
+    /// answers `false`. A member whose clients do not watch would else read all that the others write.
+    async fn pass_by(&self) -> Result<bool> {
+        let floor = self.height.get();
+        let read = self.backend.read(Snapshot::latest(Vec::new())).await?;
+        self.height.reach(floor, read.head.revision)?;
+        Ok(self.feed.pass_by(read.head.revision))
+    }
 }
 
 fn scan(published: Revision) -> Snapshot {
@@ -98,4 +111,47 @@ fn scan(published: Revision) -> Snapshot {
         max_bytes: BYTES,
         prev_kv: true,
     })])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::history::Log;
+    use crate::store::sql::sqlite::Sqlite;
+    use crate::store::sql::{Options, SqlStore};
+    use crate::store::{Store as _, Watch};
+    use crate::types::{Put, Reserved};
+
+    #[tokio::test]
+    async fn what_others_write_is_read_only_if_somebody_watches() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let open = || Sqlite::open(&path, "segue_", true).unwrap();
+        let store = SqlStore::start(open(), Options::default()).await.unwrap();
+        store.put(Put::new("a", "")).await.unwrap();
+        store.close().await;
+        drop(store);
+        // Whoever reads the log fails.
+        let database = rusqlite::Connection::open(&path).unwrap();
+        database.execute_batch("DROP TABLE segue_log").unwrap();
+        drop(database);
+        let backend = Arc::new(open());
+        let log = Log {
+            backend: backend.clone(),
+            reserved: Reserved::default(),
+        };
+        let tail = Tail {
+            backend,
+            feed: Arc::new(Feed::new(Arc::new(log), Reserved::default(), Revision(1))),
+            behind: Arc::default(),
+            height: Arc::new(Height::new(Revision(1))),
+            cancel: CancellationToken::new(),
+        };
+        tail.catch_up().await.unwrap();
+        assert_eq!(tail.feed.published(), Revision(2));
+        let _watching = tail
+            .feed
+            .watch(Watch::of(KeyRange::all(), None), Revision(2));
+        tail.catch_up().await.unwrap_err();
+    }
 }
