@@ -16,29 +16,38 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 /// Reads the answer to [`text::head`]: the head row and the clock.
 pub(super) fn take_head(sets: &mut Sets) -> Result<(Head, i64), Failure> {
-    let row = sets.first()?;
-    read_head(&row.ok_or_else(head_is_gone)?)
+    let row = sets.first()?.ok_or_else(head_is_gone)?;
+    Ok((read_head(&row)?, row.int(text::HEAD_LEN)?))
+}
+
+/// Reads the answers to [`super::Db::locking`]: the head row and the clock.
+pub(super) fn take_locked(sets: &mut Sets) -> Result<(Head, i64), Failure> {
+    let head = read_head(&sets.first()?.ok_or_else(head_is_gone)?)?;
+    let clock = sets.first()?;
+    let clock = clock.ok_or_else(|| Failure::Odd("the server tells no time".into()))?;
+    Ok((head, clock.int(0)?))
 }
 
 pub(super) fn head_is_gone() -> Failure {
     Failure::Odd("the head row is gone".into())
 }
 
-/// Reads the columns of [`text::head`].
-fn read_head(row: &Cells) -> Result<(Head, i64), Failure> {
-    if let Some(complaint) = version_complaint(row.int(text::HEAD_LEN - 2)?, VERSION) {
+/// Reads the columns of the head row.
+fn read_head(row: &Cells) -> Result<Head, Failure> {
+    if let Some(complaint) = version_complaint(row.int(text::HEAD_LEN - 1)?, VERSION) {
         return Err(Failure::Odd(complaint));
     }
-    Ok((head_of(row)?, row.int(text::HEAD_LEN - 1)?))
+    head_of(row)
 }
 
 /// Reads the answer to [`text::head_beside_rows`].
 pub(super) fn take_head_and_rows(sets: &mut Sets) -> Result<(Head, i64, Vec<Row>), Failure> {
     let set = sets.next()?;
-    let (head, now_ms) = read_head(set.first().ok_or_else(head_is_gone)?)?;
+    let first = set.first().ok_or_else(head_is_gone)?;
+    let (head, now_ms) = (read_head(first)?, first.int(text::HEAD_LEN)?);
     let mut rows = Vec::with_capacity(set.len());
     for row in &set {
-        let row = Behind(row, text::HEAD_LEN);
+        let row = Behind(row, text::HEAD_LEN + 1);
         // Every row has a version, but one that is not there.
         if row.maybe_int(4)?.is_some() {
             rows.push(row_of(&row)?);

@@ -203,14 +203,15 @@ async fn prepare(
 }
 
 impl Db {
-    /// Begins a transaction that writes: locks the head row, then reads it. The lock is a statement
-    /// of its own, since the clock of a statement is read before it waits.
+    /// Begins a transaction that writes: locks the head row and reads it, then the clock, which is a
+    /// statement of its own, since the clock of a statement is read before it waits.
+    /// [`fetch::take_locked`] reads the answers.
     fn locking(&self) -> Scripts {
         let p = &self.prefix;
         let mut scripts = Scripts::new(self.packet_full);
         scripts.next("START TRANSACTION");
-        scripts.next(&format!("SELECT one FROM {p}head WHERE one = 1 FOR UPDATE"));
-        scripts.next(&text::head(p));
+        scripts.next(&text::lock_head(p));
+        scripts.next(&text::clock());
         scripts
     }
 }

@@ -8,6 +8,8 @@
 //! What a statement is about is written as numbers and as `X'hex'`, which no setting of a session or
 //! character set can make into anything but those bytes.
 
+use std::io::Write as _;
+
 /// Statements, put together piece by piece.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
@@ -43,21 +45,18 @@ impl Script {
 
     /// Goes on with a number.
     pub(super) fn int(&mut self, number: i64) -> &mut Self {
-        self.say(&number.to_string())
+        // Writing to memory does not fail.
+        write!(self.text, "{number}").ok();
+        self
     }
 
     /// Goes on with bytes.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        self.text.reserve(bytes.len() * 2 + 3);
+        let pair = |byte: &u8| [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]);
         self.text.extend_from_slice(b"X'");
-        for byte in bytes {
-            let pair = [
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ];
-            self.text.extend_from_slice(&pair);
-        }
+        self.text.reserve(bytes.len() * 2 + 1);
+        self.text.extend(bytes.iter().flat_map(pair));
         self.text.push(b'\'');
         self
     }

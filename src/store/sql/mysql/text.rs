@@ -15,16 +15,26 @@ pub(super) const TOGETHER: usize = 128;
 /// Spans in one statement.
 pub(super) const SPANS_TOGETHER: usize = 32;
 
-/// The columns of the head row, the version of the tables and the clock behind them.
+/// The columns of the head row, the version of the tables behind them.
 const HEAD: &str = "h.revision, h.compacted, h.swept, h.origin, h.copy_ups, h.at_ms, h.fenced, \
                     h.epoch, h.claims, h.base, h.schema_version";
 
-/// Columns of [`head`].
-pub(super) const HEAD_LEN: usize = 12;
+/// Columns of [`HEAD`].
+pub(super) const HEAD_LEN: usize = 11;
 
-/// The head row.
+/// The head row, and the clock behind it.
 pub(super) fn head(p: &str) -> String {
     format!("SELECT {HEAD}, {NOW_MS} FROM {p}head h")
+}
+
+/// The head row as it was committed last, locked until the transaction ends.
+pub(super) fn lock_head(p: &str) -> String {
+    format!("SELECT {HEAD} FROM {p}head h WHERE h.one = 1 FOR UPDATE")
+}
+
+/// The clock.
+pub(super) fn clock() -> String {
+    format!("SELECT {NOW_MS}")
 }
 
 /// Begins to select the head row with the rows of keys beside it, or one that is empty if there are

@@ -103,8 +103,7 @@ impl Writer {
         let began = db.durable.begin();
         let found = async {
             let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
-            sets.next()?;
-            let (head, now_ms) = fetch::take_head(&mut sets)?;
+            let (head, now_ms) = fetch::take_locked(&mut sets)?;
             fetch::take_prefetched(&mut sets, want, head, now_ms)
         };
         let found = match found.await {
@@ -234,8 +233,7 @@ impl Writer {
         scripts.next("ROLLBACK");
         let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
         self.session = Some(session);
-        sets.next()?;
-        let (head, _) = fetch::take_head(&mut sets)?;
+        let (head, _) = fetch::take_locked(&mut sets)?;
         // No row: it never wrote before, and did not this time.
         let batch = sets.first()?.map_or(Ok(0), |row| row.int(0))?;
         Ok((batch == self.mark.batch).then_some(head.commit()))
@@ -253,8 +251,7 @@ impl Writer {
         let reads = scripts.finish();
         self.tidy(db, async |session: &mut Session| {
             let mut sets = session.run_all(&reads, SCRIPT_WITHIN).await?;
-            sets.next()?;
-            let (head, _) = fetch::take_head(&mut sets)?;
+            let (head, _) = fetch::take_locked(&mut sets)?;
             let (swept, far) = (head.swept, sets.first()?);
             let until = far.map_or(Ok(head.compacted.0), |row| row.int(0))?;
             let mut script = Script::of(&format!(
@@ -306,8 +303,7 @@ impl Writer {
 
             let locking = db.locking().finish();
             let mut sets = session.run_all(&locking, SCRIPT_WITHIN).await?;
-            sets.next()?;
-            let (head, _) = fetch::take_head(&mut sets)?;
+            let (head, _) = fetch::take_locked(&mut sets)?;
             let mut scripts = Scripts::new(db.packet_full);
             if head.line.is_none() {
                 for keys in keys.chunks(text::TOGETHER) {
