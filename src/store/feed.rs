@@ -130,6 +130,12 @@ impl Feed {
         self.shared.hub.advance(revision);
     }
 
+    /// Returns when a watcher has got on the feed on which there was none. Also without any, where one did while
+    /// nobody waited for this.
+    pub async fn until_watched(&self) {
+        self.shared.hub.until_watched().await;
+    }
+
     /// Counts all changes up to `revision` as published, which history has, if no watcher is on the feed that
     /// would have to get them; else does nothing and answers `false`.
     #[must_use]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
@@ -22,6 +23,8 @@ const FEW_EVENTS: usize = 16;
 /// the prefixes of the key.
 pub(super) struct Hub {
     state: Mutex<State>,
+    /// A watcher came where there was none.
+    watched: Notify,
 }
 
 struct State {
@@ -97,6 +100,7 @@ impl Hub {
                 generation: 0,
                 reason: String::new(),
             }),
+            watched: Notify::new(),
         }
     }
 
@@ -117,6 +121,10 @@ impl Hub {
         let state = self.lock();
         let slots = state.ones.values().chain(state.spans.values());
         slots.map(Slots::len).sum()
+    }
+
+    pub(super) async fn until_watched(&self) {
+        self.watched.notified().await;
     }
 
     pub(super) fn publish(&self, batches: &[Arc<EventBatch>]) {
@@ -184,6 +192,9 @@ impl Hub {
             waiting: waiting.clone(),
             bytes_max: room.bytes,
         };
+        if !state.is_watched() {
+            self.watched.notify_one();
+        }
         let slots = match keys {
             KeyRange::One(key) => state.ones.entry(key.clone()).or_default(),
             KeyRange::Span { .. } => state.spans.entry(keys.shared_prefix()).or_default(),

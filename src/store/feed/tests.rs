@@ -2,6 +2,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -517,7 +518,9 @@ async fn what_nobody_watched_is_passed_by_and_comes_from_history() {
     assert!(fixture.feed.pass_by(Revision(2)));
     assert_eq!(fixture.feed.published(), Revision(2));
     let mut past = fixture.watch(one("k"), Some(1));
+    assert!(fixture.feed.until_watched().now_or_never().is_none());
     let mut now = fixture.watch(one("k"), None);
+    assert!(fixture.feed.until_watched().now_or_never().is_some());
     // Whoever is on the feed gets everything by it.
     assert!(!fixture.feed.pass_by(Revision(9)));
     fixture.put(&["k"]);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -22,6 +23,9 @@ use crate::types::{KeyRange, Revision};
 const EVENTS: usize = 4096;
 const BYTES: usize = 4 << 20;
 
+/// Before the next look at where others are, as long as nobody watches.
+const UNWATCHED: Duration = Duration::from_millis(100);
+
 /// How long a database that fails is left alone.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -35,6 +39,15 @@ pub(super) struct Tail<B> {
     pub(super) cancel: CancellationToken,
 }
 
+/// How the feed got to where the log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    /// It has handed out everything.
+    All,
+    /// Nobody watches.
+    PassedBy,
+}
+
 impl<B: Backend> Tail<B> {
     /// Runs until it is cancelled.
     pub(super) async fn run(self) {
@@ -45,30 +58,40 @@ impl<B: Backend> Tail<B> {
                 () = self.cancel.cancelled() => return,
                 () = self.behind.notified() => {}
                 () = self.backend.moved(published, watched) => {}
+                () = self.feed.until_watched(), if !watched => continue,
             }
             let done = tokio::select! {
                 () = self.cancel.cancelled() => return,
                 done = self.catch_up() => done,
             };
-            if let Err(err) = done {
-                if let StoreError::Broken(reason) = &err {
-                    self.feed.end_all(reason);
-                }
-                warn!("cannot read the changes of other processes, will try again: {err}");
-                // What the writer told before must not be forgotten.
-                self.behind.notify_one();
-                tokio::select! {
+            match done {
+                Ok(Reached::All) => {}
+                // Whoever comes finds little that he has to wait for.
+                Ok(Reached::PassedBy) => tokio::select! {
                     () = self.cancel.cancelled() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
+                    () = self.feed.until_watched() => {}
+                    () = sleep(UNWATCHED) => {}
+                },
+                Err(err) => {
+                    if let StoreError::Broken(reason) = &err {
+                        self.feed.end_all(reason);
+                    }
+                    warn!("cannot read the changes of other processes, will try again: {err}");
+                    // What the writer told before must not be forgotten.
+                    self.behind.notify_one();
+                    tokio::select! {
+                        () = self.cancel.cancelled() => return,
+                        () = sleep(PAUSE) => {}
+                    }
                 }
             }
         }
     }
 
-    async fn catch_up(&self) -> Result<()> {
+    async fn catch_up(&self) -> Result<Reached> {
         loop {
             if self.feed.attached() == 0 && self.pass_by().await? {
-                return Ok(());
+                return Ok(Reached::PassedBy);
             }
             let from = self.feed.published();
             let floor = self.height.get();
@@ -87,7 +110,7 @@ impl<B: Backend> Tail<B> {
             self.feed.publish(&batches);
             self.feed.advance(reached);
             if reached >= read.head.revision || reached <= from {
-                return Ok(());
+                return Ok(Reached::All);
             }
         }
     }
@@ -147,7 +170,7 @@ mod tests {
             height: Arc::new(Height::new(Revision(1))),
             cancel: CancellationToken::new(),
         };
-        tail.catch_up().await.unwrap();
+        assert_eq!(tail.catch_up().await.unwrap(), Reached::PassedBy);
         assert_eq!(tail.feed.published(), Revision(2));
         let _watching = tail
             .feed
