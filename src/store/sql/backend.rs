@@ -50,10 +50,14 @@ pub trait Backend: Send + Sync + 'static {
     /// saves work. Answers come in the order of the queries, each of its query's kind.
     fn read(&self, snapshot: Snapshot) -> impl Future<Output = Result<Read>> + Send;
 
-    /// Returns when the store may have moved beyond `known` by another process's doing: soon (within
-    /// milliseconds) if it has and `eager` says that somebody waits for it, in its own time if not.
+    /// Returns when the store may have moved beyond what is `known` by then by another process's doing: soon
+    /// (within milliseconds) if it has and `eager` says that somebody waits for it, in its own time if not.
     /// May return for nothing. Never returns where only one process can write.
-    fn moved(&self, known: Revision, eager: bool) -> impl Future<Output = ()> + Send;
+    fn moved(
+        &self,
+        known: impl Fn() -> Revision + Send + Sync,
+        eager: bool,
+    ) -> impl Future<Output = ()> + Send;
 
     /// Runs the engine's writer to its end in the background, where [`Self::transact`] may take its
     /// time: a thread of its own for a driver that blocks, a task for one that does not.
@@ -108,6 +112,13 @@ pub struct Head {
 pub struct Commit {
     revision: Revision,
     unnumbered: i64,
+}
+
+impl Commit {
+    /// Of the last change in it, or before it if it takes no number.
+    pub(super) fn revision(self) -> Revision {
+        self.revision
+    }
 }
 
 #[cfg(test)]

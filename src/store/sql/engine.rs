@@ -394,7 +394,7 @@ mod tests {
             self.inner.read(snapshot).await
         }
 
-        async fn moved(&self, known: Revision, eager: bool) {
+        async fn moved(&self, known: impl Fn() -> Revision + Send + Sync, eager: bool) {
             self.inner.moved(known, eager).await;
         }
 

@@ -52,12 +52,11 @@ impl<B: Backend> Tail<B> {
     /// Runs until it is cancelled.
     pub(super) async fn run(self) {
         loop {
-            let published = self.feed.published();
             let watched = self.feed.attached() > 0;
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = self.behind.notified() => {}
-                () = self.backend.moved(published, watched) => {}
+                () = self.backend.moved(|| self.feed.published(), watched) => {}
                 () = self.feed.until_watched(), if !watched => continue,
             }
             let done = tokio::select! {

@@ -28,6 +28,7 @@ use super::write::{Mark, note};
 use crate::store::Result;
 use crate::store::gather::Gather;
 use crate::store::sql::backend::Commit;
+use crate::types::Revision;
 
 /// How long the small commit may take, and how long the server is tried to be reached for it.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -112,6 +113,13 @@ impl Durable {
             }
             reached.pending = reached.pending.max(reached.durable);
         });
+    }
+
+    /// Whether a commit of this process that goes up to `revision` or beyond is under way, and `revision` is not
+    /// known to be durable.
+    pub(super) fn is_pending(&self, revision: Revision) -> bool {
+        let reached = self.reached.borrow();
+        revision > reached.durable.revision() && revision <= reached.pending.revision()
     }
 
     /// The commit that was under way is not, and nobody knows how far it came.
@@ -202,6 +210,21 @@ mod tests {
             ..Head::at(revision)
         };
         head.commit()
+    }
+
+    #[test]
+    fn what_is_under_way_is_pending_until_it_is_answered_or_given_up() {
+        let durable = Durable::new(1);
+        durable.reached(commit(5, 1), Instant::now());
+        assert!(!durable.is_pending(Revision(6)));
+        durable.pending(commit(7, 1));
+        let pending = |revisions: [i64; 4]| revisions.map(|at| durable.is_pending(Revision(at)));
+        assert_eq!(pending([5, 6, 7, 8]), [false, true, true, false]);
+        durable.given_up();
+        assert_eq!(pending([5, 6, 7, 8]), [false; 4]);
+        durable.pending(commit(7, 1));
+        durable.reached(commit(7, 1), Instant::now());
+        assert_eq!(pending([5, 6, 7, 8]), [false; 4]);
     }
 
     #[test]

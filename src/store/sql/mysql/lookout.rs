@@ -92,11 +92,11 @@ impl Lookout {
         }
     }
 
-    /// See [`crate::store::sql::backend::Backend::moved`].
-    pub(super) async fn moved(&self, known: Revision, eager: bool) {
+    /// Returns when the store is seen at a revision that is `news`, which is asked at each look.
+    pub(super) async fn until(&self, news: impl Fn(Revision) -> bool, eager: bool) {
         let mut seen = self.seen.clone();
         let _waits = Waits::enter(&self.wish, eager);
-        if seen.wait_for(|seen| *seen > known).await.is_err() {
+        if seen.wait_for(|seen| news(*seen)).await.is_err() {
             // The task has ended: so has the store.
             std::future::pending::<()>().await;
         }
@@ -147,12 +147,8 @@ impl Task {
             asked = Instant::now();
             match self.ask(&script).await {
                 Ok(revision) => {
-                    let moved = self.seen.send_if_modified(|seen| {
-                        let moved = *seen != revision;
-                        *seen = revision;
-                        moved
-                    });
-                    if moved {
+                    // What was no news may be some now.
+                    if self.seen.send_replace(revision) != revision {
                         self.moved_at = Instant::now();
                     }
                 }

@@ -258,8 +258,10 @@ impl Backend for Mysql {
         }
     }
 
-    async fn moved(&self, known: Revision, eager: bool) {
-        self.lookout.moved(known, eager).await;
+    async fn moved(&self, known: impl Fn() -> Revision + Send + Sync, eager: bool) {
+        // What this process is committing its writer publishes itself.
+        let news = |seen| seen > known() && !self.db.durable.is_pending(seen);
+        self.lookout.until(news, eager).await;
     }
 
     fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()> {

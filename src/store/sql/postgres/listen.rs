@@ -74,7 +74,7 @@ impl Listener {
     }
 
     /// See [`crate::store::sql::backend::Backend::moved`].
-    pub(super) async fn moved(&self, known: Revision, eager: bool) {
+    pub(super) async fn moved(&self, known: impl Fn() -> Revision, eager: bool) {
         let mut heard = self.heard.clone();
         let begun = heard.borrow().begun;
         let listening = heard.borrow().listening;
@@ -84,7 +84,7 @@ impl Listener {
             (false, false) => POLL_IDLE,
         };
         let told = async {
-            let news = |heard: &Heard| heard.revision > known || heard.begun != begun;
+            let news = |heard: &Heard| heard.revision > known() || heard.begun != begun;
             heard.wait_for(news).await.is_ok()
         };
         tokio::select! {

@@ -158,7 +158,7 @@ impl Backend for Postgres {
         self.reader.read(snapshot).await
     }
 
-    async fn moved(&self, known: Revision, eager: bool) {
+    async fn moved(&self, known: impl Fn() -> Revision + Send + Sync, eager: bool) {
         self.listener.moved(known, eager).await;
     }
 

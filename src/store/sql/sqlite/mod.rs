@@ -165,7 +165,7 @@ impl Backend for Sqlite {
         self.readers.read(snapshot).await
     }
 
-    async fn moved(&self, _known: Revision, _eager: bool) {
+    async fn moved(&self, _known: impl Fn() -> Revision + Send + Sync, _eager: bool) {
         // The lock on the file keeps others out.
         std::future::pending::<()>().await;
     }
