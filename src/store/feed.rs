@@ -149,9 +149,15 @@ impl Feed {
         self.shared.hub.published()
     }
 
-    /// How many watchers are on the feed now; those that read history do not count.
+    /// Whether there are watchers on the feed now; those that read history do not count.
     #[must_use]
-    pub fn attached(&self) -> usize {
+    pub fn is_watched(&self) -> bool {
+        self.shared.hub.is_watched()
+    }
+
+    /// How many they are.
+    #[cfg(test)]
+    fn attached(&self) -> usize {
         self.shared.hub.attached()
     }
 

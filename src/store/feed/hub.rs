@@ -117,6 +117,11 @@ impl Hub {
         self.lock().generation
     }
 
+    pub(super) fn is_watched(&self) -> bool {
+        self.lock().is_watched()
+    }
+
+    #[cfg(test)]
     pub(super) fn attached(&self) -> usize {
         let state = self.lock();
         let slots = state.ones.values().chain(state.spans.values());

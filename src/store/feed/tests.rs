@@ -505,7 +505,6 @@ async fn what_was_not_published_yet_comes_once_from_history() {
     assert_eq!(revisions(&mut watching, 1).await, [4]);
 }
 
-/// A few bytes of a kind that gives keys which are alike, and prefixes without an end.
 #[tokio::test]
 async fn what_nobody_watched_is_passed_by_and_comes_from_history() {
     let fixture = Fixture::new(8);
@@ -528,6 +527,7 @@ async fn what_nobody_watched_is_passed_by_and_comes_from_history() {
     assert_eq!(revisions(&mut now, 1).await, [3]);
 }
 
+/// A few bytes of a kind that gives keys which are alike, and prefixes without an end.
 fn some_key(rng: &mut StdRng) -> Bytes {
     let len = rng.random_range(1..5);
     (0..len)

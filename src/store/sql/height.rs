@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use super::backend::{Backend, Read, Snapshot};
 use crate::store::{Result, StoreError};
 use crate::types::Revision;
 
@@ -27,9 +28,17 @@ impl Height {
         self.0.fetch_max(revision.0, Ordering::AcqRel);
     }
 
+    /// Reads from one snapshot, and notes how far the store has come.
+    pub(super) async fn read<B: Backend>(&self, backend: &B, snapshot: Snapshot) -> Result<Read> {
+        let floor = self.get();
+        let read = backend.read(snapshot).await?;
+        self.reach(floor, read.head.revision)?;
+        Ok(read)
+    }
+
     /// Checks the revision that the store answered against what [`Self::get`] gave before it was asked,
     /// and notes it.
-    pub(super) fn reach(&self, floor: Revision, answered: Revision) -> Result<()> {
+    fn reach(&self, floor: Revision, answered: Revision) -> Result<()> {
         Self::check(floor, answered)?;
         self.raise(answered);
         Ok(())

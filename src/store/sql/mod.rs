@@ -252,10 +252,7 @@ impl<B: Backend> Engine<B> {
 
     /// Reads from one snapshot.
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {
-        let floor = self.height.get();
-        let read = self.backend.read(snapshot).await?;
-        self.height.reach(floor, read.head.revision)?;
-        Ok(read)
+        self.height.read(&*self.backend, snapshot).await
     }
 
     /// Reads one thing.

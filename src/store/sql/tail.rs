@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::backend::{Backend, Found, LogScan, Query, Snapshot};
+use super::backend::{Backend, Found, LogScan, Query, Read, Snapshot};
 use super::height::Height;
 use super::unanswered;
 use crate::store::feed::Feed;
@@ -51,23 +51,21 @@ enum Reached {
 impl<B: Backend> Tail<B> {
     /// Runs until it is cancelled.
     pub(super) async fn run(self) {
+        self.cancel.run_until_cancelled(self.follow()).await;
+    }
+
+    async fn follow(&self) {
         loop {
-            let watched = self.feed.attached() > 0;
+            let watched = self.feed.is_watched();
             tokio::select! {
-                () = self.cancel.cancelled() => return,
                 () = self.behind.notified() => {}
                 () = self.backend.moved(|| self.feed.published(), watched) => {}
                 () = self.feed.until_watched(), if !watched => continue,
             }
-            let done = tokio::select! {
-                () = self.cancel.cancelled() => return,
-                done = self.catch_up() => done,
-            };
-            match done {
+            match self.catch_up().await {
                 Ok(Reached::All) => {}
                 // Whoever comes finds little that he has to wait for.
                 Ok(Reached::PassedBy) => tokio::select! {
-                    () = self.cancel.cancelled() => return,
                     () = self.feed.until_watched() => {}
                     () = sleep(UNWATCHED) => {}
                 },
@@ -78,10 +76,7 @@ impl<B: Backend> Tail<B> {
                     warn!("cannot read the changes of other processes, will try again: {err}");
                     // What the writer told before must not be forgotten.
                     self.behind.notify_one();
-                    tokio::select! {
-                        () = self.cancel.cancelled() => return,
-                        () = sleep(PAUSE) => {}
-                    }
+                    sleep(PAUSE).await;
                 }
             }
         }
@@ -89,13 +84,11 @@ impl<B: Backend> Tail<B> {
 
     async fn catch_up(&self) -> Result<Reached> {
         loop {
-            if self.feed.attached() == 0 && self.pass_by().await? {
+            if !self.feed.is_watched() && self.pass_by().await? {
                 return Ok(Reached::PassedBy);
             }
             let from = self.feed.published();
-            let floor = self.height.get();
-            let read = self.backend.read(scan(from)).await?;
-            self.height.reach(floor, read.head.revision)?;
+            let read = self.read(scan(from)).await?;
             let Some(Found::Log { batches, reached }) = read.found.into_iter().next() else {
                 return Err(unanswered());
             };
@@ -117,10 +110,12 @@ impl<B: Backend> Tail<B> {
     /// Passes by what was committed without reading it, unless somebody has come to watch meanwhile: then
     /// answers `false`. A member whose clients do not watch would else read all that the others write.
     async fn pass_by(&self) -> Result<bool> {
-        let floor = self.height.get();
-        let read = self.backend.read(Snapshot::latest(Vec::new())).await?;
-        self.height.reach(floor, read.head.revision)?;
+        let read = self.read(Snapshot::latest(Vec::new())).await?;
         Ok(self.feed.pass_by(read.head.revision))
+    }
+
+    async fn read(&self, snapshot: Snapshot) -> Result<Read> {
+        self.height.read(&*self.backend, snapshot).await
     }
 }
 

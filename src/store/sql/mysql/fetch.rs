@@ -16,8 +16,8 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 /// Reads the answer to [`text::head`]: the head row and the clock.
 pub(super) fn take_head(sets: &mut Sets) -> Result<(Head, i64), Failure> {
-    let row = sets.first()?.ok_or_else(head_is_gone)?;
-    Ok((read_head(&row)?, row.int(text::HEAD_LEN)?))
+    let row = sets.first()?;
+    read_head_and_clock(&row.ok_or_else(head_is_gone)?)
 }
 
 /// Reads the answers to [`super::Db::locking`]: the head row and the clock.
@@ -40,11 +40,15 @@ fn read_head(row: &Cells) -> Result<Head, Failure> {
     head_of(row)
 }
 
+/// Reads the columns of [`text::head`].
+fn read_head_and_clock(row: &Cells) -> Result<(Head, i64), Failure> {
+    Ok((read_head(row)?, row.int(text::HEAD_LEN)?))
+}
+
 /// Reads the answer to [`text::head_beside_rows`].
 pub(super) fn take_head_and_rows(sets: &mut Sets) -> Result<(Head, i64, Vec<Row>), Failure> {
     let set = sets.next()?;
-    let first = set.first().ok_or_else(head_is_gone)?;
-    let (head, now_ms) = (read_head(first)?, first.int(text::HEAD_LEN)?);
+    let (head, now_ms) = read_head_and_clock(set.first().ok_or_else(head_is_gone)?)?;
     let mut rows = Vec::with_capacity(set.len());
     for row in &set {
         let row = Behind(row, text::HEAD_LEN + 1);
