@@ -5,10 +5,13 @@
 //!
 //! Replies are written without a header, which only the caller can fill in.
 
+mod codec;
 mod kv;
 mod lease;
 mod reply;
 mod request;
+
+pub use codec::Fitting;
 
 /// A request that cannot be put into words. Values that etcd refuses for what they *say* are let
 /// through: to refuse them is the business of `api`.
