@@ -9,12 +9,14 @@
 //!   to [`super::eval`], `decide` turns the outcome into changes, `replay` those of another store. All are
 //!   pure.
 //! - `engine`: the writer, which commits all that waits as one batch. `queue`: how a batch is put together.
+//!   `ahead`: the next one is begun while the last is committed.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer; `reading` takes transactions that only read apart.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
 //! - `counts`: what clients that page through a range need. `history`: the log as watches read it. `leases`: ending them.
 //! - [`sqlite`], [`postgres`], [`mysql`]: the backends, and how to open one.
 
+mod ahead;
 pub mod backend;
 mod counts;
 mod decide;

@@ -299,6 +299,57 @@ async fn until_left(
     .await;
 }
 
+/// Writes from many clients at a time, so that there is always a batch behind the one that is committed.
+async fn write_from_many(store: &MysqlStore, before: Revision) {
+    let client = async |key: String| {
+        for _ in 0..10 {
+            store.put(Put::new(key.clone(), "")).await.unwrap();
+        }
+    };
+    join_all((0..64).map(|number| client(format!("many/{number}")))).await;
+    let read = store.range(Range::key("many/0")).await.unwrap();
+    assert_eq!(read.revision, Revision(before.0 + 640));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_begun_on_a_second_connection_if_there_is_one() {
+    let server = MariaDb::start().await;
+    let url = server.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let grant = format!(
+        "CREATE USER plain@127.0.0.1 IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 50; \
+         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO plain@127.0.0.1"
+    );
+    run(&url, &grant).await;
+    let store = open(&url.replace("segue:", "plain:")).await;
+    for revision in 2..=10 {
+        let put = store.put(Put::new("one after the other", "")).await;
+        assert_eq!(put.unwrap().revision, Revision(revision));
+        store.range(Range::key("a")).await.unwrap();
+    }
+    let writes_with_one = connections(&url, "plain").await.len();
+    let limit = async |most: usize| {
+        let alter = format!("ALTER USER plain@127.0.0.1 WITH MAX_USER_CONNECTIONS {most}");
+        run(&url, &alter).await;
+    };
+    limit(writes_with_one).await;
+    write_from_many(&store, Revision(10)).await;
+    assert!(connections(&url, "plain").await.len() <= writes_with_one);
+    store.close().await;
+    drop(store);
+    eventually("all connections are ended", async || {
+        let left = connections(&url, "plain").await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+
+    limit(50).await;
+    let store = open(&url.replace("segue:", "plain:")).await;
+    write_from_many(&store, Revision(650)).await;
+    let writes_with_two = connections(&url, "plain").await.len();
+    assert_eq!(writes_with_two, writes_with_one + 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_read_only_is_left() {
     let server = MariaDb::start().await;

@@ -84,7 +84,7 @@ impl Failure {
         };
         match code {
             1040 | 1203 | 1226 => StoreError::Unavailable(format!(
-                "{told}; Segue needs 13 connections per proxy: raise max_connections, or the limit of \
+                "{told}; Segue needs 14 connections per proxy: raise max_connections, or the limit of \
                  the account"
             )),
             1044 | 1045 | 1130 | 1142 | 1143 | 1227 | 1698 => {

@@ -3,7 +3,7 @@
 //! In reading order: `schema` has the tables, `check` what a server and an account have to be like,
 //! `session` the connections. `script` puts statements together that go in one round trip, `cells`
 //! reads what comes back; `text`, `fetch`, `walk` and `query` are the reads, `write` the writes.
-//! `writer` is the connection that writes, `reader` those that read, `lookout` the one that notices
+//! `writer` has the connections that write, `reader` those that read, `lookout` the one that notices
 //! what other processes write; `durable` sees to it that what was read is on the disk. `error` says what errors mean.
 //!
 //! # Rights
@@ -241,10 +241,10 @@ impl Backend for Mysql {
         &self,
         prefetch: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
-        _next: Next<'_>,
+        next: Next<'_>,
     ) -> Result<()> {
         let mut writer = self.writer.lock().await;
-        writer.transact(&self.db, prefetch, decide).await
+        writer.transact(&self.db, prefetch, decide, next).await
     }
 
     async fn read(&self, snapshot: Snapshot) -> Result<Read> {

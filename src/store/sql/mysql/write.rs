@@ -81,9 +81,7 @@ pub(super) fn write(
             },
         );
     }
-    if changes.head != *before {
-        set_head(&mut scripts, p, &changes.head);
-    }
+    set_head(&mut scripts, p, &changes.head, before);
     note(scripts.next(""), p, mark);
     let mut scripts = scripts.finish();
     // With the last statements, so that it is sent with them.
@@ -256,28 +254,44 @@ fn write_log(scripts: &mut Scripts, p: &str, log: &[LogEntry]) {
     );
 }
 
-fn set_head(scripts: &mut Scripts, p: &str, head: &Head) {
-    let script = scripts.next(&format!("UPDATE {p}head SET revision = "));
-    script.int(head.revision.0);
-    let line = head.line;
-    for (column, number) in [
-        ("compacted", head.compacted.0),
-        ("swept", head.swept.0),
-        ("origin", head.origin.0),
-        ("copy_ups", head.unnumbered),
-        ("at_ms", head.at_ms),
-        ("fenced", i64::from(head.fenced)),
-        ("claims", i64::from(line.is_some_and(|line| line.claims))),
-        ("base", line.map_or(0, |line| line.base.0)),
-    ] {
-        script.say(", ").say(column).say(" = ").int(number);
+/// Sets what is not as it was `before`: mostly the revision and the time.
+fn set_head(scripts: &mut Scripts, p: &str, head: &Head, before: &Head) {
+    let (new, old) = (columns(head), columns(before));
+    let changed: Vec<_> = new
+        .iter()
+        .zip(old)
+        .filter(|(new, old)| *new != old)
+        .collect();
+    if changed.is_empty() {
+        return;
     }
-    script.say(", epoch = ");
-    match line {
-        Some(line) => script.int(line.epoch.0.cast_signed()),
-        None => script.say("NULL"),
-    };
+    let script = scripts.next(&format!("UPDATE {p}head SET "));
+    script.list(changed, |script, ((column, number), _)| {
+        script.say(column).say(" = ");
+        match number {
+            Some(number) => script.int(*number),
+            None => script.say("NULL"),
+        };
+    });
     script.say(" WHERE one = 1");
+}
+
+/// The columns of the head row that change.
+fn columns(head: &Head) -> [(&'static str, Option<i64>); 10] {
+    let line = head.line;
+    let claims = line.is_some_and(|line| line.claims);
+    [
+        ("revision", Some(head.revision.0)),
+        ("compacted", Some(head.compacted.0)),
+        ("swept", Some(head.swept.0)),
+        ("origin", Some(head.origin.0)),
+        ("copy_ups", Some(head.unnumbered)),
+        ("at_ms", Some(head.at_ms)),
+        ("fenced", Some(i64::from(head.fenced))),
+        ("claims", Some(i64::from(claims))),
+        ("base", Some(line.map_or(0, |line| line.base.0))),
+        ("epoch", line.map(|line| line.epoch.0.cast_signed())),
+    ]
 }
 
 /// Goes on with numbers, with commas between.

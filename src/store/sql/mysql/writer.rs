@@ -1,8 +1,13 @@
-//! The connection that writes.
+//! The connections that write.
 //!
 //! A batch takes two round trips: the head row is locked and what the batch needs is read with the
 //! first, what it changes is written and committed with the second. Whoever holds the lock is the
 //! only writer, so what was read stays true.
+//!
+//! There are two connections, which take turns: while a batch is committed on the one, the next one waits for
+//! the lock on the other. It has it as soon as the server has let go of it, which is before it writes the
+//! commit to the disk. Since the log is written in order, nothing is lost by that: a batch that saw a
+//! commit is not on the disk before it.
 //!
 //! # When a commit is not answered
 //!
@@ -10,19 +15,24 @@
 //! the row of this process. The head row is locked again: whatever became of the old connection, the
 //! server has ended its transaction by then. Then the number tells.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::OptionFuture;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::Db;
+use super::durable::Began;
 use super::error::Failure;
 use super::script::{Script, Scripts};
 use super::session::{Purpose, Session};
 use super::write::{Mark, write};
 use super::{fetch, text};
-use crate::store::sql::backend::{Changes, Commit, Head, Prefetch, Prefetched};
+use crate::store::sql::ahead::Ahead;
+use crate::store::sql::backend::{Changes, Commit, Head, Next, Prefetch, Prefetched};
 use crate::store::sql::rows::Columns as _;
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, log_kind};
 use crate::store::{Result, StoreError};
@@ -41,12 +51,20 @@ const SCRIPT_WITHIN: Duration = Duration::from_secs(30);
 /// Rows that the search for whiteouts passes in one step.
 const PASS_ROWS: i64 = 20_000;
 
+/// How long a server is not asked again for a second connection that it did not give.
+const ALONE: Duration = Duration::from_secs(10);
+
 /// Before a batch is tried again.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The connection that writes, and who we are there.
+/// The connections that write, and who we are there.
 pub(super) struct Writer {
-    session: Option<Session>,
+    /// Those on which nothing is under way.
+    idle: Vec<Session>,
+    /// The batch that was begun on another one while the last was being committed, if there was another one.
+    ahead: Option<Ahead<Option<Begun>>>,
+    /// Until then there is no other one.
+    alone_until: Instant,
     mark: Mark,
     /// Where the search for whiteouts goes on.
     whiteouts_from: Bytes,
@@ -60,10 +78,21 @@ enum Missed {
     Failed(StoreError),
 }
 
+/// A batch of which the first round trip was made.
+struct Begun {
+    /// Where it is under way. The transaction is open, if that is possible after a failure.
+    session: Session,
+    /// When the read began.
+    began: Began,
+    found: Result<Prefetched, Failure>,
+}
+
 impl Writer {
     pub(super) fn new(session: Session, process: i64) -> Self {
         Self {
-            session: Some(session),
+            idle: vec![session],
+            ahead: None,
+            alone_until: Instant::now(),
             mark: Mark { process, batch: 0 },
             whiteouts_from: Bytes::new(),
         }
@@ -72,13 +101,17 @@ impl Writer {
     /// See [`crate::store::sql::backend::Backend::transact`].
     pub(super) async fn transact(
         &mut self,
-        db: &Db,
-        want: &Prefetch,
+        db: &Arc<Db>,
+        want: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: Next<'_>,
     ) -> Result<()> {
         let deadline = Instant::now() + TRY_WITHIN;
+        // A batch that is tried again has none begun behind it.
+        let mut next = Some(next);
         loop {
-            match self.attempt(db, want, decide, deadline).await {
+            let attempt = self.attempt(db, want, decide, next.take(), deadline);
+            match attempt.await {
                 Ok(()) => return Ok(()),
                 Err(Missed::Failed(err)) => return Err(err),
                 Err(Missed::Again(failure)) if Instant::now() + PAUSE < deadline => {
@@ -92,21 +125,29 @@ impl Writer {
 
     async fn attempt(
         &mut self,
-        db: &Db,
-        want: &Prefetch,
+        db: &Arc<Db>,
+        want: &Arc<Prefetch>,
         decide: &mut (dyn FnMut(Prefetched) -> Changes + Send),
+        next: Option<Next<'_>>,
         deadline: Instant,
     ) -> Result<(), Missed> {
-        let mut scripts = db.locking();
-        fetch::ask(&mut scripts, &db.prefix, want);
-        let mut session = self.session(db, deadline).await?;
-        let began = db.durable.begin();
-        let found = async {
-            let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
-            let (head, now_ms) = fetch::take_locked(&mut sets)?;
-            fetch::take_prefetched(&mut sets, want, head, now_ms)
+        let ahead = self.ahead.take_if(|ahead| ahead.is_for(want));
+        let ahead = OptionFuture::from(ahead.map(Ahead::found)).await;
+        if let Some(None) = ahead {
+            self.alone_until = Instant::now() + ALONE;
+        }
+        let begun = if let Some(begun) = ahead.flatten() {
+            begun
+        } else {
+            let session = self.session(db, deadline).await?;
+            begin(db, session, want).await
         };
-        let found = match found.await {
+        let Begun {
+            mut session,
+            began,
+            found,
+        } = begun;
+        let found = match found {
             Ok(found) => found,
             Err(failure) => return Err(self.undo(db, session, failure).await),
         };
@@ -115,7 +156,7 @@ impl Writer {
         if changes.is_empty(&before) {
             // Undoing nothing cannot fail in a way that matters.
             if session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-                self.session = Some(session);
+                self.idle.push(session);
             }
             // The answers tell what was read, be it only how far the store is.
             return match db.durable.settle(db, before.commit(), began).await {
@@ -135,10 +176,25 @@ impl Writer {
             return Err(self.undo(db, session, failure).await);
         }
         db.durable.pending(changes.head.commit());
-        match session.run(last, SCRIPT_WITHIN).await {
+        let commit = session.run(last, SCRIPT_WITHIN);
+        let next = next.filter(|_| Instant::now() >= self.alone_until);
+        let (committed, ahead) = Ahead::behind(commit, next, |want| {
+            let (db, idle) = (db.clone(), self.idle(db));
+            let begun = async move {
+                let session = match idle {
+                    Some(session) => session,
+                    None => db.server.connect(Purpose::Write).await.ok()?,
+                };
+                Some(begin(&db, session, &want).await)
+            };
+            begun.boxed()
+        })
+        .await;
+        self.ahead = ahead;
+        match committed {
             Ok(_) => {
                 db.durable.reached(changes.head.commit(), session.since());
-                self.session = Some(session);
+                self.idle.push(session);
                 Ok(())
             }
             Err(failure) => {
@@ -148,15 +204,32 @@ impl Writer {
         }
     }
 
-    /// The connection; another one if there is none.
+    /// A connection on which nothing is under way, if there is one that can be used.
+    fn idle(&mut self, db: &Db) -> Option<Session> {
+        self.idle.retain(|session| !db.server.has_ended(session));
+        self.idle.pop()
+    }
+
+    /// The same; another one if there is none. Nothing else of this writer is under way behind it.
     async fn session(&mut self, db: &Db, deadline: Instant) -> Result<Session, Missed> {
-        match self.session.take() {
-            Some(session) if !db.server.has_ended(&session) => Ok(session),
-            _ => db
-                .server
-                .reach(Purpose::Write, deadline)
-                .await
-                .map_err(|failure| Missed::Failed(failure.not_done(db.server.place()))),
+        self.give_up_ahead().await;
+        if let Some(session) = self.idle(db) {
+            return Ok(session);
+        }
+        let reached = db.server.reach(Purpose::Write, deadline).await;
+        reached.map_err(|failure| Missed::Failed(failure.not_done(db.server.place())))
+    }
+
+    /// Undoes what was begun ahead and is not wanted any more, or would be in the way.
+    async fn give_up_ahead(&mut self) {
+        let ahead = OptionFuture::from(self.ahead.take().map(Ahead::found)).await;
+        if let Some(Some(Begun {
+            mut session, found, ..
+        })) = ahead
+            && found.as_ref().err().is_none_or(Failure::keeps_connection)
+            && session.roll_back(SCRIPT_WITHIN).await.is_ok()
+        {
+            self.idle.push(session);
         }
     }
 
@@ -167,7 +240,7 @@ impl Writer {
         }
         // Only a session that has undone it goes on; with any other the server does it.
         if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-            self.session = Some(session);
+            self.idle.push(session);
         }
         missed(db, failure)
     }
@@ -183,7 +256,7 @@ impl Writer {
             db.server.leave();
         }
         if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-            self.session = Some(session);
+            self.idle.push(session);
         }
         let place = db.server.place();
         warn!("{place}: looking whether a batch was committed: {failure}");
@@ -222,7 +295,9 @@ impl Writer {
 
     /// Whether the batch of the last number was committed: the store's last commit if so.
     async fn look(&mut self, db: &Db, deadline: Instant) -> Result<Option<Commit>, Failure> {
-        let mut session = match self.session.take() {
+        // A batch that was begun ahead would hold the lock against it.
+        self.give_up_ahead().await;
+        let mut session = match self.idle(db) {
             Some(session) => session,
             None => db.server.reach(Purpose::Write, deadline).await?,
         };
@@ -232,7 +307,7 @@ impl Writer {
         script.int(self.mark.process);
         scripts.next("ROLLBACK");
         let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
-        self.session = Some(session);
+        self.idle.push(session);
         let (head, _) = fetch::take_locked(&mut sets)?;
         // No row: it never wrote before, and did not this time.
         let batch = sets.first()?.map_or(Ok(0), |row| row.int(0))?;
@@ -337,7 +412,7 @@ impl Writer {
         };
         match work(&mut session).await {
             Ok(done) => {
-                self.session = Some(session);
+                self.idle.push(session);
                 Ok(done)
             }
             Err(failure) => match self.undo(db, session, failure).await {
@@ -345,6 +420,24 @@ impl Writer {
                 Missed::Failed(err) => Err(err),
             },
         }
+    }
+}
+
+/// Makes the first round trip of a batch.
+async fn begin(db: &Db, mut session: Session, want: &Prefetch) -> Begun {
+    let mut scripts = db.locking();
+    fetch::ask(&mut scripts, &db.prefix, want);
+    let began = db.durable.begin();
+    let found = async {
+        let mut sets = session.run_all(&scripts.finish(), SCRIPT_WITHIN).await?;
+        let (head, now_ms) = fetch::take_locked(&mut sets)?;
+        fetch::take_prefetched(&mut sets, want, head, now_ms)
+    };
+    let found = found.await;
+    Begun {
+        session,
+        began,
+        found,
     }
 }
 

@@ -3,8 +3,8 @@
 //! In reading order: `text` has the statements, `schema` makes the tables and checks the server,
 //! `conn` is one connection, `server` makes them and `pool` lends those that read. `read` reads,
 //! `prefetch` fetches what a batch needs, `place` tells where its rows are, `writes` turns its changes
-//! into statements, `writer` commits it, and `ahead` has the next one begin meanwhile. `listen` hears
-//! of what others commit.
+//! into statements, `writer` commits it, and has the next one begin meanwhile if `turns` allows it. `listen`
+//! hears of what others commit.
 //!
 //! # What the user needs
 //!
@@ -25,7 +25,6 @@
 //! neither of them was tried, nor were connection poolers: one that gives each transaction another
 //! session (`PgBouncer` in transaction mode) breaks prepared statements and session settings.
 
-mod ahead;
 mod conn;
 mod error;
 mod listen;
@@ -36,6 +35,7 @@ mod read;
 mod schema;
 mod server;
 mod text;
+mod turns;
 mod writer;
 mod writes;
 

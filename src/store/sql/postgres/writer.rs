@@ -19,7 +19,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Error;
 use tracing::{debug, info, warn};
 
-use super::ahead::{Ahead, Turns};
 use super::conn::{Conn, Flight, Param, Step};
 use super::error::{Failure, certainly_not_committed, failure, not_done};
 use super::prefetch;
@@ -27,8 +26,10 @@ use super::read::{all, no_head};
 use super::schema::VERSION;
 use super::server::Server;
 use super::text::{NOW_MS_COLUMN, Sql, VERSION_COLUMN};
+use super::turns::Turns;
 use super::writes::{set_head, writes};
 use crate::store::login::postgres::told;
+use crate::store::sql::ahead::Ahead;
 use crate::store::sql::backend::{Changes, Head, Next, Prefetch, Prefetched};
 use crate::store::sql::rows::{Columns as _, head_of};
 use crate::store::sql::tables::{DROP_WHITEOUTS, SWEEP_ENTRIES, version_complaint};

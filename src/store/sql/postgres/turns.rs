@@ -1,65 +1,10 @@
-//! The next batch is begun while the one before it is being committed.
+//! When a batch may be begun ahead, so that others get the lock of the head row, too.
 //!
-//! A batch takes two flights. Between them, and while its log is flushed, the database has nothing to do.
-//! So the first flight of the next batch goes out behind the commit as soon as enough waits for it. It is
-//! on the same connection: there the lock of the head row passes from one transaction to the next without
-//! anybody having to be woken up. A second connection that waits for the lock costs more than it wins.
-//!
-//! Others who wait for the lock would never get it in this way; [`Turns`] sees to that.
+//! The next batch is begun on the same connection: there the lock passes from one transaction to the next
+//! without anybody having to be woken up (a second connection that waits for it costs more than it
+//! wins). Others who wait for the lock would never get it in this way.
 
-use std::future::ready;
-use std::pin::pin;
-use std::sync::Arc;
-
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-
-use crate::store::sql::backend::{Head, Next, Prefetch};
-
-/// A batch whose first flight has gone out behind the commit of the one before. What that finds is a `T`.
-pub(super) struct Ahead<T> {
-    want: Arc<Prefetch>,
-    flight: BoxFuture<'static, T>,
-}
-
-impl<T: Send + 'static> Ahead<T> {
-    /// Waits for `commit`, which has to be sent when it is first polled; has `begin` send the first flight
-    /// of the `next` batch meanwhile, if there is one in time.
-    pub(super) async fn behind<C>(
-        commit: impl Future<Output = C>,
-        next: Option<Next<'_>>,
-        begin: impl FnOnce(Arc<Prefetch>) -> BoxFuture<'static, T>,
-    ) -> (C, Option<Self>) {
-        let mut commit = pin!(commit);
-        let Some(next) = next else {
-            return (commit.await, None);
-        };
-        let want = tokio::select! {
-            biased;
-            done = &mut commit => return (done, None),
-            want = next => want,
-        };
-        let mut flight = begin(want.clone());
-        tokio::select! {
-            biased;
-            done = &mut commit => (done, Some(Self { want, flight })),
-            found = &mut flight => {
-                let flight = ready(found).boxed();
-                (commit.await, Some(Self { want, flight }))
-            }
-        }
-    }
-
-    /// Whether it is this batch.
-    pub(super) fn is_for(&self, want: &Arc<Prefetch>) -> bool {
-        Arc::ptr_eq(&self.want, want)
-    }
-
-    /// What the first flight has found.
-    pub(super) async fn found(self) -> T {
-        self.flight.await
-    }
-}
+use crate::store::sql::backend::Head;
 
 /// Batches that keep the lock from one to the next, before others get a chance to have it: a hundredth of
 /// a second under load.
