@@ -299,55 +299,65 @@ async fn until_left(
     .await;
 }
 
+/// URLs of a database of `server`: with an account that is as others, and with one whose connections are counted.
+async fn limited(server: &MariaDb) -> (String, String) {
+    let url = server.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let grant = format!(
+        "CREATE USER limited@127.0.0.1 IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 50; \
+         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO limited@127.0.0.1"
+    );
+    run(&url, &grant).await;
+    let limited = url.replace("segue:", "limited:");
+    (url, limited)
+}
+
+/// Writes one after the other, and reads. Answers how many connections that takes.
+async fn write_from_one(store: &MysqlStore, url: &str) -> usize {
+    for _ in 0..10 {
+        store.put(Put::new("one", "")).await.unwrap();
+        store.range(Range::key("one")).await.unwrap();
+    }
+    connections(url, "limited").await.len()
+}
+
 /// Writes from many clients at a time, so that there is always a batch behind the one that is committed.
-async fn write_from_many(store: &MysqlStore, before: Revision) {
+/// Answers how many connections that takes.
+async fn write_from_many(store: &MysqlStore, url: &str) -> usize {
     let client = async |key: String| {
         for _ in 0..10 {
             store.put(Put::new(key.clone(), "")).await.unwrap();
         }
     };
     join_all((0..64).map(|number| client(format!("many/{number}")))).await;
-    let read = store.range(Range::key("many/0")).await.unwrap();
-    assert_eq!(read.revision, Revision(before.0 + 640));
+    connections(url, "limited").await.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_begun_on_a_second_connection_if_there_is_one() {
+async fn a_batch_is_begun_on_a_second_connection_while_one_is_committed() {
     let server = MariaDb::start().await;
-    let url = server.database().await;
-    let (_, name) = url.rsplit_once('/').unwrap();
-    let grant = format!(
-        "CREATE USER plain@127.0.0.1 IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 50; \
-         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO plain@127.0.0.1"
-    );
-    run(&url, &grant).await;
-    let store = open(&url.replace("segue:", "plain:")).await;
-    for revision in 2..=10 {
-        let put = store.put(Put::new("one after the other", "")).await;
-        assert_eq!(put.unwrap().revision, Revision(revision));
-        store.range(Range::key("a")).await.unwrap();
-    }
-    let writes_with_one = connections(&url, "plain").await.len();
-    let limit = async |most: usize| {
-        let alter = format!("ALTER USER plain@127.0.0.1 WITH MAX_USER_CONNECTIONS {most}");
-        run(&url, &alter).await;
-    };
-    limit(writes_with_one).await;
-    write_from_many(&store, Revision(10)).await;
-    assert!(connections(&url, "plain").await.len() <= writes_with_one);
-    store.close().await;
-    drop(store);
-    eventually("all connections are ended", async || {
-        let left = connections(&url, "plain").await;
-        if left.is_empty() { Ok(()) } else { Err(left) }
+    let (url, limited) = limited(&server).await;
+    let store = open(&limited).await;
+    let one = write_from_one(&store, &url).await;
+    eventually("there is a second one", async || {
+        let many = write_from_many(&store, &url).await;
+        if many > one { Ok(()) } else { Err(many) }
     })
     .await;
+}
 
-    limit(50).await;
-    let store = open(&url.replace("segue:", "plain:")).await;
-    write_from_many(&store, Revision(650)).await;
-    let writes_with_two = connections(&url, "plain").await.len();
-    assert_eq!(writes_with_two, writes_with_one + 1);
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
+    let server = MariaDb::start().await;
+    let (url, limited) = limited(&server).await;
+    let store = open(&limited).await;
+    let one = write_from_one(&store, &url).await;
+    let alter = format!("ALTER USER limited@127.0.0.1 WITH MAX_USER_CONNECTIONS {one}");
+    run(&url, &alter).await;
+    let many = write_from_many(&store, &url).await;
+    assert!(many <= one, "{many}, and {one} before");
+    let read = store.range(Range::key("many/0")).await.unwrap();
+    assert_eq!(read.revision, Revision(1 + 10 + 640));
 }
 
 #[tokio::test(flavor = "multi_thread")]
