@@ -299,63 +299,34 @@ async fn until_left(
     .await;
 }
 
-/// URLs of a database of `server`: with an account that is as others, and with one whose connections are counted.
-async fn limited(server: &MariaDb) -> (String, String) {
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
+    let server = MariaDb::start().await;
     let url = server.database().await;
     let (_, name) = url.rsplit_once('/').unwrap();
+    // Of an account that has no limit, the server does not count the connections.
     let grant = format!(
         "CREATE USER limited@127.0.0.1 IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 50; \
          GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO limited@127.0.0.1"
     );
     run(&url, &grant).await;
-    let limited = url.replace("segue:", "limited:");
-    (url, limited)
-}
-
-/// Writes one after the other, and reads. Answers how many connections that takes.
-async fn write_from_one(store: &MysqlStore, url: &str) -> usize {
+    let store = open(&url.replace("segue:", "limited:")).await;
     for _ in 0..10 {
         store.put(Put::new("one", "")).await.unwrap();
         store.range(Range::key("one")).await.unwrap();
     }
-    connections(url, "limited").await.len()
-}
-
-/// Writes from many clients at a time, so that there is always a batch behind the one that is committed.
-/// Answers how many connections that takes.
-async fn write_from_many(store: &MysqlStore, url: &str) -> usize {
+    let before = connections(&url, "limited").await.len();
+    let alter = format!("ALTER USER limited@127.0.0.1 WITH MAX_USER_CONNECTIONS {before}");
+    run(&url, &alter).await;
+    // There is always a batch behind the one that is committed.
     let client = async |key: String| {
         for _ in 0..10 {
             store.put(Put::new(key.clone(), "")).await.unwrap();
         }
     };
     join_all((0..64).map(|number| client(format!("many/{number}")))).await;
-    connections(url, "limited").await.len()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_begun_on_a_second_connection_while_one_is_committed() {
-    let server = MariaDb::start().await;
-    let (url, limited) = limited(&server).await;
-    let store = open(&limited).await;
-    let one = write_from_one(&store, &url).await;
-    eventually("there is a second one", async || {
-        let many = write_from_many(&store, &url).await;
-        if many > one { Ok(()) } else { Err(many) }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
-    let server = MariaDb::start().await;
-    let (url, limited) = limited(&server).await;
-    let store = open(&limited).await;
-    let one = write_from_one(&store, &url).await;
-    let alter = format!("ALTER USER limited@127.0.0.1 WITH MAX_USER_CONNECTIONS {one}");
-    run(&url, &alter).await;
-    let many = write_from_many(&store, &url).await;
-    assert!(many <= one, "{many}, and {one} before");
+    let after = connections(&url, "limited").await.len();
+    assert!(after <= before, "{after}, and {before} before");
     let read = store.range(Range::key("many/0")).await.unwrap();
     assert_eq!(read.revision, Revision(1 + 10 + 640));
 }
