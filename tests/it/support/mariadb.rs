@@ -161,6 +161,8 @@ impl Place {
             ))
             .arg(format!("--socket={}", self.dir.join("socket").display()))
             .arg(format!("--pid-file={}", self.dir.join("pid").display()))
+            // A server that starts deletes whatever tables another one has left there, or has yet.
+            .arg(format!("--tmpdir={}", self.dir.display()))
             .arg(format!("--port={}", self.port))
             .args(as_root())
             .args([
