@@ -325,8 +325,8 @@ async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
         }
     };
     join_all((0..64).map(|number| client(format!("many/{number}")))).await;
-    let after = connections(&url, "limited").await.len();
-    assert!(after <= before, "{after}, and {before} before");
+    let now = connections(&url, "limited").await.len();
+    assert!(now <= before, "{now}, and {before} before");
     let read = store.range(Range::key("many/0")).await.unwrap();
     assert_eq!(read.revision, Revision(1 + 10 + 640));
 }
