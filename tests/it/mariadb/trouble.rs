@@ -277,6 +277,20 @@ async fn connections(url: &str, user: &str) -> Vec<String> {
     run(url, &ids).await
 }
 
+/// URLs of a new database: one for whoever may do anything, and one with an account that has the rights which
+/// Segue needs.
+async fn account(server: &MariaDb, user: &str, options: &str) -> (String, String) {
+    let url = server.database().await;
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let grant = format!(
+        "CREATE USER {user}@127.0.0.1 IDENTIFIED BY 'hunter2' {options}; \
+         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO {user}@127.0.0.1"
+    );
+    run(&url, &grant).await;
+    let own = url.replace("segue:", &format!("{user}:"));
+    (url, own)
+}
+
 /// Reads until no more than so many of the connections that were there `before` are there `now`: each of
 /// those that read notices when it is needed again.
 async fn until_left(
@@ -302,15 +316,9 @@ async fn until_left(
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
     let server = MariaDb::start().await;
-    let url = server.database().await;
-    let (_, name) = url.rsplit_once('/').unwrap();
     // Of an account that has no limit, the server does not count the connections.
-    let grant = format!(
-        "CREATE USER limited@127.0.0.1 IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 50; \
-         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO limited@127.0.0.1"
-    );
-    run(&url, &grant).await;
-    let store = open(&url.replace("segue:", "limited:")).await;
+    let (url, limited) = account(&server, "limited", "WITH MAX_USER_CONNECTIONS 50").await;
+    let store = open(&limited).await;
     for _ in 0..10 {
         store.put(Put::new("one", "")).await.unwrap();
         store.range(Range::key("one")).await.unwrap();
@@ -334,15 +342,9 @@ async fn one_connection_to_write_on_is_enough_where_there_is_no_second_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_read_only_is_left() {
     let server = MariaDb::start().await;
-    let url = server.database().await;
-    let (_, name) = url.rsplit_once('/').unwrap();
     // Others may write to a server that is read-only.
-    let grant = format!(
-        "CREATE USER plain@127.0.0.1 IDENTIFIED BY 'hunter2'; \
-         GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO plain@127.0.0.1"
-    );
-    run(&url, &grant).await;
-    let store = open(&url.replace("segue:", "plain:")).await;
+    let (url, plain) = account(&server, "plain", "").await;
+    let store = open(&plain).await;
     store.put(Put::new("a", "1")).await.unwrap();
     store.range(Range::key("a")).await.unwrap();
     store.range(Range::of(KeyRange::all())).await.unwrap();

@@ -256,7 +256,7 @@ fn write_log(scripts: &mut Scripts, p: &str, log: &[LogEntry]) {
 
 /// Sets what is not as it was `before`: mostly the revision and the time.
 fn set_head(scripts: &mut Scripts, p: &str, head: &Head, before: &Head) {
-    let (new, old) = (columns(head), columns(before));
+    let (new, old) = (head_columns(head), head_columns(before));
     let changed: Vec<_> = new
         .iter()
         .zip(old)
@@ -277,7 +277,7 @@ fn set_head(scripts: &mut Scripts, p: &str, head: &Head, before: &Head) {
 }
 
 /// The columns of the head row that change.
-fn columns(head: &Head) -> [(&'static str, Option<i64>); 10] {
+fn head_columns(head: &Head) -> [(&'static str, Option<i64>); 10] {
     let line = head.line;
     let claims = line.is_some_and(|line| line.claims);
     [

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use futures_util::future::OptionFuture;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -131,22 +130,11 @@ impl Writer {
         next: Option<Next<'_>>,
         deadline: Instant,
     ) -> Result<(), Missed> {
-        let ahead = self.ahead.take_if(|ahead| ahead.is_for(want));
-        let ahead = OptionFuture::from(ahead.map(Ahead::found)).await;
-        if let Some(None) = ahead {
-            self.alone_until = Instant::now() + ALONE;
-        }
-        let begun = if let Some(begun) = ahead.flatten() {
-            begun
-        } else {
-            let session = self.session(db, deadline).await?;
-            begin(db, session, want).await
-        };
         let Begun {
             mut session,
             began,
             found,
-        } = begun;
+        } = self.begun(db, want, deadline).await?;
         let found = match found {
             Ok(found) => found,
             Err(failure) => return Err(self.undo(db, session, failure).await),
@@ -155,9 +143,7 @@ impl Writer {
         let changes = decide(found);
         if changes.is_empty(&before) {
             // Undoing nothing cannot fail in a way that matters.
-            if session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-                self.idle.push(session);
-            }
+            self.roll_back(session, None).await;
             // The answers tell what was read, be it only how far the store is.
             return match db.durable.settle(db, before.commit(), began).await {
                 Ok(true) => Ok(()),
@@ -204,6 +190,23 @@ impl Writer {
         }
     }
 
+    /// The first round trip of a batch: made ahead, or now.
+    async fn begun(
+        &mut self,
+        db: &Db,
+        want: &Arc<Prefetch>,
+        deadline: Instant,
+    ) -> Result<Begun, Missed> {
+        if let Some(ahead) = self.ahead.take_if(|ahead| ahead.is_for(want)) {
+            if let Some(begun) = ahead.found().await {
+                return Ok(begun);
+            }
+            self.alone_until = Instant::now() + ALONE;
+        }
+        let session = self.session(db, deadline).await?;
+        Ok(begin(db, session, want).await)
+    }
+
     /// A connection on which nothing is under way, if there is one that can be used.
     fn idle(&mut self, db: &Db) -> Option<Session> {
         self.idle.retain(|session| !db.server.has_ended(session));
@@ -222,26 +225,35 @@ impl Writer {
 
     /// Undoes what was begun ahead and is not wanted any more, or would be in the way.
     async fn give_up_ahead(&mut self) {
-        let ahead = OptionFuture::from(self.ahead.take().map(Ahead::found)).await;
-        if let Some(Some(Begun {
-            mut session, found, ..
-        })) = ahead
-            && found.as_ref().err().is_none_or(Failure::keeps_connection)
+        let Some(ahead) = self.ahead.take() else {
+            return;
+        };
+        if let Some(Begun { session, found, .. }) = ahead.found().await {
+            self.roll_back(session, found.err().as_ref()).await;
+        }
+    }
+
+    /// Undoes what is under way on a connection on which this may have failed. Only one that has undone it
+    /// goes on; with any other the server does it.
+    async fn roll_back(&mut self, mut session: Session, failure: Option<&Failure>) {
+        if failure.is_none_or(Failure::keeps_connection)
             && session.roll_back(SCRIPT_WITHIN).await.is_ok()
         {
             self.idle.push(session);
         }
     }
 
-    /// Undoes a transaction of which nothing was committed.
-    async fn undo(&mut self, db: &Db, mut session: Session, failure: Failure) -> Missed {
+    /// The same, of a batch; a server that is read-only is left.
+    async fn fall_back(&mut self, db: &Db, session: Session, failure: &Failure) {
         if failure.is_read_only() {
             db.server.leave();
         }
-        // Only a session that has undone it goes on; with any other the server does it.
-        if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-            self.idle.push(session);
-        }
+        self.roll_back(session, Some(failure)).await;
+    }
+
+    /// Undoes a transaction of which nothing was committed.
+    async fn undo(&mut self, db: &Db, session: Session, failure: Failure) -> Missed {
+        self.fall_back(db, session, &failure).await;
         missed(db, failure)
     }
 
@@ -249,15 +261,10 @@ impl Writer {
     async fn find_out(
         &mut self,
         db: &Db,
-        mut session: Session,
+        session: Session,
         failure: Failure,
     ) -> Result<(), Missed> {
-        if failure.is_read_only() {
-            db.server.leave();
-        }
-        if failure.keeps_connection() && session.roll_back(SCRIPT_WITHIN).await.is_ok() {
-            self.idle.push(session);
-        }
+        self.fall_back(db, session, &failure).await;
         let place = db.server.place();
         warn!("{place}: looking whether a batch was committed: {failure}");
         let deadline = Instant::now() + LOOK_WITHIN;

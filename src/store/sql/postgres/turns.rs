@@ -1,8 +1,8 @@
 //! When a batch may be begun ahead, so that others get the lock of the head row, too.
 //!
 //! The next batch is begun on the same connection: there the lock passes from one transaction to the next
-//! without anybody having to be woken up (a second connection that waits for it costs more than it
-//! wins). Others who wait for the lock would never get it in this way.
+//! without anybody having to be woken up (in PostgreSQL a second connection that waits for it
+//! costs more than it wins). Others who wait for the lock would never get it in this way.
 
 use crate::store::sql::backend::Head;
 
