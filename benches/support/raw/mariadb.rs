@@ -30,8 +30,8 @@ pub(super) async fn prepare(url: &str) {
             "CREATE TABLE kv (
                `key` VARBINARY(1000) NOT NULL PRIMARY KEY, create_revision BIGINT NOT NULL,
                mod_revision BIGINT NOT NULL, version BIGINT NOT NULL, lease BIGINT NOT NULL,
-               live TINYINT NOT NULL, logged TINYINT NOT NULL, value LONGBLOB,
-               KEY kv_lease (lease)) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
+               live TINYINT NOT NULL, logged TINYINT NOT NULL, value LONGBLOB
+             ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
              CREATE TABLE log (
                revision BIGINT NOT NULL, `key` VARBINARY(1000) NOT NULL, kind TINYINT NOT NULL,
                create_revision BIGINT NOT NULL, version BIGINT NOT NULL, lease BIGINT NOT NULL,

@@ -211,8 +211,13 @@ impl Placed {
 pub enum Over {
     /// Nothing: the key has no row.
     Nothing,
-    /// The row of the key, which is there if that is known.
-    Row(Option<Place>),
+    /// The row of the key.
+    Row {
+        /// Where it is, if that is known.
+        place: Option<Place>,
+        /// The lease that it is attached to, if that is known.
+        lease: Option<LeaseId>,
+    },
 }
 
 /// A row to insert, or to replace another.
@@ -231,6 +236,8 @@ pub struct Removed {
     pub key: Bytes,
     /// Where it is, if that is known.
     pub place: Option<Place>,
+    /// The lease that it is attached to.
+    pub lease: LeaseId,
 }
 
 /// What the log has of a row's state.

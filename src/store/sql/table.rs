@@ -54,8 +54,14 @@ impl Table {
     pub(super) fn write(&self, row: Row) -> Written {
         let key = &row.kv.key;
         let over = match self.rows.get(key) {
-            Some(found) => Over::Row(found.place),
-            None if self.claimed.contains(key) => Over::Row(None),
+            Some(found) => Over::Row {
+                place: found.place,
+                lease: Some(found.row.kv.lease),
+            },
+            None if self.claimed.contains(key) => Over::Row {
+                place: None,
+                lease: None,
+            },
             None => Over::Nothing,
         };
         Written { row, over }
@@ -67,6 +73,7 @@ impl Table {
         Some(Removed {
             key: key.clone(),
             place: found.place,
+            lease: found.row.kv.lease,
         })
     }
 }

@@ -6,6 +6,7 @@
 //! | `kv` | a key's latest state, live or whiteout | reads by primary key |
 //! | `log` | a change of a key | watches, reads of the past, the pair before a change |
 //! | `lease` | a lease | |
+//! | `leased` | a key with a lease; in MySQL alone | no index there leaves out the keys that have none |
 //! | `record` | a named piece of the migration's own state | |
 //!
 //! # Why one index on the log is enough

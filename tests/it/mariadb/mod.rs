@@ -2,6 +2,7 @@
 //! and accounts that are not what they have to be.
 
 mod doors;
+mod leased;
 mod trouble;
 
 use std::sync::Arc;

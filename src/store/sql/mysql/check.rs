@@ -183,6 +183,7 @@ pub(super) async fn privileges(session: &mut Session, p: &str) -> Result<(), Fai
             "head" => "one",
             "kv" | "log" | "record" => "version",
             "lease" => "ttl_s",
+            "leased" => "lease",
             _ => "batch",
         };
         for text in [

@@ -69,8 +69,7 @@ pub(super) fn ask(scripts: &mut Scripts, p: &str, want: &Prefetch) {
     }
     for ids in want.attached.chunks(TOGETHER) {
         let script = scripts.next(&text::select_attached(p));
-        in_ids(script, "lease", ids);
-        script.say(" AND lease <> 0");
+        in_ids(script, "a.lease", ids);
     }
     for span in &want.claims {
         let script = scripts.next(&format!(

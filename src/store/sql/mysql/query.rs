@@ -120,7 +120,7 @@ fn ask(scripts: &mut Scripts, p: &str, query: &Query) {
             script.int(id.0);
             if *keys {
                 let script = scripts.next(&format!(
-                    "SELECT `key` FROM {p}kv FORCE INDEX ({p}kv_lease) WHERE lease <> 0 AND lease = "
+                    "SELECT `key` FROM {p}leased FORCE INDEX ({p}leased_lease) WHERE lease = "
                 ));
                 script.int(id.0).say(" ORDER BY `key`");
             }

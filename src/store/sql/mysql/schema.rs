@@ -7,6 +7,9 @@
 //! the 3072 bytes that an index takes, a prefix of the key would make one revision with many similar
 //! keys slow to search, and any second index would have to be written, too. `seq` is the place of a
 //! change within its revision, and tells keys of equal hash apart.
+//!
+//! There are no indices of some rows alone, and one of all leases in `kv` would have to be written with every
+//! key that is made or goes, while few keys have a lease. So those that do are in a table of their own, `leased`.
 
 use std::time::Duration;
 
@@ -17,14 +20,14 @@ use crate::store::sql::rows::Columns as _;
 use crate::store::sql::tables::new_identity;
 
 /// The version of the tables that this program writes. A change of them needs a new one, and steps
-/// that lead there from each earlier one.
-pub(super) const VERSION: i64 = 1;
+/// that lead there from each earlier one that was released; 1 was not.
+pub(super) const VERSION: i64 = 2;
 
 /// Longest key: what InnoDB takes in an index.
 pub(super) const KEY_BYTES_MAX: usize = 3072;
 
 /// What stands behind the prefix in the names of the tables.
-pub(super) const TABLES: [&str; 6] = ["head", "kv", "log", "lease", "record", "process"];
+pub(super) const TABLES: [&str; 7] = ["head", "kv", "log", "lease", "leased", "record", "process"];
 
 /// Seconds that a starter waits for another one that creates the tables.
 const LOCK_WAIT_S: i64 = 30;
@@ -124,8 +127,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     lease           BIGINT         NOT NULL,
     live            TINYINT        NOT NULL COMMENT '0: a whiteout',
     logged          TINYINT        NOT NULL COMMENT '0, 3: copied up and not changed since; 2: without its lease',
-    value           LONGBLOB,
-    KEY {p}kv_lease (lease)
+    value           LONGBLOB
 ) {OPTIONS}"
         ),
         // What happened to each key.
@@ -151,6 +153,14 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     ttl_s           BIGINT         NOT NULL,
     deadline_ms     BIGINT         NOT NULL COMMENT 'since 1970, by the clock of the server',
     KEY {p}lease_deadline (deadline_ms)
+) {OPTIONS}"
+        ),
+        // The keys that are attached to leases.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {p}leased (
+    `key`           VARBINARY({KEY_BYTES_MAX}) NOT NULL PRIMARY KEY,
+    lease           BIGINT         NOT NULL,
+    KEY {p}leased_lease (lease)
 ) {OPTIONS}"
         ),
         // The migration's own state. Not keys: no revision, no event.

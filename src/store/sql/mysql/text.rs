@@ -80,7 +80,10 @@ pub(super) fn select_unchanged(p: &str, values: bool) -> String {
 /// Begins to select rows by their lease.
 pub(super) fn select_attached(p: &str) -> String {
     let columns = columns(true, "k.lease");
-    format!("SELECT {columns} FROM {p}kv k FORCE INDEX ({p}kv_lease) WHERE ")
+    format!(
+        "SELECT {columns} FROM {p}leased a FORCE INDEX ({p}leased_lease) \
+         STRAIGHT_JOIN {p}kv k FORCE INDEX (PRIMARY) ON k.`key` = a.`key` WHERE "
+    )
 }
 
 /// The condition that the key, in a table of this alias (with its dot), is in one of `parts`.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::schema::hash;
 use super::script::{Script, Scripts};
 use super::text::{NOW_MS, TOGETHER};
-use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Logged, Row, Written};
+use crate::store::sql::backend::{Changes, Head, LogEntry, LogKind, Logged, Over, Row, Written};
 use crate::store::sql::tables::{self, log_kind};
 use crate::types::Revision;
 
@@ -33,6 +33,7 @@ pub(super) fn write(
     let mut scripts = Scripts::new(packet_full);
     write_log(&mut scripts, p, &changes.log);
     write_rows(&mut scripts, p, changes, before);
+    attach(&mut scripts, p, changes);
     if changes.renew_leases {
         let script = scripts.next(&format!(
             "UPDATE {p}lease SET deadline_ms = ttl_s * 1000 + "
@@ -205,6 +206,44 @@ fn write_rows(scripts: &mut Scripts, p: &str, changes: &Changes, before: &Head) 
     }
 }
 
+/// Notes what has become attached to a lease, or to another one, and what is attached to none any more.
+fn attach(scripts: &mut Scripts, p: &str, changes: &Changes) {
+    let differs = |it: &&Written| match it.over {
+        Over::Nothing => it.row.kv.lease.is_some(),
+        Over::Row { lease, .. } => lease != Some(it.row.kv.lease),
+    };
+    let (attached, detached): (Vec<_>, Vec<_>) = changes
+        .rows
+        .iter()
+        .filter(differs)
+        .partition(|it| it.row.kv.lease.is_some());
+    let removed = changes.removed.iter().filter(|it| it.lease.is_some());
+    let detached: Vec<_> = detached
+        .iter()
+        .map(|it| &it.row.kv.key)
+        .chain(removed.map(|it| &it.key))
+        .collect();
+    scripts.rows(
+        &format!("INSERT INTO {p}leased (`key`, lease) VALUES "),
+        attached,
+        " ON DUPLICATE KEY UPDATE lease = VALUES(lease)",
+        |script, Written { row, .. }| {
+            script.say("(").bytes(&row.kv.key).say(", ");
+            script.int(row.kv.lease.0).say(")");
+        },
+    );
+    for keys in detached.chunks(TOGETHER) {
+        scripts.rows(
+            &format!("DELETE FROM {p}leased WHERE `key` IN ("),
+            keys,
+            ")",
+            |script, key| {
+                script.bytes(key);
+            },
+        );
+    }
+}
+
 fn write_log(scripts: &mut Scripts, p: &str, log: &[LogEntry]) {
     let is_copy = |entry: &&LogEntry| entry.kind == LogKind::Copy;
     let copies: Vec<_> = log.iter().filter(is_copy).collect();
@@ -306,7 +345,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::store::sql::backend::Over;
+    use crate::store::sql::backend::Removed;
     use crate::types::{KeyValue, LeaseId};
 
     fn kv(key: &'static str, revision: i64) -> KeyValue {
@@ -363,6 +402,50 @@ mod tests {
         assert_eq!(as_logged.but, [1, 4, 6]);
         let others: Vec<&[u8]> = others.iter().map(|row| &row.kv.key[..]).collect();
         assert_eq!(others, [&b"whiteout"[..], b"copied", b"replayed"]);
+    }
+
+    #[test]
+    fn keys_are_noted_only_when_their_lease_changes() {
+        let attached = |key, lease, over| Written {
+            over,
+            ..written(
+                KeyValue {
+                    lease: LeaseId(lease),
+                    ..kv(key, 11)
+                },
+                true,
+                Logged::Yes,
+            )
+        };
+        let over = |lease| Over::Row { place: None, lease };
+        let gone = |key: &'static str, lease| Removed {
+            key: key.into(),
+            place: None,
+            lease: LeaseId(lease),
+        };
+        let changes = Changes {
+            rows: vec![
+                attached("new", 0, Over::Nothing),
+                attached("same", 7, over(Some(LeaseId(7)))),
+                attached("still none", 0, over(Some(LeaseId::NONE))),
+                attached("a", 7, Over::Nothing),
+                attached("b", 7, over(Some(LeaseId(8)))),
+                attached("c", 7, over(None)),
+                attached("d", 0, over(Some(LeaseId(7)))),
+                attached("e", 0, over(None)),
+            ],
+            removed: vec![gone("f", 7), gone("none", 0)],
+            ..Changes::none(Head::at(10))
+        };
+        let mut scripts = Scripts::new(1000);
+        attach(&mut scripts, "p_", &changes);
+        let text: Vec<u8> = scripts.finish()[0].as_bytes().into();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "INSERT INTO p_leased (`key`, lease) VALUES (X'61', 7), (X'62', 7), (X'63', 7) \
+             ON DUPLICATE KEY UPDATE lease = VALUES(lease);\n\
+             DELETE FROM p_leased WHERE `key` IN (X'64', X'65', X'66')"
+        );
     }
 
     #[test]

@@ -21,8 +21,10 @@ pub(super) fn writes<'a>(sql: &Sql, changes: &'a Changes) -> Vec<Step<'a>> {
     for Written { row, over } in &changes.rows {
         match over {
             Over::Nothing => new.push(row),
-            Over::Row(None) => there.push(row),
-            Over::Row(Some(place)) => placed.push((row, Tid(*place))),
+            Over::Row { place: None, .. } => there.push(row),
+            Over::Row {
+                place: Some(place), ..
+            } => placed.push((row, Tid(*place))),
         }
     }
     let bytes_of = |row: &Row| pair_bytes(&row.kv);

@@ -189,7 +189,7 @@ fn write_rows(conn: &Connection, sql: &Sql, rows: &[Written]) -> Result<()> {
         let Row { kv, live, logged } = row;
         let value = live.then_some(&kv.value[..]);
         one(match over {
-            Over::Row(place) => update.execute(params![
+            Over::Row { place, .. } => update.execute(params![
                 known(*place)?,
                 value,
                 kv.create_revision.0,
