@@ -137,6 +137,28 @@ pub(crate) async fn watches_see_what_another_writes(writer: &impl Store, reader:
     }
 }
 
+/// Watches go on though another process compacts each change as soon as it is made.
+pub(crate) async fn watches_outlive_compactions_of_another(
+    writer: &impl Store,
+    reader: &impl Store,
+) {
+    let watch = Watch::of(KeyRange::all(), None);
+    let mut watching = reader.watch(watch).await.unwrap();
+    let mut written = Vec::new();
+    for number in 0..100 {
+        let put = Put::new(format!("{}", number % 2), "");
+        written.push(writer.put(put).await.unwrap().revision);
+        writer.compact(written[number]).await.unwrap();
+    }
+    for revision in written {
+        let next = tokio::time::timeout(Duration::from_secs(10), watching.items.next());
+        match next.await {
+            Ok(Some(WatchItem::Events(batch))) => assert_eq!(batch.revision, revision),
+            other => panic!("{other:?} instead of {revision}"),
+        }
+    }
+}
+
 /// Keys of every byte, the longest keys and the longest values go through unchanged. Answers the longest key.
 pub(crate) async fn all_keys_go_through_unchanged(store: &impl Store) -> Bytes {
     // Not to be compressed, and alike in what is indexed.

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -63,10 +64,14 @@ pub trait Backend: Send + Sync + 'static {
     /// time: a thread of its own for a driver that blocks, a task for one that does not.
     fn run_writer(&self, writer: BoxFuture<'static, ()>) -> Result<()>;
 
-    /// Deletes history that was compacted: what log entries in `(swept, compacted]` superseded, and
-    /// delete entries below `compacted`. Does a bounded piece of the work, notes in the head row,
+    /// How long history stays when it was compacted, since other processes read it, and are behind: not at all
+    /// where only one process can write.
+    fn linger(&self) -> Duration;
+
+    /// Deletes history that was compacted, up to `until`: what log entries in `(swept, compacted]` superseded,
+    /// and delete entries below `compacted`. Does a bounded piece of the work, notes in the head row,
     /// which is locked meanwhile, how far it came, and answers the head row as it is then.
-    fn sweep(&self) -> impl Future<Output = Result<Head>> + Send;
+    fn sweep(&self, until: Revision) -> impl Future<Output = Result<Head>> + Send;
 
     /// Deletes some of the whiteouts, unless there is a line; answers whether there may be more.
     fn drop_whiteouts(&self) -> impl Future<Output = Result<bool>> + Send;

@@ -4,9 +4,6 @@
 //! makes them and nobody waits for a timer. When as much waits as is being committed, it is begun
 //! meanwhile, by backends that can. Each request of a batch keeps its own revision and its own success
 //! or failure.
-//!
-//! Compacted history is deleted in pieces: one after the other while nothing waits, and now and then between
-//! two batches while something always does.
 
 use std::future::pending;
 use std::pin::pin;
@@ -22,17 +19,14 @@ use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Snapsho
 use super::decide::{Decided, decide};
 use super::height::Height;
 use super::queue::{Enough, Gathered};
+use super::sweeping::Sweeping;
 use super::work::{Claims, Done, Job, Request, want};
 use crate::store::feed::Feed;
 use crate::store::{Result, StoreError};
-use crate::types::Reserved;
+use crate::types::{Reserved, Revision};
 
 /// Batches whose requests are still to be answered, at most.
 pub(super) const ANSWERS_LEN: usize = 4;
-
-/// How long writes go first behind a piece of compacted history that was deleted between them, in terms of
-/// what that took: it has a fifth of the time.
-const WRITES_PER_SWEEP: u32 = 4;
 
 /// A batch that was committed, and what was done for each of its requests.
 pub(super) type Answers = (Vec<Request>, Vec<Result<Done>>);
@@ -60,7 +54,8 @@ pub(super) struct Committer<B> {
 /// What the writer does next.
 enum Step {
     Take(Job),
-    Sweep,
+    /// Delete a piece of what was compacted up to here.
+    Sweep(Revision),
     End,
 }
 
@@ -70,16 +65,16 @@ impl<B: Backend> Writer<B> {
         let mut head = self.committer.head().await;
         let mut gathered = Gathered::default();
         let mut last = 0;
-        let mut sweep_due = Instant::now();
+        let mut sweeping = Sweeping::new(self.committer.backend.linger());
         loop {
             if !gathered.requests.is_empty() {
                 let (batch, begun) = gathered.take(&mut self.queue, last);
                 last = batch.len();
                 // Writers who never let the queue run empty must not keep what is compacted for ever.
-                let sweeps = lags(head.as_ref()) && Instant::now() >= sweep_due;
+                let sweep = sweeping.due_between_writes(head.as_ref(), Instant::now());
                 let reserved = &self.committer.reserved;
                 let next = async {
-                    if sweeps {
+                    if sweep.is_some() {
                         // Nothing fits between a batch and one that is begun ahead.
                         return pending().await;
                     }
@@ -89,14 +84,14 @@ impl<B: Backend> Writer<B> {
                 self.committer
                     .carry_out(batch, begun, &mut head, pin!(next))
                     .await;
-                if sweeps {
-                    sweep_due = self.committer.sweep(&mut head).await;
+                if let Some(until) = sweep {
+                    self.committer.sweep(until, &mut head, &mut sweeping).await;
                 }
                 continue;
             }
             let step = match gathered.held.take() {
                 Some(job) => Step::Take(job),
-                None => self.select(head.as_ref()).await,
+                None => self.select(head.as_ref(), &mut sweeping).await,
             };
             match step {
                 Step::Take(Job::Request(first)) => gathered.push(first),
@@ -106,7 +101,9 @@ impl<B: Backend> Writer<B> {
                         .send(self.committer.backend.drop_whiteouts().await)
                         .ok();
                 }
-                Step::Sweep => sweep_due = self.committer.sweep(&mut head).await,
+                Step::Sweep(until) => {
+                    self.committer.sweep(until, &mut head, &mut sweeping).await;
+                }
                 Step::End => break,
             }
         }
@@ -121,20 +118,23 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Requests that wait go before the deletion of compacted history.
-    async fn select(&mut self, head: Option<&Head>) -> Step {
-        if self.cancel.is_cancelled() {
-            return Step::End;
-        }
-        if lags(head) {
-            match self.queue.try_recv() {
-                Ok(job) => return Step::Take(job),
-                Err(mpsc::error::TryRecvError::Empty) => return Step::Sweep,
-                Err(mpsc::error::TryRecvError::Disconnected) => return Step::End,
+    async fn select(&mut self, head: Option<&Head>, sweeping: &mut Sweeping) -> Step {
+        loop {
+            if self.cancel.is_cancelled() {
+                return Step::End;
             }
-        }
-        tokio::select! {
-            () = self.cancel.cancelled() => Step::End,
-            job = self.queue.recv() => job.map_or(Step::End, Step::Take),
+            if let Some(until) = sweeping.due(head, Instant::now()) {
+                match self.queue.try_recv() {
+                    Ok(job) => return Step::Take(job),
+                    Err(mpsc::error::TryRecvError::Empty) => return Step::Sweep(until),
+                    Err(mpsc::error::TryRecvError::Disconnected) => return Step::End,
+                }
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return Step::End,
+                job = self.queue.recv() => return job.map_or(Step::End, Step::Take),
+                () = sweeping.ripens() => {}
+            }
         }
     }
 }
@@ -147,17 +147,17 @@ impl<B: Backend> Committer<B> {
             .ok()
     }
 
-    /// Deletes a piece of what is compacted; answers until when writes go before the next one.
-    async fn sweep(&self, head: &mut Option<Head>) -> Instant {
+    /// Deletes a piece of what is compacted.
+    async fn sweep(&self, until: Revision, head: &mut Option<Head>, sweeping: &mut Sweeping) {
         let begun = Instant::now();
-        match self.backend.sweep().await {
+        match self.backend.sweep(until).await {
             Ok(swept) => *head = Some(swept),
             Err(err) => {
                 error!("cannot delete compacted history, will go on behind the next write: {err}");
                 *head = None;
             }
         }
-        Instant::now() + begun.elapsed() * WRITES_PER_SWEEP
+        sweeping.swept(begun);
     }
 
     /// Commits a batch and tells everybody. A failure that may be one request's own fault is not
@@ -263,11 +263,6 @@ impl<B: Backend> Committer<B> {
         fallen?;
         Ok(decided)
     }
-}
-
-/// Whether there is compacted history to be deleted.
-fn lags(head: Option<&Head>) -> bool {
-    head.is_some_and(|head| head.swept < head.compacted)
 }
 
 /// Tells everybody what became of their requests, until the writer ends.
@@ -402,10 +397,14 @@ mod tests {
             self.inner.run_writer(writer)
         }
 
-        async fn sweep(&self) -> Result<Head> {
+        fn linger(&self) -> Duration {
+            self.inner.linger()
+        }
+
+        async fn sweep(&self, until: Revision) -> Result<Head> {
             self.swept
                 .fetch_add(usize::from(self.busy.load(SeqCst)), SeqCst);
-            self.inner.sweep().await
+            self.inner.sweep(until).await
         }
 
         async fn drop_whiteouts(&self) -> Result<bool> {

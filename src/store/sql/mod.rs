@@ -9,7 +9,7 @@
 //!   to [`super::eval`], `decide` turns the outcome into changes, `replay` those of another store. All are
 //!   pure.
 //! - `engine`: the writer, which commits all that waits as one batch. `queue`: how a batch is put together.
-//!   `ahead`: the next one is begun while the last is committed.
+//!   `ahead`: the next one is begun while the last is committed. `sweeping`: when compacted history is deleted.
 //! - `store`: the traits of [`super`], on top of it. Reads go to the backend and never wait for the
 //!   writer; `reading` takes transactions that only read apart.
 //! - `tail`: what other processes change in the same database. `height`: databases that go back.
@@ -32,6 +32,7 @@ mod replay;
 mod rows;
 pub mod sqlite;
 mod store;
+mod sweeping;
 mod table;
 mod tables;
 mod tail;

@@ -34,6 +34,8 @@
 //! 1970 of the store's clock. The head row has the version of the tables: a program that knows
 //! another one keeps its hands off.
 
+use std::time::Duration;
+
 use super::backend::{LogKind, Logged};
 
 /// How [`LogKind`] is written.
@@ -70,6 +72,10 @@ pub(super) fn logged(logged: Logged) -> i16 {
         Logged::Own => OWN,
     }
 }
+
+/// How long history stays that was compacted, for other processes that have not read it yet. They are behind by
+/// milliseconds, by half a second while nobody watches there, and by a bit more while the database is busy.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Log entries that one step of a sweep looks at: some ten milliseconds.
 pub(super) const SWEEP_ENTRIES: i64 = 2000;

@@ -23,8 +23,9 @@ use crate::types::{KeyRange, Revision};
 const EVENTS: usize = 4096;
 const BYTES: usize = 4 << 20;
 
-/// Before the next look at where others are, as long as nobody watches.
-const UNWATCHED: Duration = Duration::from_millis(100);
+/// Before the next look at where others are, as long as nobody watches. What they have written since has to be
+/// read when somebody comes to, and must not be gone by then: see [`super::tables::LINGER`].
+const UNWATCHED: Duration = Duration::from_millis(500);
 
 /// How long a database that fails is left alone.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -216,6 +216,13 @@ async fn watches_see_what_another_process_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watches_outlive_compactions_of_another_process() {
+    let url = database().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    alike::watches_outlive_compactions_of_another(&*writer, &*reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_every_byte_and_the_longest_keys_and_values_go_through_unchanged() {
     let store = open(&database().await).await;
     let longest = alike::all_keys_go_through_unchanged(&*store).await;

@@ -430,6 +430,13 @@ async fn watches_see_what_another_process_writes_without_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watches_outlive_compactions_of_another_process() {
+    let url = schema().await;
+    let (writer, reader) = (open(&url).await, open(&url).await);
+    alike::watches_outlive_compactions_of_another(&*writer, &*reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_from_before_another_process_has_moved_the_line_is_told_so() {
     let url = schema().await;
     let (writer, reader) = (open(&url).await, open(&url).await);

@@ -59,7 +59,7 @@ use self::session::{Purpose, Server, Session};
 use self::write::Mark;
 use self::writer::Writer;
 use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Read, Snapshot};
-use super::tables::{missing_complaint, prefix_complaint, version_complaint};
+use super::tables::{LINGER, missing_complaint, prefix_complaint, version_complaint};
 use super::{Options, SqlStore};
 use crate::store::url::Database;
 use crate::store::{Result, StoreError};
@@ -270,8 +270,12 @@ impl Backend for Mysql {
         Ok(())
     }
 
-    async fn sweep(&self) -> Result<Head> {
-        self.writer.lock().await.sweep(&self.db).await
+    fn linger(&self) -> Duration {
+        LINGER
+    }
+
+    async fn sweep(&self, until: Revision) -> Result<Head> {
+        self.writer.lock().await.sweep(&self.db, until).await
     }
 
     async fn drop_whiteouts(&self) -> Result<bool> {

@@ -322,20 +322,23 @@ impl Writer {
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].
-    pub(super) async fn sweep(&mut self, db: &Db) -> Result<Head> {
+    pub(super) async fn sweep(&mut self, db: &Db, until: Revision) -> Result<Head> {
         let p = &db.prefix;
         let mut scripts = db.locking();
-        scripts.next(&format!(
+        let far = scripts.next(&format!(
             "SELECT l.revision FROM {p}head h JOIN {p}log l FORCE INDEX (PRIMARY) \
-             ON l.revision > h.swept AND l.revision <= h.compacted WHERE h.one = 1 \
-             ORDER BY l.revision LIMIT 1 OFFSET {SWEEP_ENTRIES}"
+             ON l.revision > h.swept AND l.revision <= h.compacted WHERE h.one = 1 AND l.revision <= "
+        ));
+        far.int(until.0);
+        far.say(&format!(
+            " ORDER BY l.revision LIMIT 1 OFFSET {SWEEP_ENTRIES}"
         ));
         let reads = scripts.finish();
         self.tidy(db, async |session: &mut Session| {
             let mut sets = session.run_all(&reads, SCRIPT_WITHIN).await?;
             let (head, _) = fetch::take_locked(&mut sets)?;
             let (swept, far) = (head.swept, sets.first()?);
-            let until = far.map_or(Ok(head.compacted.0), |row| row.int(0))?;
+            let until = far.map_or(Ok(until.min(head.compacted).0), |row| row.int(0))?;
             let mut script = Script::of(&format!(
                 "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p FORCE INDEX (PRIMARY) \
                  ON p.revision = l.prev_revision AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "

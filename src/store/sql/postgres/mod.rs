@@ -40,6 +40,7 @@ mod writer;
 mod writes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
@@ -55,6 +56,7 @@ use self::server::Server;
 use self::text::Sql;
 use self::writer::Writer;
 use super::backend::{Backend, Changes, Head, Next, Prefetch, Prefetched, Read, Snapshot};
+use super::tables::LINGER;
 use super::{Options, SqlStore};
 use crate::store::Result;
 use crate::store::url::Database;
@@ -168,9 +170,13 @@ impl Backend for Postgres {
         Ok(())
     }
 
-    async fn sweep(&self) -> Result<Head> {
+    fn linger(&self) -> Duration {
+        LINGER
+    }
+
+    async fn sweep(&self, until: Revision) -> Result<Head> {
         let mut writer = self.writer.lock().await;
-        writer.sweep(&self.server, &self.sql).await
+        writer.sweep(&self.server, &self.sql, until).await
     }
 
     async fn drop_whiteouts(&self) -> Result<bool> {

@@ -304,8 +304,13 @@ impl Writer {
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].
-    pub(super) async fn sweep(&mut self, server: &Server, sql: &Sql) -> Result<Head> {
-        let (head, _) = self.locked(server, sql, Chore::Sweep).await?;
+    pub(super) async fn sweep(
+        &mut self,
+        server: &Server,
+        sql: &Sql,
+        until: Revision,
+    ) -> Result<Head> {
+        let (head, _) = self.locked(server, sql, Chore::Sweep(until)).await?;
         Ok(head)
     }
 
@@ -340,7 +345,7 @@ impl Writer {
 /// What may be done twice: whether its commit is answered is all the same.
 #[derive(Clone, Copy, Debug)]
 enum Chore {
-    Sweep,
+    Sweep(Revision),
     DropWhiteouts,
 }
 
@@ -355,7 +360,7 @@ impl Chore {
         };
         let head = head_of(head)?;
         let done = match self {
-            Self::Sweep => (sweep(conn, sql, head).await?, false),
+            Self::Sweep(until) => (sweep(conn, sql, head, until).await?, false),
             Self::DropWhiteouts if head.line.is_some() => (head, false),
             Self::DropWhiteouts => {
                 let step = Step::with(&sql.drop_whiteouts, vec![Box::new(DROP_WHITEOUTS)]);
@@ -368,8 +373,13 @@ impl Chore {
 }
 
 /// Deletes a piece of the history that was compacted.
-async fn sweep(conn: &Conn, sql: &Sql, head: Head) -> std::result::Result<Head, Error> {
-    let (swept, compacted) = (head.swept.0, head.compacted.0);
+async fn sweep(
+    conn: &Conn,
+    sql: &Sql,
+    head: Head,
+    until: Revision,
+) -> std::result::Result<Head, Error> {
+    let (swept, compacted) = (head.swept.0, head.compacted.min(until).0);
     let far: Vec<Param> = vec![
         Box::new(swept),
         Box::new(compacted),

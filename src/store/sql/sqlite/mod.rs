@@ -179,8 +179,12 @@ impl Backend for Sqlite {
             .map_err(|err| StoreError::Unavailable(format!("cannot start a thread: {err}")))
     }
 
-    async fn sweep(&self) -> Result<Head> {
-        self.with_writer(|writer| writer.sweep(&self.sql))
+    fn linger(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn sweep(&self, until: Revision) -> Result<Head> {
+        self.with_writer(|writer| writer.sweep(&self.sql, until))
     }
 
     async fn drop_whiteouts(&self) -> Result<bool> {

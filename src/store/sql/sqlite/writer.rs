@@ -49,14 +49,12 @@ impl Writer {
     }
 
     /// See [`crate::store::sql::backend::Backend::sweep`].
-    pub(super) fn sweep(&mut self, sql: &Sql) -> StoreResult<Head> {
+    pub(super) fn sweep(&mut self, sql: &Sql, until: Revision) -> StoreResult<Head> {
         let mut after = None;
         in_transaction(&self.conn, |conn| {
             let step = || -> Result<Head> {
                 let head = fetch::head(conn, sql)?;
-                let Head {
-                    swept, compacted, ..
-                } = head;
+                let (swept, compacted) = (head.swept, head.compacted.min(until));
                 let mut far = conn.prepare_cached(&sql.texts.sweep_until)?;
                 let mut far = far.query([swept.0, compacted.0, SWEEP_ENTRIES])?;
                 let until = match far.next()? {
