@@ -25,6 +25,7 @@ use crate::store::open::{self, Terms};
 use crate::store::{Guard, NewStore, OldStore, Store, StoreError, StoreUrl};
 use crate::tasks::Tasks;
 use crate::types::Reserved;
+use crate::types::hash::fnv1a;
 
 /// How long requests and jobs that are under way may take when the server is shut down.
 const GRACE: Duration = Duration::from_secs(10);
@@ -577,10 +578,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A number for a name, the same wherever and whenever it is asked for, and never 0 (FNV-1a).
+/// A number for a name, the same wherever and whenever it is asked for, and never 0.
 fn number(name: &str) -> u64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
+    fnv1a(name.as_bytes()).max(1)
 }

@@ -1,6 +1,7 @@
 //! The words of the project as data: keys, ranges, pairs, revisions, requests, answers. No I/O.
 
 pub mod event;
+pub mod hash;
 pub mod kv;
 pub mod lease;
 pub mod range;

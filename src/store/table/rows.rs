@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::shape::Shape;
+use crate::types::hash::fnv1a;
 use crate::types::{KeyValue, LeaseId, Revision};
 
 /// Longest time to live that etcd grants, in seconds.
@@ -137,10 +138,7 @@ fn lease_of(key: &[u8]) -> LeaseId {
     LeaseId(i64::try_from(hash >> 1).unwrap_or(1).max(1))
 }
 
-/// The hash of some parts, one behind the other: the same in every process (FNV-1a).
+/// The hash of some parts, one behind the other.
 pub(super) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    let bytes = parts.into_iter().flatten();
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    fnv1a(parts.into_iter().flatten())
 }

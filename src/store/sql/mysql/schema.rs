@@ -18,6 +18,7 @@ use super::script::Script;
 use super::session::Session;
 use crate::store::sql::rows::Columns as _;
 use crate::store::sql::tables::new_identity;
+use crate::types::hash::fnv1a;
 
 /// The version of the tables that this program writes. A change of them needs a new one, and steps
 /// that lead there from each earlier one that was released; 1 was not.
@@ -183,27 +184,7 @@ fn tables(p: &str) -> [String; TABLES.len()] {
     ]
 }
 
-/// The log's hash of a key: 64-bit FNV-1a. It is stored, and so must never change.
+/// The log's hash of a key.
 pub(super) fn hash(key: &[u8]) -> i64 {
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    hash.cast_signed()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_is_the_one_that_is_stored() {
-        // From the authors' own list of test vectors.
-        for (key, expected) in [
-            (&b""[..], 0xcbf2_9ce4_8422_2325_u64),
-            (b"a", 0xaf63_dc4c_8601_ec8c),
-            (b"foobar", 0x8594_4171_f739_67e8),
-        ] {
-            assert_eq!(hash(key), expected.cast_signed());
-        }
-    }
+    fnv1a(key).cast_signed()
 }
