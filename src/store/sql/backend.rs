@@ -164,6 +164,13 @@ impl Head {
         self.compacted.max(self.origin)
     }
 
+    /// How far a sweep up to `until` goes: not beyond what is compacted, and not back behind what another process
+    /// has swept meanwhile, which whoever reads the log has to know.
+    #[must_use]
+    pub fn sweep_end(&self, until: Revision) -> Revision {
+        self.compacted.min(until).max(self.swept)
+    }
+
     /// Whether clients are served here: not between a fence and a line behind it.
     #[must_use]
     pub fn serves(&self) -> bool {

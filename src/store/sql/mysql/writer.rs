@@ -338,7 +338,7 @@ impl Writer {
             let mut sets = session.run_all(&reads, SCRIPT_WITHIN).await?;
             let (head, _) = fetch::take_locked(&mut sets)?;
             let (swept, far) = (head.swept, sets.first()?);
-            let until = far.map_or(Ok(until.min(head.compacted).0), |row| row.int(0))?;
+            let until = far.map_or(Ok(head.sweep_end(until).0), |row| row.int(0))?;
             let mut script = Script::of(&format!(
                 "DELETE p FROM {p}log l STRAIGHT_JOIN {p}log p FORCE INDEX (PRIMARY) \
                  ON p.revision = l.prev_revision AND p.hash = l.hash AND p.`key` = l.`key` WHERE l.prev_revision > 0 AND l.revision > "

@@ -379,14 +379,10 @@ async fn sweep(
     head: Head,
     until: Revision,
 ) -> std::result::Result<Head, Error> {
-    let (swept, compacted) = (head.swept.0, head.compacted.min(until).0);
-    let far: Vec<Param> = vec![
-        Box::new(swept),
-        Box::new(compacted),
-        Box::new(SWEEP_ENTRIES),
-    ];
+    let (swept, end) = (head.swept.0, head.sweep_end(until).0);
+    let far: Vec<Param> = vec![Box::new(swept), Box::new(end), Box::new(SWEEP_ENTRIES)];
     let far = conn.query(Step::with(&sql.texts.sweep_until, far)).await?;
-    let until = far.first().map_or(Ok(compacted), |row| row.int(0))?;
+    let until = far.first().map_or(Ok(end), |row| row.int(0))?;
     let span = || -> Vec<Param> { vec![Box::new(swept), Box::new(until)] };
     let steps = [
         Step::with(&sql.sweep_superseded, span()),

@@ -209,6 +209,22 @@ async fn the_past_is_read_until_it_is_compacted() {
     );
 }
 
+#[tokio::test]
+async fn a_sweep_does_not_go_back_behind_one_that_went_further() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    for value in ["1", "2", "3", "4"] {
+        put(&store, "a", value).await;
+    }
+    store.compact(Revision(4)).await.unwrap();
+    swept(&store, 4).await;
+    // As somebody does who knows of an earlier compaction yet.
+    let head = store.engine.backend.sweep(Revision(3)).await.unwrap();
+    assert_eq!(head.swept, Revision(4));
+    let head = store.engine.backend.sweep(Revision(5)).await.unwrap();
+    assert_eq!(head.swept, Revision(4), "no more is compacted");
+}
+
 async fn swept(store: &SqlStore<Sqlite>, until: i64) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

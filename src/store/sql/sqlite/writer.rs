@@ -54,12 +54,12 @@ impl Writer {
         in_transaction(&self.conn, |conn| {
             let step = || -> Result<Head> {
                 let head = fetch::head(conn, sql)?;
-                let (swept, compacted) = (head.swept, head.compacted.min(until));
+                let (swept, end) = (head.swept, head.sweep_end(until));
                 let mut far = conn.prepare_cached(&sql.texts.sweep_until)?;
-                let mut far = far.query([swept.0, compacted.0, SWEEP_ENTRIES])?;
+                let mut far = far.query([swept.0, end.0, SWEEP_ENTRIES])?;
                 let until = match far.next()? {
                     Some(row) => Revision(row.get(0)?),
-                    None => compacted,
+                    None => end,
                 };
                 conn.prepare_cached(&sql.sweep_superseded)?
                     .execute([swept.0, until.0])?;
