@@ -124,27 +124,33 @@ fn an_old_store_with_data_is_read_and_never_written_to() {
 #[test]
 fn an_interrupted_show_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = demo(dir.path(), &["--keys", "500", "--seconds", "60"])
+    // From when the stores are being made, which threads of their own do, to the middle of the migration.
+    let whiles = (0..40).map(|step| Duration::from_millis(2 * step));
+    for after in whiles.chain([Duration::from_secs(2)]) {
+        interrupt(dir.path(), after);
+        let left = files(dir.path());
+        assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{after:?}");
+    }
+}
+
+/// Interrupts a show in `dir` so long after it has begun to make its new store.
+fn interrupt(dir: &Path, after: Duration) {
+    let mut child = demo(dir, &["--keys", "500", "--seconds", "60"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let deadline = Instant::now() + Duration::from_mins(1);
-    let new = |dir: &Path| files(dir).iter().any(|files| files.join("new.db").exists());
-    while !new(dir.path()) {
-        assert!(Instant::now() < deadline, "the migration does not begin");
+    while !files(dir).iter().any(|files| files.join("new.db").exists()) {
+        assert!(Instant::now() < deadline, "the stores are not made");
         assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(1));
     }
-    let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::INT).unwrap();
+    std::thread::sleep(after);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let asked = Instant::now();
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(1));
-    assert!(
-        asked.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        asked.elapsed()
-    );
-    assert_eq!(files(dir.path()), Vec::<std::path::PathBuf>::new());
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }

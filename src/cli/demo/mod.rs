@@ -18,9 +18,9 @@ mod stage;
 mod stores;
 mod troupe;
 
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tempfile::TempDir;
@@ -35,6 +35,9 @@ use crate::tasks::Tasks;
 
 /// How long clients may take to end when the demo is interrupted.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How long a store that the demo is done with may still make files.
+const RELEASE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,6 +101,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Where the show takes place; has to be closed in any case.
 struct House {
     dir: TempDir,
+    keep: bool,
     tasks: Tasks,
     proxy: Option<Proxy>,
 }
@@ -113,6 +117,7 @@ impl House {
         })?;
         Ok(Self {
             dir,
+            keep,
             tasks: Tasks::new(),
             proxy: None,
         })
@@ -137,10 +142,34 @@ impl House {
         self.proxy.as_ref().ok_or_else(missing)
     }
 
-    /// Ends whatever still runs. The directory goes with the house.
+    /// Ends whatever still runs, and removes the directory unless it is kept.
     async fn close(mut self) -> Result<(), Failure> {
         self.tasks.shut_down(GRACE).await;
-        self.lower().await
+        let lowered = self.lower().await;
+        if !self.keep {
+            remove(self.dir.path()).await?;
+        }
+        lowered
+    }
+}
+
+/// Removes the directory at `path`. A store that was being opened or closed when the demo was interrupted
+/// goes on in a thread of its own, and may put a file into the directory while it is being emptied: then it
+/// is emptied again. Where the directory is gone, nothing can be put.
+async fn remove(path: &Path) -> Result<(), Failure> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && !path.exists() => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(Failure::Failed(format!(
+                    "the temporary directory {} cannot be removed: {error}",
+                    path.display()
+                )));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
     }
 }
 
