@@ -7,6 +7,7 @@
 //! commit.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use rusqlite::hooks::Wal;
 use rusqlite::wal::CheckpointMode;
@@ -29,6 +30,7 @@ const TRIES: usize = 5;
 /// The thread, which ends when this is dropped.
 pub(super) struct Checkpoints {
     shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -72,7 +74,7 @@ impl Checkpoints {
             changed: Condvar::new(),
         });
         let of_thread = shared.clone();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("sqlite checkpoints".into())
             .spawn(move || of_thread.run(&conn))?;
         let of_writer = shared.clone();
@@ -81,14 +83,32 @@ impl Checkpoints {
             Ok(())
         };
         writer.wal_hook(Some(hook)).map_err(std::io::Error::other)?;
-        Ok(Self { shared })
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends the thread and moves everything; see [`all`].
+    pub(super) fn finish(&self, writer: &Connection) {
+        self.end();
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // SQLite does not wait for a pass that is under way: it refuses a second one at the same time.
+        if thread.take().is_some_and(|thread| thread.join().is_err()) {
+            warn!("what moves the write-ahead log to the database has ended by a fault of its own");
+        }
+        all(writer);
+    }
+
+    fn end(&self) {
+        self.shared.lock().turn = Turn::Over;
+        self.shared.changed.notify_all();
     }
 }
 
 impl Drop for Checkpoints {
     fn drop(&mut self) {
-        self.shared.lock().turn = Turn::Over;
-        self.shared.changed.notify_all();
+        self.end();
     }
 }
 
@@ -146,10 +166,11 @@ impl Shared {
             });
             let mut state = self.lock();
             let before = std::mem::replace(&mut left, state.frames - moved);
+            if state.turn == Turn::Over {
+                return;
+            }
             if left <= self.many / FEW || left > before / 2 {
-                if state.turn == Turn::Thread {
-                    state.turn = Turn::Writer;
-                }
+                state.turn = Turn::Writer;
                 self.changed.notify_all();
                 return;
             }
@@ -175,7 +196,7 @@ fn pass(conn: &Connection) -> Result<i32> {
 
 /// Moves everything and leaves an empty log, so that the file is complete without it. Waits for those who read
 /// what was there before, a few times as long as the connection waits for anybody.
-pub(super) fn all(conn: &Connection) {
+fn all(conn: &Connection) {
     let mut moved = Ok(());
     for _ in 0..TRIES {
         moved = conn
@@ -212,10 +233,14 @@ mod tests {
 
     /// A writer with an empty table, and what keeps its log short.
     fn start() -> (TempDir, PathBuf, Connection, Checkpoints) {
+        start_with(MANY)
+    }
+
+    fn start_with(many: i32) -> (TempDir, PathBuf, Connection, Checkpoints) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
         let mut writer = connect(&path);
-        let checkpoints = Checkpoints::start(connect(&path), &mut writer, MANY).unwrap();
+        let checkpoints = Checkpoints::start(connect(&path), &mut writer, many).unwrap();
         writer
             .execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, x BLOB)")
             .unwrap();
@@ -269,12 +294,26 @@ mod tests {
             reader.execute_batch("COMMIT").unwrap();
             reader
         });
-        all(&writer);
+        checkpoints.finish(&writer);
         assert_eq!(most_frames(&path), 0);
         let alone = dir.path().join("alone.db");
         std::fs::copy(&path, &alone).unwrap();
         assert_eq!(count(&connect(&alone)), 100);
         drop((ends.join().unwrap(), checkpoints));
+    }
+
+    #[test]
+    fn a_pass_that_is_under_way_does_not_keep_the_file_from_being_complete() {
+        for wait in 0..20 {
+            let (_dir, path, writer, checkpoints) = start_with(1000);
+            writer.execute_batch("BEGIN").unwrap();
+            commit(&writer, 6000);
+            writer.execute_batch("COMMIT").unwrap();
+            assert_ne!(checkpoints.shared.lock().turn, Turn::Nobody);
+            std::thread::sleep(std::time::Duration::from_micros(200 * wait));
+            checkpoints.finish(&writer);
+            assert_eq!(most_frames(&path), 0);
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct Sqlite {
     sql: Arc<Sql>,
     clock: Clock,
     readers: Readers,
-    _checkpoints: Checkpoints,
+    checkpoints: Checkpoints,
     /// Used by one task at a time, and by defragmentation.
     writer: Arc<Mutex<Writer>>,
     /// Locked as long as this process has the store open.
@@ -118,7 +118,7 @@ impl Sqlite {
             sql,
             clock,
             readers,
-            _checkpoints: checkpoints,
+            checkpoints,
             writer: Arc::new(Mutex::new(Writer::new(conn))),
             _lock: lock,
         })
@@ -199,7 +199,7 @@ impl Backend for Sqlite {
     }
 
     async fn finish(&self) {
-        self.with_writer(|writer| checkpoint::all(writer.conn()));
+        self.with_writer(|writer| self.checkpoints.finish(writer.conn()));
     }
 }
 
