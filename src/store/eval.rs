@@ -210,7 +210,11 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
     /// Fails with [`RequestError::LeaseNotFound`], and nothing done, if the lease of any that is
     /// unclaimed does not exist.
     pub fn copy_up(&mut self, copies: &[KeyValue]) -> Result<usize> {
-        let unclaimed = |copy: &&KeyValue| !self.is_claimed(&copy.key);
+        let is_apart = self.is_apart(copies);
+        let unclaimed = |copy: &&KeyValue| {
+            let is_new = is_apart || !self.changes.contains_key(&copy.key);
+            is_new && !self.rows.is_claimed(&copy.key)
+        };
         let copies: Vec<_> = copies.iter().filter(unclaimed).collect();
         if copies
             .iter()
@@ -218,20 +222,40 @@ impl<'a, R: Rows + ?Sized> Working<'a, R> {
         {
             return Err(RequestError::LeaseNotFound);
         }
-        let mut fresh = 0;
-        for copy in copies {
+        for copy in &copies {
             self.note_lease(copy);
-            self.changes.entry(copy.key.clone()).or_insert_with(|| {
-                fresh += 1;
-                Entry {
-                    before: None,
-                    copied: Some(copy.clone()),
-                    after: Some(copy.clone()),
-                    made_by: self.request,
-                }
-            });
+        }
+        // Of a key that is there twice the first pair counts, and the last one in a map.
+        let entries = copies.into_iter().rev().map(|copy| {
+            let entry = Entry {
+                before: None,
+                copied: Some(copy.clone()),
+                after: Some(copy.clone()),
+                made_by: self.request,
+            };
+            (copy.key.clone(), entry)
+        });
+        // The pairs of a page are in order, and so they are a map without being looked up one by one.
+        let mut entries: BTreeMap<Bytes, Entry> = entries.collect();
+        let fresh = entries.len();
+        if fresh < self.changes.len() / 16 {
+            self.changes.extend(entries);
+        } else {
+            self.changes.append(&mut entries);
         }
         Ok(fresh)
+    }
+
+    /// Whether no key from the first to the last of these has changed.
+    fn is_apart(&self, kvs: &[KeyValue]) -> bool {
+        let keys = || kvs.iter().map(|kv| &kv.key);
+        let (Some(first), Some(last)) = (keys().min(), keys().max()) else {
+            return true;
+        };
+        self.changes
+            .range::<Bytes, _>(first..=last)
+            .next()
+            .is_none()
     }
 
     /// Copies up pairs, each only if its key is unclaimed, then runs a transaction. If either fails, nothing

@@ -289,7 +289,8 @@ impl Batch<'_> {
 /// Turns what the requests did into rows and log entries.
 fn keep(outcome: Outcome, table: &Table, changes: &mut Changes) -> Vec<Arc<EventBatch>> {
     // The last entry of each changed key: its revision, and where it is in the log.
-    let mut last: HashMap<Bytes, (Revision, usize)> = HashMap::with_capacity(outcome.rows.len());
+    let events = outcome.batches.iter().map(|batch| batch.events.len());
+    let mut last: HashMap<Bytes, (Revision, usize)> = HashMap::with_capacity(events.sum());
     for batch in &outcome.batches {
         for event in &batch.events {
             let (kind, kv) = match &event.change {
