@@ -13,7 +13,7 @@ use super::servers::ports::free_port;
 use super::servers::process::Process;
 
 /// Between two questions how the migration stands.
-const INTERVAL: Duration = Duration::from_millis(20);
+const INTERVAL: Duration = Duration::from_millis(100);
 /// A million keys take a minute or two.
 const DEADLINE: Duration = Duration::from_mins(15);
 
