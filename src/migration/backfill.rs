@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -16,7 +17,7 @@ use super::copier::{Copier, Cursor, Step};
 use super::ledger::{Entry, Ledger, write};
 use super::phase::Phase;
 use super::rate::Brake;
-use super::reach::{FIRST_PAGE, adapted};
+use super::reach::{FIRST_PAGE, PAGES, Reach, adapted};
 use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
 use super::troubles::Trouble;
@@ -51,6 +52,8 @@ struct Worker {
     copier: Copier,
     brake: Brake,
     control: watch::Receiver<Control>,
+    /// Pairs of the page that was read last, at most: a shard begins where another left off.
+    pairs: AtomicUsize,
 }
 
 enum Finished {
@@ -69,6 +72,7 @@ impl Backfill {
             epoch: self.epoch,
             brake: Brake::default(),
             control: self.control.clone(),
+            pairs: AtomicUsize::new(FIRST_PAGE.pairs),
         });
         let found = Arc::new(Notify::new());
         let mut busy = BTreeSet::new();
@@ -165,21 +169,34 @@ impl Backfill {
     }
 }
 
+/// The pairs of a shard that are still to be read.
+struct Walk {
+    reach: Option<Reach>,
+    /// How much the next page may have.
+    size: PageSize,
+}
+
+impl Walk {
+    /// With a first page of at most so many `pairs`.
+    fn over(shard: &Shard, pairs: usize) -> Self {
+        let reach = || Reach::over(shard.frontier.clone(), shard.end.clone(), PAGES);
+        Self {
+            reach: (!shard.rest().is_empty()).then(reach),
+            size: PageSize::pairs(pairs),
+        }
+    }
+}
+
 impl Worker {
     /// Copies a shard from its frontier to its end, or until another has taken it over.
     async fn copy(&self, mut cursor: Cursor) -> Result<()> {
-        let mut size = FIRST_PAGE;
-        let mut ahead = Some(self.read(cursor.entry.value.rest(), &mut size).await?);
-        while let Some((page, next)) = ahead.take() {
+        let mut walk = Walk::over(&cursor.entry.value, self.pairs.load(Ordering::Relaxed));
+        let mut ahead = self.read(&mut walk).await?;
+        while let Some(page) = ahead.take() {
             // The next page is on its way while this one is written. It may be old when its turn
             // comes: what has changed by then is claimed.
-            let read = async {
-                match next {
-                    Some(rest) => self.read(rest, &mut size).await.map(Some),
-                    None => Ok(None),
-                }
-            };
-            let (written, read) = tokio::join!(self.write(&page, &mut cursor), read);
+            let (written, read) =
+                tokio::join!(self.write(&page, &mut cursor), self.read(&mut walk));
             if written? == Step::Overtaken {
                 return Ok(());
             }
@@ -188,23 +205,35 @@ impl Worker {
         self.close(cursor).await
     }
 
-    /// A page, and what is to be read after it. `size` is the page's, and then that of the next one.
-    async fn read(&self, rest: KeyRange, size: &mut PageSize) -> Result<(Page, Option<KeyRange>)> {
-        if rest.is_empty() {
-            return Ok((Page::default(), None));
-        }
+    /// The next pairs, and rejects, in key order: of a page, or of several that are short. Nothing behind
+    /// the last.
+    async fn read(&self, walk: &mut Walk) -> Result<Option<Page>> {
         let rate = self.control.borrow().rate_keys;
         let rate = rate.map_or(usize::MAX, |rate| {
             usize::try_from(rate).unwrap_or(usize::MAX)
         });
         let most = PageSize {
-            pairs: size.pairs.min(rate.max(1)),
-            ..*size
+            pairs: walk.size.pairs.min(rate.max(1)),
+            ..walk.size
         };
-        let page = self.old.scan(rest.clone(), most, Content::Full).await?;
-        let next = page.rest(&rest)?;
-        *size = adapted(*size, page.kvs.iter());
-        Ok((page, next))
+        let mut read: Option<Page> = None;
+        while let Some(reach) = &mut walk.reach {
+            let page = self.old.scan(reach.range(), most, Content::Full).await?;
+            let stop = page.stop()?;
+            if !reach.go_on(&page, stop) {
+                walk.reach = None;
+            }
+            walk.size = adapted(walk.size, page.kvs.iter());
+            self.pairs.store(walk.size.pairs, Ordering::Relaxed);
+            let full = page.more;
+            let read = read.get_or_insert_default();
+            read.kvs.extend(page.kvs);
+            read.rejects.extend(page.rejects);
+            if full || is_worth_writing(read, most) {
+                break;
+            }
+        }
+        Ok(read)
     }
 
     async fn write(&self, page: &Page, cursor: &mut Cursor) -> Result<Step> {
@@ -266,6 +295,14 @@ impl Worker {
         // If another member was faster, it has said the same.
         self.ledger.write_in(cursor.epoch, txn).await.map(|_| ())
     }
+}
+
+/// Whether `read` is enough for a transaction of its own, where a page has `most`.
+fn is_worth_writing(read: &Page, most: PageSize) -> bool {
+    const PAIRS: usize = 500;
+    const BYTES: usize = 1 << 19;
+    let bytes = read.kvs.iter().map(KeyValue::weight).sum::<usize>();
+    read.kvs.len() + read.rejects.len() >= PAIRS.min(most.pairs) || bytes >= BYTES
 }
 
 /// Where the backfill stands, from its records.
@@ -333,8 +370,6 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use async_trait::async_trait;
     use bytes::Bytes;
 
@@ -343,8 +378,8 @@ mod tests {
     use crate::migration::records::STATE;
     use crate::migration::troubles::Troubles;
     use crate::store::memory::Memory;
-    use crate::store::{AsOld, Guard, NewStore, OldLease};
-    use crate::types::Revision;
+    use crate::store::{AsOld, Guard, NewStore, OldLease, Store as _};
+    use crate::types::{Put, Range, Revision};
 
     /// A new store with a migration from an empty one, whose survey has found these shards.
     async fn surveyed(shards: &[Shard]) -> (Arc<dyn NewStore>, Ledger, State) {
@@ -456,6 +491,42 @@ mod tests {
         let shards = ledger.list::<Shard>(SHARDS).await.unwrap();
         assert!(shards.iter().all(|(_, shard)| shard.value.done));
         assert_eq!(troubles.text(), None);
+    }
+
+    /// Keys that lie so unevenly that some ranges end early.
+    #[tokio::test]
+    async fn a_shard_is_read_whole_and_few_pages_are_short() {
+        let store = Arc::new(Memory::new());
+        for number in 0..20_000_u32 {
+            let name = crc32fast::hash(&number.to_le_bytes());
+            let key = format!("/registry/pods/ns-{:03}/pod-{name:08x}", number % 97);
+            store.put(Put::new(key, "")).await.unwrap();
+        }
+        let all = store.range(Range::of(KeyRange::all())).await.unwrap();
+        let keys: Vec<Bytes> = all.reply.kvs.into_iter().map(|kv| kv.key).collect();
+        let (new, ledger, state) = surveyed(&[]).await;
+        let old: Arc<dyn OldStore> = Arc::new(AsOld::new(store, "old".into()));
+        let (_control, control) = watch::channel(Control::default());
+        let worker = Worker {
+            copier: Copier::new(ledger.clone(), old.clone(), new.guarded(Guard::None)),
+            ledger,
+            old,
+            epoch: state.epoch,
+            brake: Brake::default(),
+            control,
+            pairs: AtomicUsize::new(FIRST_PAGE.pairs),
+        };
+        let mut walk = Walk::over(&Shard::default(), FIRST_PAGE.pairs);
+        let mut pages = Vec::new();
+        while let Some(page) = worker.read(&mut walk).await.unwrap() {
+            // As small as an etcd's.
+            walk.size.pairs = walk.size.pairs.min(1000);
+            pages.push(page.kvs);
+        }
+        let few = pages.iter().filter(|page| page.len() < 500).count();
+        assert!(few <= 3, "the first two, and the last: {few}");
+        let read: Vec<Bytes> = pages.into_iter().flatten().map(|kv| kv.key).collect();
+        assert_eq!(read, keys);
     }
 
     #[test]

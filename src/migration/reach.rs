@@ -39,7 +39,7 @@ pub(super) fn adapted<'a>(size: PageSize, kvs: impl Iterator<Item = &'a KeyValue
     }
 }
 
-/// The next range should have so many times the keys of the page before.
+/// Pages of a range, for those who read all of them.
 pub(super) const PAGES: u8 = 4;
 
 /// A walk over keys in pages.
@@ -47,10 +47,18 @@ pub(super) const PAGES: u8 = 4;
 pub(super) struct Reach {
     /// First key that was not looked at.
     next: Bytes,
+    /// Where the present range ends.
+    end: Option<Bytes>,
+    /// Where the walk ends.
+    last: Option<Bytes>,
+    /// A range should have so many times the keys of the page from which its end is guessed.
+    pages: u8,
     scale: Option<Scale>,
+    /// The present range had more than a page.
+    cut: bool,
 }
 
-/// How far the next range goes. Keys are seen as numbers whose digits are bytes.
+/// How far a range goes. Keys are seen as numbers whose digits are bytes.
 #[derive(Clone, Copy, Debug)]
 struct Scale {
     /// Which digit grows.
@@ -62,32 +70,53 @@ struct Scale {
 }
 
 impl Reach {
-    /// From this key on.
-    pub(super) fn from(next: Bytes) -> Self {
-        Self { next, scale: None }
+    /// From the key `next` on up to `last`, in ranges of about so many `pages`.
+    pub(super) fn over(next: Bytes, last: Option<Bytes>, pages: u8) -> Self {
+        Self {
+            next,
+            end: last.clone(),
+            last,
+            pages,
+            scale: None,
+            cut: false,
+        }
     }
 
     /// The range of the next page.
     pub(super) fn range(&self) -> KeyRange {
-        KeyRange::span(self.next.clone(), self.end())
-    }
-
-    fn end(&self) -> Option<Bytes> {
-        self.scale?.end(&self.next)
+        KeyRange::span(self.next.clone(), self.end.clone())
     }
 
     /// Goes on behind what was looked at of [`Self::range`]: everything below `stop`, or all of it.
     /// `page` is what there was. Answers whether anything is left.
     pub(super) fn go_on(&mut self, page: &Page, stop: Option<Bytes>) -> bool {
-        let Some(next) = stop.or_else(|| self.end()) else {
+        let stays = stop.is_some() && (!page.more || self.is_near_end(page));
+        let Some(next) = stop.or_else(|| self.end.take()) else {
             return false;
         };
         self.next = next;
+        if stays {
+            self.cut = true;
+            return true;
+        }
         self.scale = match (page.first_key(), page.last_key()) {
-            (Some(first), Some(last)) if page.more => Scale::of(first, last),
+            (Some(first), Some(last)) if page.more => Scale::of(first, last, self.pages),
+            _ if self.cut => self.scale,
             _ => self.scale.and_then(Scale::wider),
         };
-        true
+        self.cut = false;
+        let guess = self.scale.and_then(|scale| scale.end(&self.next));
+        self.end = match (guess, &self.last) {
+            (Some(guess), Some(last)) => Some(guess.min(last.clone())),
+            (guess, last) => guess.or_else(|| last.clone()),
+        };
+        self.last.as_ref().is_none_or(|last| self.next < *last)
+    }
+
+    /// Whether so little of the range is behind `page` that a guess could not do better.
+    fn is_near_end(&self, page: &Page) -> bool {
+        let few = (page.kvs.len() + page.rejects.len()) * usize::from(self.pages);
+        page.left.is_some_and(|left| left <= few)
     }
 
     /// First key that was not looked at.
@@ -98,10 +127,10 @@ impl Reach {
 
 impl Scale {
     /// After a page with these keys at its ends.
-    fn of(first: &[u8], last: &[u8]) -> Option<Self> {
+    fn of(first: &[u8], last: &[u8], pages: u8) -> Option<Self> {
         let digit = first.iter().zip(last).take_while(|(a, b)| a == b).count();
         let (first, last) = (first.get(digit).unwrap_or(&0), last.get(digit)?);
-        let by = (last - first).max(1).saturating_mul(PAGES);
+        let by = (last - first).max(1).saturating_mul(pages);
         Some(Self {
             digit,
             by,
@@ -143,10 +172,9 @@ mod tests {
 
     use super::*;
 
-    /// Walks over `keys` as a survey does. Answers how many keys etcd would go over, and in how many
-    /// pages.
+    /// Walks over `keys`. Answers how many of them etcd would go over, and in how many pages.
     fn walk(keys: &BTreeSet<Bytes>, limit: usize) -> (usize, usize) {
-        let mut reach = Reach::from(Bytes::new());
+        let mut reach = Reach::over(Bytes::new(), None, PAGES);
         let (mut seen, mut gone_over, mut pages) = (Vec::new(), 0, 0);
         loop {
             let range = reach.range();
@@ -155,6 +183,7 @@ mod tests {
             pages += 1;
             let page = Page {
                 more: within.len() > limit,
+                left: Some(within.len().saturating_sub(limit)),
                 rejects: within.into_iter().take(limit).map(rejected).collect(),
                 ..Page::default()
             };
@@ -206,8 +235,8 @@ mod tests {
         for (name, keys) in sets {
             let (gone_over, pages) = walk(&keys, LIMIT);
             // Without a guess: 50 times the keys, in 100 pages.
-            assert!(gone_over < keys.len() * 8, "{name}: {gone_over}");
-            assert!(pages < keys.len() / LIMIT * 7, "{name}: {pages} pages");
+            assert!(gone_over < keys.len() * 7, "{name}: {gone_over}");
+            assert!(pages < keys.len() / LIMIT * 5 / 2, "{name}: {pages} pages");
         }
     }
 

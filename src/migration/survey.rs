@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::ledger::{Entry, Ledger, write};
-use super::reach::{PAGES, Reach};
+use super::reach::Reach;
 use super::records::{SHARDS, SURVEY, Shard, Survey};
 use crate::store::{OldStore, PageSize, RecordTxn, Result, StoreError};
 use crate::types::{Content, Epoch};
@@ -19,6 +19,9 @@ const STRIDE: u64 = 4096;
 const PART: u64 = 16;
 /// Keys per page, at most.
 const PAGE: usize = 10_000;
+/// Of so many keys one is looked at. The others are only counted, which takes a store less: an etcd reads a
+/// value that nobody asked for all the same.
+const COUNTED: u8 = 16;
 /// Keys that tell how those behind them lie, at least.
 const SAMPLE: usize = 256;
 
@@ -32,7 +35,7 @@ pub async fn survey(
     // Every migration begins with one, so without it this one is over.
     let read = async || ledger.get(SURVEY).await?.ok_or(StoreError::StaleEpoch);
     let mut entry: Entry<Survey> = read().await?;
-    let mut reach = Reach::from(entry.value.next.clone());
+    let mut reach = behind(&entry.value);
     while !entry.value.done {
         let mut next = entry.value.clone();
         let shard = stride(old, &mut reach, &mut next).await?;
@@ -49,10 +52,15 @@ pub async fn survey(
             found.notify_one();
         } else {
             entry = read().await?;
-            reach = Reach::from(entry.value.next.clone());
+            reach = behind(&entry.value);
         }
     }
     Ok(())
+}
+
+/// The walk over what was not surveyed.
+fn behind(survey: &Survey) -> Reach {
+    Reach::over(survey.next.clone(), None, COUNTED)
 }
 
 /// The next shard; `reach` and `survey` are moved behind it.
@@ -61,7 +69,7 @@ async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> R
     let start = survey.next.clone();
     let mut surveyed = 0;
     while surveyed < wanted && !survey.done {
-        let limit = ((wanted - surveyed) / usize::from(PAGES)).clamp(SAMPLE, PAGE);
+        let limit = ((wanted - surveyed) / usize::from(COUNTED)).clamp(SAMPLE, PAGE);
         let size = PageSize::pairs(limit);
         let page = old.scan(reach.range(), size, Content::KeysOnly).await?;
         surveyed += page.kvs.len() + page.rejects.len();
@@ -108,7 +116,8 @@ mod tests {
     #[tokio::test]
     async fn every_key_is_counted_in_one_shard_and_none_is_far_too_large() {
         let old = filled(40_000).await;
-        let (mut survey, mut reach) = (Survey::default(), Reach::from(Bytes::new()));
+        let mut survey = Survey::default();
+        let mut reach = behind(&survey);
         let mut end = Some(Bytes::new());
         let mut seen = 0;
         while !survey.done {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::mirror;
-use super::reach::{FIRST_PAGE, Reach, adapted};
+use super::reach::{FIRST_PAGE, PAGES, Reach, adapted};
 use super::records::readable;
 use crate::store::{Claim, GuardedStore, NewStore, OldStore, Page, PageSize, Result};
 use crate::types::{Content, Epoch, KeyRange, KeyValue, Revision};
@@ -111,7 +111,7 @@ impl Verification {
         mut report: Report,
         progress: &(dyn Fn(&Report) + Sync),
     ) -> Result<Report> {
-        let mut reach = Reach::from(Bytes::new());
+        let mut reach = Reach::over(Bytes::new(), None, PAGES);
         let mut sizes = (FIRST_PAGE, FIRST_PAGE);
         while self.step(&mut reach, &mut sizes, &mut report).await? {
             progress(&report);

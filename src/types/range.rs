@@ -88,6 +88,15 @@ impl KeyRange {
         }
     }
 
+    /// First key behind the range; nothing if it has no end.
+    #[must_use]
+    pub fn end(&self) -> Option<Bytes> {
+        match self {
+            Self::One(key) => Some(successor(key)),
+            Self::Span { end, .. } => end.clone(),
+        }
+    }
+
     /// The longest prefix that every key in the range is sure to have.
     #[must_use]
     pub fn shared_prefix(&self) -> Bytes {

@@ -23,6 +23,7 @@ use crate::store::{
     Guard, NewStore, OldLease, OldState, OldStore, Page, PageSize, RequestError, Result,
     StoreError, Watch, Watching,
 };
+use crate::types::range::successor;
 use crate::types::{Content, KeyRange, KeyValue, LeaseId, Range, RangeReply, Reserved, Revision};
 
 /// Keys that a page without values has at most. etcd counts the rest of the range for every page, so few
@@ -222,12 +223,21 @@ impl OldEtcd3 {
         most.min(size.pairs).max(1)
     }
 
-    /// Notes what the pairs of a page from `start` on weighed, of which `asked` were asked for.
-    fn learn_size(&self, start: &Bytes, asked: usize, kvs: &[KeyValue], size: PageSize) {
+    /// Notes what the pairs of a page weighed, of which `asked` were asked for. The walk goes on where `at`
+    /// ends.
+    fn learn_size(
+        &self,
+        at: (&Bytes, Option<Bytes>),
+        asked: usize,
+        kvs: &[KeyValue],
+        size: PageSize,
+    ) {
+        if let (start, Some(to)) = at {
+            self.paces.note((start, to), asked, kvs, size.bytes);
+        }
         if kvs.is_empty() {
             return;
         }
-        self.paces.note(start, asked, kvs, size.bytes);
         let weight: usize = kvs.iter().map(KeyValue::weight).sum();
         let keys = (PageSize::BYTES / (weight / kvs.len() + 1)).clamp(1, PAGE_KEYS_MAX);
         self.page_keys.store(keys, Ordering::Relaxed);
@@ -320,7 +330,11 @@ impl OldStore for OldEtcd3 {
             let reply = fewer::until_it_fits(&mut most, some, answers).await?;
             let kvs = reply.kvs;
             if content == Content::Full {
-                self.learn_size(&start, most, &kvs, size);
+                let to = match kvs.last() {
+                    Some(last) if reply.more => Some(successor(&last.key)),
+                    _ => range.end(),
+                };
+                self.learn_size((&start, to), most, &kvs, size);
             }
             let rest = parts.next();
             if !kvs.is_empty() || rest.is_none() {

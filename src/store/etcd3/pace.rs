@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use crate::store::fewer::UNMEASURED_PAIRS;
 use crate::types::KeyValue;
-use crate::types::range::successor;
 
 /// Pairs of the first page of a walk, before any size is known.
 const FIRST_PAGE: usize = 128;
@@ -33,22 +32,37 @@ struct Place {
 }
 
 impl Paces {
-    /// Pairs of a page that begins here, at most: in the middle of a page before it, or behind it.
+    /// Pairs of a page that begins here, at most: in the middle of a page before it, or behind it. Elsewhere
+    /// it may be half as large as one behind the nearest page before it: keys next to each other are much
+    /// alike.
     pub(super) fn at(&self, start: &Bytes) -> usize {
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let mut newest = places.iter().rev();
-        let place = newest.find(|place| place.from <= *start && *start <= place.to);
-        place.map_or(FIRST_PAGE, |place| place.pairs)
+        if let Some(place) = newest.find(|place| place.from <= *start && *start <= place.to) {
+            return place.pairs;
+        }
+        let before = places.iter().filter(|place| place.from <= *start);
+        let nearest = before.max_by(|one, other| one.from.cmp(&other.from));
+        nearest.map_or(FIRST_PAGE, |place| FIRST_PAGE.max(place.pairs / 2))
     }
 
-    /// Notes what came of a page of at most `asked` pairs: these, which should have weighed `bytes`.
-    pub(super) fn note(&self, start: &Bytes, asked: usize, kvs: &[KeyValue], bytes: usize) {
-        let Some(last) = kvs.last() else { return };
+    /// Notes what came of a page of at most `asked` pairs from `start` on, behind which the walk goes on at
+    /// `to`: these, which should have weighed `bytes`.
+    pub(super) fn note(
+        &self,
+        (start, to): (&Bytes, Bytes),
+        asked: usize,
+        kvs: &[KeyValue],
+        bytes: usize,
+    ) {
         let weight: usize = kvs.iter().map(KeyValue::weight).sum();
-        let fit = bytes / (weight / kvs.len() + 1);
+        let fit = match kvs.len() {
+            0 => asked,
+            count => bytes / (weight / count + 1),
+        };
         let place = Place {
             from: start.clone(),
-            to: successor(&last.key),
+            to,
             pairs: fit.min(asked.saturating_mul(2)).clamp(1, UNMEASURED_PAIRS),
         };
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,6 +77,7 @@ impl Paces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::range::successor;
 
     const BYTES: usize = 4 << 20;
 
@@ -86,9 +101,10 @@ mod tests {
             let most = paces.at(&start);
             asked.push(most);
             let page = pairs("k", first, most, size);
-            paces.note(&start, most, &page, BYTES);
+            let next = successor(&page[most - 1].key);
+            paces.note((&start, next.clone()), most, &page, BYTES);
             first += most;
-            start = successor(&page[most - 1].key);
+            start = next;
         }
         assert_eq!(asked, [128, 256, 512, 1000, 1000, 1000, 3, 3, 6]);
     }
@@ -96,13 +112,31 @@ mod tests {
     #[test]
     fn each_walk_has_a_pace_of_its_own() {
         let paces = Paces::default();
-        paces.note(&"a".into(), 128, &pairs("a", 0, 128, 10), BYTES);
-        paces.note(&"b".into(), 128, &pairs("b", 0, 8, 1 << 20), BYTES);
+        let behind = |key: &'static str| successor(key.as_bytes());
+        let note = |from: &'static str, to, kvs: &[KeyValue]| {
+            paces.note((&from.into(), to), 128, kvs, BYTES);
+        };
+        note("a", behind("a000127"), &pairs("a", 0, 128, 10));
+        note("b", behind("b000007"), &pairs("b", 0, 8, 1 << 20));
         assert_eq!(paces.at(&successor(b"a000127")), 256);
         assert_eq!(paces.at(&successor(b"b000007")), 3);
         // Whoever goes on in the middle of a page, too.
         assert_eq!(paces.at(&"a000100".into()), 256);
         assert_eq!(paces.at(&"c".into()), FIRST_PAGE);
+        // Whoever goes on behind the end of a range, in which there was less than a page, or nothing.
+        note("c", "d".into(), &pairs("c", 0, 3, 10));
+        assert_eq!(paces.at(&"d".into()), 256);
+        note("e", "f".into(), &[]);
+        assert_eq!(paces.at(&"f".into()), FIRST_PAGE);
+        // Whoever begins somewhere behind one that is large already.
+        paces.note(
+            (&"g".into(), "h".into()),
+            512,
+            &pairs("g", 0, 512, 10),
+            BYTES,
+        );
+        assert_eq!(paces.at(&"i".into()), 500);
+        assert_eq!(paces.at(&"bb".into()), FIRST_PAGE);
     }
 
     #[test]
@@ -110,7 +144,8 @@ mod tests {
         let paces = Paces::default();
         let start = Bytes::from_static(b"k");
         // 128 were too many, and so were 64.
-        paces.note(&start, 32, &pairs("k", 0, 32, 10), BYTES);
+        let to = successor(b"k000031");
+        paces.note((&start, to), 32, &pairs("k", 0, 32, 10), BYTES);
         assert_eq!(paces.at(&start), 64);
     }
 }

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::backend::{Found, Head, Lease, LogScan, Logged, Row, Rows};
 use super::tables::{LEASED, OWN, log_kind};
 use crate::store::{Line, Record};
-use crate::types::range::successor;
-use crate::types::{Change, Epoch, Event, EventBatch, KeyRange, KeyValue, LeaseId, Revision};
+use crate::types::{Change, Epoch, Event, EventBatch, KeyValue, LeaseId, Revision};
 
 /// A row as its driver has it. Columns are counted from 0.
 pub(super) trait Columns {
@@ -85,14 +84,6 @@ pub(super) fn record_of<C: Columns>(row: &C) -> Result<Record, C::Error> {
         value: row.bytes(1)?,
         version: row.int(2)?,
     })
-}
-
-/// Where a range ends; one key ends before its successor.
-pub(super) fn end_of(range: &KeyRange) -> Option<Bytes> {
-    match range {
-        KeyRange::One(key) => Some(successor(key)),
-        KeyRange::Span { end, .. } => end.clone(),
-    }
 }
 
 /// Puts entries of the log together to changes in whole revisions, until there are enough.

@@ -8,7 +8,7 @@ use super::conn::Step;
 use super::place::Tid;
 use super::text::{PLACE_COLUMN, ROWS_TYPES, RowsText, Sql, Values, split};
 use crate::store::sql::backend::{CLAIMS_MAX, Head, Past, Placed, Prefetch, Prefetched};
-use crate::store::sql::rows::{Columns as _, end_of, lease_of, record_of, row_of};
+use crate::store::sql::rows::{Columns as _, lease_of, record_of, row_of};
 use crate::types::{KeyRange, Revision};
 
 /// The statements that fetch it; how many there are, and of which kind, follows from `want`.
@@ -137,7 +137,7 @@ pub(super) fn span_step(
     bytes: Option<usize>,
 ) -> Step<'_> {
     let int = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    let end = end_of(span).map(|end| end.to_vec());
+    let end = span.end().map(|end| end.to_vec());
     Step::typed(
         text,
         ROWS_TYPES,

@@ -21,9 +21,7 @@ use super::prefetch::{self, by_key, span_step};
 use super::text::{CHANGES_TYPES, HEAD_COUNT, HEAD_NOW_MS, NOW_MS_COLUMN, RowsText, Sql, Values};
 use crate::store::gather::Gather;
 use crate::store::sql::backend::{Found, Head, LogScan, Query, Read, Row, Rows, Snapshot};
-use crate::store::sql::rows::{
-    Batches, Columns as _, Taken, end_of, head_of, lease_of, record_of, row_of,
-};
+use crate::store::sql::rows::{Batches, Columns as _, Taken, head_of, lease_of, record_of, row_of};
 use crate::store::{Result, StoreError};
 use crate::types::{KeyRange, LeaseId, Revision};
 
@@ -353,7 +351,7 @@ impl Place<'_> {
         let (Some(first), Some(last)) = (scan.parts.first(), scan.parts.last()) else {
             return Ok(batches.finish());
         };
-        let end = end_of(last);
+        let end = last.end();
         let range = KeyRange::span(first.start().clone(), end.clone());
         let text = RowsText::of(&range, false, true, Values::All);
         let text = self.sql.changes(text, scan.prev_kv);

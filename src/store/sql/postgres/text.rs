@@ -8,7 +8,6 @@
 
 use tokio_postgres::types::Type;
 
-use crate::store::sql::rows::end_of;
 use crate::store::sql::tables::log_kind;
 use crate::store::sql::text::{self, Dialect, Texts, numbered};
 use crate::types::KeyRange;
@@ -99,7 +98,7 @@ pub(super) enum Values {
 impl RowsText {
     /// For a range.
     pub(super) fn of(keys: &KeyRange, past: bool, whiteouts: bool, values: Values) -> Self {
-        let end = end_of(keys);
+        let end = keys.end();
         Self {
             open_end: end.is_none(),
             long: keys.start().len() > KEY_PART || end.is_some_and(|end| end.len() > KEY_PART),

@@ -9,9 +9,7 @@ use crate::store::sql::backend::{
     CLAIMS_MAX, Found, Head, Lease, LogScan, Past, Place, Placed, Prefetch, Prefetched, Query, Row,
     Rows, Snapshot,
 };
-use crate::store::sql::rows::{
-    Batches, Columns, Taken, end_of, head_of, lease_of, record_of, row_of,
-};
+use crate::store::sql::rows::{Batches, Columns, Taken, head_of, lease_of, record_of, row_of};
 use crate::types::{KeyRange, LeaseId, Revision};
 
 pub(super) fn head(conn: &Connection, sql: &Sql) -> Result<Head> {
@@ -44,8 +42,8 @@ pub(super) fn prefetch(
         }
     }
     for span in &want.spans {
-        let mut statement = conn.prepare_cached(&sql.span(end_of(span).is_none(), true, true))?;
-        let mut found = statement.query((&span.start()[..], end_of(span).as_deref(), -1))?;
+        let mut statement = conn.prepare_cached(&sql.span(span.end().is_none(), true, true))?;
+        let mut found = statement.query((&span.start()[..], span.end().as_deref(), -1))?;
         while let Some(row) = found.next()? {
             keep(row)?;
         }
@@ -59,7 +57,7 @@ pub(super) fn prefetch(
     }
     let mut claimed = Vec::new();
     for span in &want.claims {
-        let end = end_of(span);
+        let end = span.end();
         let most = i64::try_from(CLAIMS_MAX).unwrap_or(-1);
         let mut statement = conn.prepare_cached(&sql.span(end.is_none(), true, false))?;
         let keys = statement.query_map((&span.start()[..], end.as_deref(), most), |row| {
@@ -229,7 +227,7 @@ fn span(
     at: Option<Revision>,
     taken: &mut Taken,
 ) -> Result<()> {
-    let end = end_of(part);
+    let end = part.end();
     let limit = i64::try_from(taken.left).unwrap_or(-1);
     let with_values = taken.values > 0;
     let text = match at {
@@ -254,7 +252,7 @@ fn span(
 fn count(conn: &Connection, sql: &Sql, parts: &[KeyRange], at: Option<Revision>) -> Result<usize> {
     let mut sum = 0;
     for part in parts {
-        let end = end_of(part);
+        let end = part.end();
         let start = &part.start()[..];
         let of_row = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
         let count = match at {
@@ -276,7 +274,7 @@ fn log(conn: &Connection, sql: &Sql, scan: &LogScan, head: &Head) -> Result<Foun
     let (Some(first), Some(last)) = (scan.parts.first(), scan.parts.last()) else {
         return Ok(batches.finish());
     };
-    let end = end_of(last);
+    let end = last.end();
     let mut statement = conn.prepare_cached(&sql.changes(end.is_none(), scan.prev_kv))?;
     let (from, to) = (scan.from.0, batches.to().0);
     let mut rows = statement.query((&first.start()[..], end.as_deref(), from, to))?;
