@@ -22,7 +22,7 @@ use super::records::{Control, SHARDS, SURVEY, Shard, Survey};
 use super::survey::survey;
 use super::troubles::Trouble;
 use crate::store::{GuardedStore, OldStore, Page, PageSize, RecordTxn, Result, StoreError};
-use crate::types::{Content, Epoch, KeyRange, KeyValue};
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Reserved};
 
 /// How long to wait after a store has failed: twice as long each time, up to the second figure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -35,6 +35,8 @@ pub struct Backfill {
     pub old: Arc<dyn OldStore>,
     /// Where to, under the guard of the present epoch.
     pub new: Arc<dyn GuardedStore>,
+    /// What is not to be copied.
+    pub reserved: Reserved,
     /// The present epoch.
     pub epoch: Epoch,
     /// Shards to copy at the same time.
@@ -48,6 +50,7 @@ pub struct Backfill {
 struct Worker {
     ledger: Ledger,
     old: Arc<dyn OldStore>,
+    reserved: Reserved,
     epoch: Epoch,
     copier: Copier,
     brake: Brake,
@@ -69,6 +72,7 @@ impl Backfill {
             copier: Copier::new(self.ledger.clone(), self.old.clone(), self.new.clone()),
             ledger: self.ledger.clone(),
             old: self.old.clone(),
+            reserved: self.reserved.clone(),
             epoch: self.epoch,
             brake: Brake::default(),
             control: self.control.clone(),
@@ -96,7 +100,13 @@ impl Backfill {
                 surveying = true;
                 let (worker, found) = (worker.clone(), found.clone());
                 tasks.spawn(async move {
-                    let survey = survey(&worker.ledger, worker.epoch, &*worker.old, &found);
+                    let Worker {
+                        ledger,
+                        old,
+                        reserved,
+                        ..
+                    } = &*worker;
+                    let survey = survey(ledger, worker.epoch, &**old, reserved, &found);
                     Finished::Survey(survey.await)
                 });
             }
@@ -178,10 +188,10 @@ struct Walk {
 
 impl Walk {
     /// With a first page of at most so many `pairs`.
-    fn over(shard: &Shard, pairs: usize) -> Self {
-        let reach = || Reach::over(shard.frontier.clone(), shard.end.clone(), PAGES);
+    fn over(shard: &Shard, pairs: usize, reserved: &Reserved) -> Self {
+        let (next, last) = (shard.frontier.clone(), shard.end.clone());
         Self {
-            reach: (!shard.rest().is_empty()).then(reach),
+            reach: Reach::over(next, last, PAGES, reserved),
             size: PageSize::pairs(pairs),
         }
     }
@@ -190,7 +200,8 @@ impl Walk {
 impl Worker {
     /// Copies a shard from its frontier to its end, or until another has taken it over.
     async fn copy(&self, mut cursor: Cursor) -> Result<()> {
-        let mut walk = Walk::over(&cursor.entry.value, self.pairs.load(Ordering::Relaxed));
+        let pairs = self.pairs.load(Ordering::Relaxed);
+        let mut walk = Walk::over(&cursor.entry.value, pairs, &self.reserved);
         let mut ahead = self.read(&mut walk).await?;
         while let Some(page) = ahead.take() {
             // The next page is on its way while this one is written. It may be old when its turn
@@ -218,7 +229,12 @@ impl Worker {
         };
         let mut read: Option<Page> = None;
         while let Some(reach) = &mut walk.reach {
-            let page = self.old.scan(reach.range(), most, Content::Full).await?;
+            let so_far = read.as_ref().map_or(0, |read| read.kvs.len());
+            let more = PageSize {
+                pairs: most.pairs - so_far,
+                ..most
+            };
+            let page = self.old.scan(reach.range(), more, Content::Full).await?;
             let stop = page.stop()?;
             if !reach.go_on(&page, stop) {
                 walk.reach = None;
@@ -412,6 +428,7 @@ mod tests {
                 ledger: ledger.clone(),
                 old: Arc::new(AsOld::new(Arc::new(Memory::new()), "old".into())),
                 new: new.guarded(Guard::None),
+                reserved: Reserved::default(),
                 epoch,
                 parallel: 1,
                 control,
@@ -480,6 +497,7 @@ mod tests {
             ledger: ledger.clone(),
             old: Arc::new(Faulty(old, AtomicUsize::new(0))),
             new: new.guarded(Guard::None),
+            reserved: Reserved::default(),
             epoch: state.epoch,
             parallel: 2,
             control,
@@ -511,12 +529,13 @@ mod tests {
             copier: Copier::new(ledger.clone(), old.clone(), new.guarded(Guard::None)),
             ledger,
             old,
+            reserved: Reserved::default(),
             epoch: state.epoch,
             brake: Brake::default(),
             control,
             pairs: AtomicUsize::new(FIRST_PAGE.pairs),
         };
-        let mut walk = Walk::over(&Shard::default(), FIRST_PAGE.pairs);
+        let mut walk = Walk::over(&Shard::default(), FIRST_PAGE.pairs, &worker.reserved);
         let mut pages = Vec::new();
         while let Some(page) = worker.read(&mut walk).await.unwrap() {
             // As small as an etcd's.

@@ -378,6 +378,7 @@ pub(super) async fn backfill(shared: Arc<Controller>, state: State, trouble: Arc
         ledger: shared.ledger.clone(),
         old: shared.old_at_base(&state),
         new: shared.new.guarded(state.guard()),
+        reserved: shared.options.reserved.clone(),
         epoch: state.epoch,
         parallel: shared.options.parallel,
         control: shared.control.subscribe(),
@@ -446,6 +447,7 @@ async fn verify_once(shared: &Controller, state: &State) -> Result<bool> {
     let verification = Verification {
         old,
         new,
+        reserved: shared.options.reserved.clone(),
         all_claimed: state.all_claimed,
         mirrored: if state.mirror {
             shared.fenceable().await?

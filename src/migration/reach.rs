@@ -9,7 +9,7 @@
 use bytes::Bytes;
 
 use crate::store::{Page, PageSize};
-use crate::types::{KeyRange, KeyValue};
+use crate::types::{KeyRange, KeyValue, Reserved};
 
 /// The first page of a walk, before it is known how large its pairs are.
 pub(super) const FIRST_PAGE: PageSize = PageSize {
@@ -39,7 +39,7 @@ pub(super) fn adapted<'a>(size: PageSize, kvs: impl Iterator<Item = &'a KeyValue
     }
 }
 
-/// Pages of a range, for those who read all of them.
+/// Pages that a range should have, for those who read all of them.
 pub(super) const PAGES: u8 = 4;
 
 /// A walk over keys in pages.
@@ -53,6 +53,8 @@ pub(super) struct Reach {
     last: Option<Bytes>,
     /// A range should have so many times the keys of the page from which its end is guessed.
     pages: u8,
+    /// What is passed over. In a range that lies within it an old store would show what is there.
+    reserved: Reserved,
     scale: Option<Scale>,
     /// The present range had more than a page.
     cut: bool,
@@ -70,16 +72,24 @@ struct Scale {
 }
 
 impl Reach {
-    /// From the key `next` on up to `last`, in ranges of about so many `pages`.
-    pub(super) fn over(next: Bytes, last: Option<Bytes>, pages: u8) -> Self {
-        Self {
+    /// From the key `next` on up to `last`, without what is reserved, in ranges of about so many `pages`.
+    /// Nothing, if there is nothing to go over.
+    pub(super) fn over(
+        next: Bytes,
+        last: Option<Bytes>,
+        pages: u8,
+        reserved: &Reserved,
+    ) -> Option<Self> {
+        let mut reach = Self {
             next,
             end: last.clone(),
             last,
             pages,
+            reserved: reserved.clone(),
             scale: None,
             cut: false,
-        }
+        };
+        reach.settle().then_some(reach)
     }
 
     /// The range of the next page.
@@ -90,33 +100,53 @@ impl Reach {
     /// Goes on behind what was looked at of [`Self::range`]: everything below `stop`, or all of it.
     /// `page` is what there was. Answers whether anything is left.
     pub(super) fn go_on(&mut self, page: &Page, stop: Option<Bytes>) -> bool {
-        let stays = stop.is_some() && (!page.more || self.is_near_end(page));
+        let stays = stop.is_some() && (!page.more || self.stays(page));
         let Some(next) = stop.or_else(|| self.end.take()) else {
             return false;
         };
         self.next = next;
         if stays {
             self.cut = true;
-            return true;
+        } else {
+            self.scale = match (page.first_key(), page.last_key()) {
+                (Some(first), Some(last)) if page.more => Scale::of(first, last, self.pages),
+                _ if self.cut => self.scale,
+                _ => self.scale.and_then(Scale::wider),
+            };
+            self.cut = false;
+            self.guess();
         }
-        self.scale = match (page.first_key(), page.last_key()) {
-            (Some(first), Some(last)) if page.more => Scale::of(first, last, self.pages),
-            _ if self.cut => self.scale,
-            _ => self.scale.and_then(Scale::wider),
-        };
-        self.cut = false;
+        self.settle()
+    }
+
+    /// Whether another end would be no better than the range's: so little of it is behind `page`, or it is
+    /// all the same to the store, which has not gone over it.
+    fn stays(&self, page: &Page) -> bool {
+        let few = (page.kvs.len() + page.rejects.len()) * usize::from(self.pages);
+        page.left.at_least() <= few
+    }
+
+    /// Guesses where the next range ends.
+    fn guess(&mut self) {
         let guess = self.scale.and_then(|scale| scale.end(&self.next));
         self.end = match (guess, &self.last) {
             (Some(guess), Some(last)) => Some(guess.min(last.clone())),
             (guess, last) => guess.or_else(|| last.clone()),
         };
-        self.last.as_ref().is_none_or(|last| self.next < *last)
     }
 
-    /// Whether so little of the range is behind `page` that a guess could not do better.
-    fn is_near_end(&self, page: &Page) -> bool {
-        let few = (page.kvs.len() + page.rejects.len()) * usize::from(self.pages);
-        page.left.is_some_and(|left| left <= few)
+    /// Passes over what is reserved. Answers whether anything is left.
+    fn settle(&mut self) -> bool {
+        if self.reserved.contains(&self.next) {
+            let Some(behind) = self.reserved.range().end() else {
+                return false;
+            };
+            self.next = behind;
+            if self.end.as_ref().is_some_and(|end| *end <= self.next) {
+                self.guess();
+            }
+        }
+        self.last.as_ref().is_none_or(|last| self.next < *last)
     }
 
     /// First key that was not looked at.
@@ -171,19 +201,40 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::store::Left;
 
-    /// Walks over `keys`. Answers how many of them etcd would go over, and in how many pages.
+    /// Walks over `keys` in an etcd. Answers how many of them that goes over, and in how many pages.
     fn walk(keys: &BTreeSet<Bytes>, limit: usize) -> (usize, usize) {
-        let mut reach = Reach::over(Bytes::new(), None, PAGES);
+        walk_in(keys, limit, None, PAGES, Left::Exactly)
+    }
+
+    /// Walks over those of `keys` that are below `last`, in a store that says so of what is left.
+    fn walk_in(
+        keys: &BTreeSet<Bytes>,
+        limit: usize,
+        last: Option<Bytes>,
+        pages_per_range: u8,
+        left: fn(usize) -> Left,
+    ) -> (usize, usize) {
+        let reserved = Reserved::default();
+        let wanted = KeyRange::span(Bytes::new(), last.clone());
+        let reach = Reach::over(Bytes::new(), last, pages_per_range, &reserved);
+        let mut reach = reach.expect("something is to be gone over");
         let (mut seen, mut gone_over, mut pages) = (Vec::new(), 0, 0);
         loop {
             let range = reach.range();
-            let within: Vec<Bytes> = keys.range::<[u8], _>(range.bounds()).cloned().collect();
+            assert!(
+                !reserved.owns(&range),
+                "{range:?} would show what is reserved"
+            );
+            let within = keys.range::<[u8], _>(range.bounds());
+            let within = within.filter(|key| !reserved.contains(key));
+            let within: Vec<Bytes> = within.cloned().collect();
             gone_over += within.len();
             pages += 1;
             let page = Page {
                 more: within.len() > limit,
-                left: Some(within.len().saturating_sub(limit)),
+                left: left(within.len().saturating_sub(limit)),
                 rejects: within.into_iter().take(limit).map(rejected).collect(),
                 ..Page::default()
             };
@@ -192,7 +243,10 @@ mod tests {
                 break;
             }
         }
-        assert!(seen.iter().eq(keys), "every key is seen once, in order");
+        let wanted = keys
+            .iter()
+            .filter(|key| wanted.contains(key) && !reserved.contains(key));
+        assert!(seen.iter().eq(wanted), "every key is seen once, in order");
         (gone_over, pages)
     }
 
@@ -237,6 +291,34 @@ mod tests {
             // Without a guess: 50 times the keys, in 100 pages.
             assert!(gone_over < keys.len() * 7, "{name}: {gone_over}");
             assert!(pages < keys.len() / LIMIT * 5 / 2, "{name}: {pages} pages");
+        }
+    }
+
+    #[test]
+    fn a_store_that_does_not_go_over_its_range_is_asked_for_one_range() {
+        let keys: BTreeSet<Bytes> = (0..5000).map(|n| pod(n).into()).collect();
+        let (_, pages) = walk_in(&keys, 500, None, PAGES, |_| Left::Untold);
+        assert_eq!(pages, keys.len().div_ceil(500));
+    }
+
+    /// Such that a range that is as long as the one before would lie within what is reserved.
+    #[test]
+    fn what_is_reserved_is_passed_over() {
+        let around = (0..4000).map(|n| {
+            let name = crc32fast::hash(&u64::to_le_bytes(n));
+            let after = [".", "/", "0"][(n % 3) as usize];
+            format!("segue{after}{name:08x}").into()
+        });
+        let alike = (0..4000).map(|n| format!("segue.{n:08}").into());
+        for keys in [around.collect::<BTreeSet<Bytes>>(), alike.collect()] {
+            for last in [None, Some("segue/9"), Some("segue0"), Some("segue.5")] {
+                for pages in [PAGES, 16] {
+                    for limit in [1, 7, 100, 1000] {
+                        let last = last.map(Bytes::from);
+                        walk_in(&keys, limit, last, pages, Left::AtLeast);
+                    }
+                }
+            }
         }
     }
 

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 use super::ledger::{Entry, Ledger, write};
 use super::reach::Reach;
 use super::records::{SHARDS, SURVEY, Shard, Survey};
-use crate::store::{OldStore, PageSize, RecordTxn, Result, StoreError};
-use crate::types::{Content, Epoch};
+use crate::store::{Left, OldStore, PageSize, RecordTxn, Result, StoreError};
+use crate::types::{Content, Epoch, Reserved};
 
 /// Keys in the first shards. Later ones grow with the store, so that there are never many.
 const STRIDE: u64 = 4096;
@@ -25,17 +25,19 @@ const COUNTED: u8 = 16;
 /// Keys that tell how those behind them lie, at least.
 const SAMPLE: usize = 256;
 
-/// Goes on with the survey until every key is in a shard, in this epoch. `found` is notified of each.
+/// Goes on with the survey until every key but the reserved ones is in a shard, in this epoch. `found` is
+/// notified of each.
 pub async fn survey(
     ledger: &Ledger,
     epoch: Epoch,
     old: &dyn OldStore,
+    reserved: &Reserved,
     found: &Arc<Notify>,
 ) -> Result<()> {
     // Every migration begins with one, so without it this one is over.
     let read = async || ledger.get(SURVEY).await?.ok_or(StoreError::StaleEpoch);
     let mut entry: Entry<Survey> = read().await?;
-    let mut reach = behind(&entry.value);
+    let mut reach = behind(&entry.value, reserved);
     while !entry.value.done {
         let mut next = entry.value.clone();
         let shard = stride(old, &mut reach, &mut next).await?;
@@ -52,35 +54,49 @@ pub async fn survey(
             found.notify_one();
         } else {
             entry = read().await?;
-            reach = behind(&entry.value);
+            reach = behind(&entry.value, reserved);
         }
     }
     Ok(())
 }
 
-/// The walk over what was not surveyed.
-fn behind(survey: &Survey) -> Reach {
-    Reach::over(survey.next.clone(), None, COUNTED)
+/// The walk over what was not surveyed, if there is anything.
+fn behind(survey: &Survey, reserved: &Reserved) -> Option<Reach> {
+    Reach::over(survey.next.clone(), None, COUNTED, reserved)
 }
 
-/// The next shard; `reach` and `survey` are moved behind it.
-async fn stride(old: &dyn OldStore, reach: &mut Reach, survey: &mut Survey) -> Result<Shard> {
+/// The next shard; `walk` and `survey` are moved behind it.
+async fn stride(
+    old: &dyn OldStore,
+    walk: &mut Option<Reach>,
+    survey: &mut Survey,
+) -> Result<Shard> {
     let wanted = usize::try_from(STRIDE.max(survey.seen / PART)).unwrap_or(usize::MAX);
     let start = survey.next.clone();
     let mut surveyed = 0;
-    while surveyed < wanted && !survey.done {
-        let limit = ((wanted - surveyed) / usize::from(COUNTED)).clamp(SAMPLE, PAGE);
+    let mut counted = usize::from(COUNTED);
+    survey.done |= walk.is_none();
+    while let Some(reach) = walk
+        && surveyed < wanted
+    {
+        let limit = ((wanted - surveyed) / counted).clamp(SAMPLE, PAGE);
         let size = PageSize::pairs(limit);
         let page = old.scan(reach.range(), size, Content::KeysOnly).await?;
         surveyed += page.kvs.len() + page.rejects.len();
+        if page.left == Left::Untold {
+            counted = 1;
+        }
         // What is left of the range is taken as it is, unless the range was far too long.
-        let left = page.left.filter(|left| surveyed + left <= 2 * wanted);
+        let left = page.left.exactly();
+        let left = left.filter(|left| surveyed + left <= 2 * wanted);
         let stop = if left.is_some() { None } else { page.stop()? };
         surveyed += left.unwrap_or_default();
-        survey.done = !reach.go_on(&page, stop);
-    }
-    if !survey.done {
-        survey.next = reach.next().clone();
+        if reach.go_on(&page, stop) {
+            survey.next = reach.next().clone();
+        } else {
+            survey.done = true;
+            *walk = None;
+        }
     }
     survey.seen += surveyed as u64;
     Ok(Shard {
@@ -117,7 +133,7 @@ mod tests {
     async fn every_key_is_counted_in_one_shard_and_none_is_far_too_large() {
         let old = filled(40_000).await;
         let mut survey = Survey::default();
-        let mut reach = behind(&survey);
+        let mut reach = behind(&survey, &Reserved::default());
         let mut end = Some(Bytes::new());
         let mut seen = 0;
         while !survey.done {

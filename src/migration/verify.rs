@@ -16,7 +16,7 @@ use super::mirror;
 use super::reach::{FIRST_PAGE, PAGES, Reach, adapted};
 use super::records::readable;
 use crate::store::{Claim, GuardedStore, NewStore, OldStore, Page, PageSize, Result};
-use crate::types::{Content, Epoch, KeyRange, KeyValue, Revision};
+use crate::types::{Content, Epoch, KeyRange, KeyValue, Reserved, Revision};
 
 /// Findings that are listed one by one; all are counted.
 const LISTED: usize = 100;
@@ -97,6 +97,8 @@ pub struct Verification {
     pub old: Arc<dyn OldStore>,
     /// The store that the data goes to, under the guard of the present epoch.
     pub new: Arc<dyn GuardedStore>,
+    /// What is not compared.
+    pub reserved: Reserved,
     /// Everything that the old store had is claimed: a key without a claim was made in the new one, and
     /// is in the old one by the mirror.
     pub all_claimed: bool,
@@ -111,9 +113,12 @@ impl Verification {
         mut report: Report,
         progress: &(dyn Fn(&Report) + Sync),
     ) -> Result<Report> {
-        let mut reach = Reach::over(Bytes::new(), None, PAGES);
+        let mut walk = Reach::over(Bytes::new(), None, PAGES, &self.reserved);
         let mut sizes = (FIRST_PAGE, FIRST_PAGE);
-        while self.step(&mut reach, &mut sizes, &mut report).await? {
+        while let Some(reach) = &mut walk {
+            if !self.step(reach, &mut sizes, &mut report).await? {
+                walk = None;
+            }
             progress(&report);
         }
         progress(&report);

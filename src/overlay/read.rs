@@ -293,7 +293,7 @@ impl Overlay {
                 .scan(keys.clone(), PageSize::pairs(limit), content)
                 .await?;
             left = page.rest(&keys)?;
-            number = page.left;
+            number = page.left.exactly();
             if *budget > 0 {
                 *budget = budget.saturating_sub(page.kvs.len());
                 pairs.extend(page.kvs);

@@ -39,7 +39,7 @@ pub use new::{
     Claim, CopyUp, EMPTYING, FENCE, Fence, Guard, GuardedStore, HOLD, Line, NewStore, Read,
     ReadReply, Record, RecordTxn, RecordWrite, Replay, Replayed, exactly, miscounted,
 };
-pub use old::{AsOld, OldLease, OldState, OldStore, Page, PageSize};
+pub use old::{AsOld, Left, OldLease, OldState, OldStore, Page, PageSize};
 pub use open::{open_new, open_old};
 pub use url::StoreUrl;
 pub use watch::{Watch, WatchEnd, WatchItem, Watching};

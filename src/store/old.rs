@@ -184,8 +184,8 @@ pub struct Page {
     pub kvs: Vec<KeyValue>,
     /// There may be more behind [`Page::last_key`]; then the page is not empty.
     pub more: bool,
-    /// How many pairs of the range are behind the page, where the store says so without being asked.
-    pub left: Option<usize>,
+    /// How many pairs of the range are behind the page.
+    pub left: Left,
     /// Keys that the store holds in this part but that cannot be keys and values of ours, with
     /// the reason.
     pub rejects: Vec<(Bytes, String)>,
@@ -199,7 +199,7 @@ impl Page {
         let left = count.saturating_sub(kvs.len());
         Self {
             more: left > 0 && !kvs.is_empty(),
-            left: Some(left),
+            left: Left::Exactly(left),
             kvs,
             rejects: Vec::new(),
         }
@@ -239,6 +239,39 @@ impl Page {
     pub fn rest(&self, keys: &KeyRange) -> Result<Option<KeyRange>> {
         let behind = |stop: Bytes| keys.intersect(&KeyRange::span(stop, None));
         Ok(self.stop()?.and_then(behind))
+    }
+}
+
+/// What a store says of the pairs behind a page without being asked. One that says anything has gone over
+/// them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    #[default]
+    Untold,
+    /// There are so many in that part of the range which it looked at.
+    AtLeast(usize),
+    /// There are so many.
+    Exactly(usize),
+}
+
+impl Left {
+    /// How many there are, if that is known.
+    #[must_use]
+    pub fn exactly(self) -> Option<usize> {
+        match self {
+            Self::Exactly(left) => Some(left),
+            Self::Untold | Self::AtLeast(_) => None,
+        }
+    }
+
+    /// How many there are for certain.
+    #[must_use]
+    pub fn at_least(self) -> usize {
+        match self {
+            Self::Exactly(left) | Self::AtLeast(left) => left,
+            Self::Untold => 0,
+        }
     }
 }
 

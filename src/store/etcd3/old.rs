@@ -20,7 +20,7 @@ use crate::store::fewer;
 use crate::store::foreign::{Bookmark, ForeignChanges};
 use crate::store::url::Cluster;
 use crate::store::{
-    Guard, NewStore, OldLease, OldState, OldStore, Page, PageSize, RequestError, Result,
+    Guard, Left, NewStore, OldLease, OldState, OldStore, Page, PageSize, RequestError, Result,
     StoreError, Watch, Watching,
 };
 use crate::types::range::successor;
@@ -223,16 +223,17 @@ impl OldEtcd3 {
         most.min(size.pairs).max(1)
     }
 
-    /// Notes what the pairs of a page weighed, of which `asked` were asked for. The walk goes on where `at`
-    /// ends.
+    /// Notes what the pairs of a page from `start` on weighed, of which `asked` were asked for. The walk
+    /// goes on at `to`, if it does.
     fn learn_size(
         &self,
-        at: (&Bytes, Option<Bytes>),
+        start: &Bytes,
+        to: Option<Bytes>,
         asked: usize,
         kvs: &[KeyValue],
         size: PageSize,
     ) {
-        if let (start, Some(to)) = at {
+        if let Some(to) = to {
             self.paces.note((start, to), asked, kvs, size.bytes);
         }
         if kvs.is_empty() {
@@ -334,13 +335,17 @@ impl OldStore for OldEtcd3 {
                     Some(last) if reply.more => Some(successor(&last.key)),
                     _ => range.end(),
                 };
-                self.learn_size((&start, to), most, &kvs, size);
+                self.learn_size(&start, to, most, &kvs, size);
             }
             let rest = parts.next();
             if !kvs.is_empty() || rest.is_none() {
                 let left = reply.count.saturating_sub(kvs.len());
+                let left = match rest {
+                    Some(_) => Left::AtLeast(left),
+                    None => Left::Exactly(left),
+                };
                 return Ok(Page {
-                    left: rest.is_none().then_some(left),
+                    left,
                     more: reply.more || rest.is_some(),
                     kvs,
                     rejects: Vec::new(),

@@ -56,14 +56,14 @@ impl Paces {
         bytes: usize,
     ) {
         let weight: usize = kvs.iter().map(KeyValue::weight).sum();
-        let fit = match kvs.len() {
-            0 => asked,
-            count => bytes / (weight / count + 1),
+        let pairs = match kvs.len() {
+            0 => self.at(start),
+            count => (bytes / (weight / count + 1)).min(asked.saturating_mul(2)),
         };
         let place = Place {
             from: start.clone(),
             to,
-            pairs: fit.min(asked.saturating_mul(2)).clamp(1, UNMEASURED_PAIRS),
+            pairs: pairs.clamp(1, UNMEASURED_PAIRS),
         };
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         places.retain(|known| known.from != place.from);

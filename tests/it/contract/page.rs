@@ -51,7 +51,7 @@ pub async fn holds_to_sizes(old: &dyn OldStore, pairs: &[(String, Bytes)]) {
                 assert!(before.is_empty() || weight < bytes, "{size:?}: {weight}");
                 assert!(before.len() < pairs_max.max(1), "{size:?}");
                 seen.extend(before.iter().chain([last]).cloned());
-                if let Some(left) = page.left {
+                if let Some(left) = page.left.exactly() {
                     assert_eq!(left, pairs.len() - seen.len(), "{size:?}");
                 }
             }
