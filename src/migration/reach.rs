@@ -301,19 +301,22 @@ mod tests {
         assert_eq!(pages, keys.len().div_ceil(500));
     }
 
-    /// Such that a range that is as long as the one before would lie within what is reserved.
     #[test]
     fn what_is_reserved_is_passed_over() {
-        let around = (0..4000).map(|n| {
-            let name = crc32fast::hash(&u64::to_le_bytes(n));
-            let after = [".", "/", "0"][(n % 3) as usize];
-            format!("segue{after}{name:08x}").into()
-        });
-        let alike = (0..4000).map(|n| format!("segue.{n:08}").into());
-        for keys in [around.collect::<BTreeSet<Bytes>>(), alike.collect()] {
+        let many = |prefix: &'static str, count: u64| {
+            (0..count).map(move |n| Bytes::from(format!("{prefix}{n:08}")))
+        };
+        // The first page ends a range where what is reserved begins. As it has more than a page, the next
+        // range is as long, and would lie within.
+        let mut before: BTreeSet<Bytes> =
+            many("segue.p", 999).chain(many("segue.q", 2500)).collect();
+        before.extend(many("t", 10_000).chain(["segue.0".into()]));
+        let around = many("segue.", 2000).chain(many("segue/", 2000));
+        let around = around.chain(many("segue0", 2000)).collect();
+        for keys in [before, around] {
             for last in [None, Some("segue/9"), Some("segue0"), Some("segue.5")] {
                 for pages in [PAGES, 16] {
-                    for limit in [1, 7, 100, 1000] {
+                    for limit in [7, 100, 1000] {
                         let last = last.map(Bytes::from);
                         walk_in(&keys, limit, last, pages, Left::AtLeast);
                     }
