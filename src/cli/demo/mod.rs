@@ -36,7 +36,7 @@ use crate::tasks::Tasks;
 /// How long clients may take to end when the demo is interrupted.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long a store that the demo is done with may still make files.
+/// How long a store that the demo is done with may still be in use, and make files.
 const RELEASE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
@@ -146,10 +146,12 @@ impl House {
     async fn close(mut self) -> Result<(), Failure> {
         self.tasks.shut_down(GRACE).await;
         let lowered = self.lower().await;
-        if !self.keep {
-            remove(self.dir.path()).await?;
-        }
-        lowered
+        let removed = if self.keep {
+            Ok(())
+        } else {
+            remove(self.dir.path()).await
+        };
+        lowered.and(removed)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use etcd_client::Client as Etcd;
 use tokio::time::Instant;
 
+use super::RELEASE;
 use super::stage::{Address, reason};
 use crate::cli::client::Client;
 use crate::cli::{Admin, Failure};
@@ -15,9 +16,6 @@ use crate::migration::records::Outcome;
 use crate::migration::status::Status;
 use crate::server::{Server, StartError};
 use crate::store::StoreError;
-
-/// How long a store that was just closed may still be in use.
-const RELEASE: Duration = Duration::from_secs(10);
 
 /// How long the members may take to switch, or to settle.
 const TRANSITION: Duration = Duration::from_secs(30);

@@ -6,17 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Demo;
 use super::screen::Screen;
 use super::seed::{Survey, seed};
 use super::stage::Address;
+use super::{Demo, RELEASE};
 use crate::cli::Failure;
 use crate::config::{Config, Settings};
 use crate::store::{Guard, NewStore, OldStore, StoreError, StoreUrl, open};
 use crate::types::Reserved;
-
-/// How long a store that was just closed may still be in use.
-const RELEASE: Duration = Duration::from_secs(10);
 
 /// What is known about the stores before the clients begin.
 pub(super) struct Stores {
